@@ -1,0 +1,54 @@
+"""A GET with a seed has an address: its validator, and how long a cache may keep what it answers."""
+
+import hashlib
+from importlib.metadata import version
+
+import orjson
+from starlette.responses import Response
+
+from service.intake import Call
+from service.schemas import Options
+
+_VERSION = version("vaeserve")
+_YEAR_S = 31_536_000
+
+
+def headers(call: Call[Options], *, seeded: bool) -> dict[str, str]:
+    """The caching headers of an answer; none for a POST.
+
+    Source:  RFC 9110, section 8.8.3; RFC 9111, section 5.2.2; RFC 8246 (immutable)
+    """
+    if not call.is_get:
+        return {}
+    if not seeded:
+        return {"cache-control": "no-store"}
+    pinned = call.options.model is not None and "@" in call.options.model
+    kept = f"public, max-age={_YEAR_S}, immutable" if pinned else "no-cache"
+    return {"cache-control": kept, "etag": _etag(call)}
+
+
+def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:
+    """The 304 for a cache that holds this very answer; None for everyone else."""
+    if not (call.is_get and seeded):
+        return None
+    held = call.request.headers.get("if-none-match")
+    if held is None:
+        return None
+    fresh = headers(call, seeded=True)
+    tags = {tag.strip().removeprefix("W/") for tag in held.split(",")}
+    return Response(status_code=304, headers=fresh) if tags & {fresh["etag"], "*"} else None
+
+
+def _etag(call: Call[Options]) -> str:
+    """A function of everything that the answer's bytes hang on."""
+    engine = call.model.engine
+    answer = [
+        call.model.manifest.digest,
+        _VERSION,
+        engine.provider,
+        engine.precision,
+        call.form.label,
+        call.request.url.path,
+        call.options.model_dump(mode="json", exclude={"model", "format"}),
+    ]
+    return f'"{hashlib.sha256(orjson.dumps(answer)).hexdigest()[:32]}"'

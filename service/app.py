@@ -1,0 +1,119 @@
+"""create_app(settings): the routes, the one handler of errors, and the life of the process."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import orjson
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Match
+
+from service import openapi
+from service.errors import Internal, MethodNotAllowed, NotFound, Problem
+from service.intake import CallerGone
+from service.models import Deployment, deploy
+from service.request_id import RequestId
+from service.routes import health, latents, models, pictures
+from service.settings import Settings
+
+logger = logging.getLogger("vaeserve")
+
+_DESCRIPTION = "Embeddings, samples and interpolations of variational autoencoders."
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application, every model loaded, proven and warm.
+
+    Raises:  BadBundle, BadEngine
+    """
+    deployment = deploy(settings)
+    app = FastAPIOffline(
+        title="vaeserve",
+        description=_DESCRIPTION,
+        version=version("vaeserve"),
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/assets",
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        middleware=[Middleware(RequestId)],
+        exception_handlers={
+            Problem: _problem,
+            HTTPException: _http_exception,
+            CallerGone: _nobody,
+            ClientDisconnect: _nobody,
+            Exception: _unforeseen,
+        },
+    )
+    app.state.deployment = deployment
+    for routes in (latents, pictures, models, health):
+        app.include_router(routes.router)
+    app.add_api_route("/", _root, include_in_schema=False)
+    openapi.install(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    deployment: Deployment = app.state.deployment
+    yield
+    deployment.lane.close()
+
+
+async def _root() -> Response:
+    return RedirectResponse("/docs")
+
+
+def _document(request: Request, problem: Problem) -> Response:
+    response = Response(
+        orjson.dumps(problem.members(request.url.path)),
+        status_code=problem.status,
+        media_type="application/problem+json",
+    )
+    response.headers.update(problem.headers)
+    return response
+
+
+async def _problem(request: Request, error: Problem) -> Response:
+    return _document(request, error)
+
+
+async def _http_exception(request: Request, error: HTTPException) -> Response:
+    """The framework's own errors: no such path, no such method."""
+    path, method = request.url.path, request.method
+    if error.status_code == 405:
+        allowed = ", ".join(sorted(_methods(request.app.routes, request)))
+        refused = f"{path}: got {method}, expected {allowed}"
+        return _document(request, MethodNotAllowed(refused, headers={"allow": allowed}))
+    if error.status_code == 404:
+        return _document(request, NotFound(f"{path}: there is no such path, /docs lists those there are"))
+    return await _unforeseen(request, error)
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    request_id = request.state.request_id
+    logger.error("request %s failed: %r", request_id, error)
+    response = _document(request, Internal(f"The log tells more under request id {request_id}."))
+    response.headers["x-request-id"] = request_id  # this answer passes outside the middleware
+    return response
+
+
+async def _nobody(_request: Request, _error: Exception) -> Response:
+    """The answer to a caller who left; the server drops it."""
+    return Response(status_code=400)
+
+
+def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
+    """The methods that a path knows, over all routes that share it."""
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in getattr(route, "methods", None) or ()
+    }

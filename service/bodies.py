@@ -1,0 +1,151 @@
+"""A request's body, of any of the types that a verb reads, as pictures, tensors, members and options."""
+
+import base64
+import binascii
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service import images, tensors
+from service.budget import spend
+from service.errors import BadBody, UnsupportedType, invalid, too_large
+
+_MAX_FIELDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A value and the place in the request where it stood."""
+
+    where: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a body carried. `pictures` are undecoded files; `members` are `images`, `z` and `points` as sent."""
+
+    pictures: tuple[Named, ...] = ()
+    members: dict[str, Any] | None = None
+    options: tuple[tuple[str, Named], ...] = ()
+
+
+EMPTY = Body()
+
+
+async def receive(request: Request, *, max_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise UnsupportedType(f"Content-Encoding: got {encoding[:100]}, expected none")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise too_large("body", got=int(declared), limit=max_bytes, unit="bytes")
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large("body", got=size, limit=max_bytes, unit="bytes")
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def parse(body: bytes, headers: Headers, *, takes: frozenset[str], max_parts: int) -> Body:
+    """What the body says, by its content type.
+
+    Raises:  BadBody, UnsupportedType, Invalid for what the verb does not take
+    """
+    if not body:
+        return EMPTY
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        return await spend(0.01 * len(body), _json, body, takes)
+    if media_type == tensors.MEDIA_TYPE and takes:
+        return _members(tensors.read(body), takes, where="tensor")
+    if "images" in takes:
+        if media_type in images.MEDIA_TYPES:
+            return Body(pictures=(Named("body", body),))
+        if media_type == "multipart/form-data":
+            return await _multipart(body, headers, max_parts=max_parts)
+    raise UnsupportedType(
+        f"Content-Type: got {media_type or 'none'}, this verb reads {', '.join(readable_types(takes))}"
+    )
+
+
+def readable_types(takes: frozenset[str]) -> tuple[str, ...]:
+    """The content types that a verb reads."""
+    pictures = (*sorted(images.MEDIA_TYPES), "multipart/form-data") if "images" in takes else ()
+    return (*pictures, "application/json", *((tensors.MEDIA_TYPE,) if takes else ()))
+
+
+def _json(body: bytes, takes: frozenset[str]) -> Body:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadBody(f"not readable as JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise invalid("body", got=type(document).__name__, expected="a JSON object")
+    return _members(document, takes, where="body")
+
+
+def _members(document: dict[str, Any], takes: frozenset[str], *, where: str) -> Body:
+    payload = {name: value for name, value in document.items() if name in takes}
+    options = tuple((name, Named(f"{where}.{name}", value)) for name, value in document.items() if name not in takes)
+    if "images" in payload and isinstance(payload["images"], list):
+        pictures = [Named(f"{where}.images[{index}]", value) for index, value in enumerate(payload.pop("images"))]
+        return Body(tuple(Named(item.where, picture_bytes(item)) for item in pictures), payload, options)
+    return Body((), payload, options)
+
+
+def picture_bytes(item: Named) -> bytes:
+    """The file behind a base64 string or a data: URI. Nothing is ever fetched.
+
+    Raises:  Invalid if it is neither
+    """
+    text = item.value
+    if isinstance(text, str):
+        head, comma, data = text.partition(",")
+        encoded = data if comma and head.startswith("data:") and head.endswith(";base64") else text
+        try:
+            return base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            pass
+    raise invalid(item.where, got=str(text)[:40], expected="a picture as base64, or as a base64 data: URI")
+
+
+async def _multipart(body: bytes, headers: Headers, *, max_parts: int) -> Body:
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(headers, chunks(), max_files=max_parts + 1, max_fields=_MAX_FIELDS, max_part_size=2**16)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError) as error:
+        raise BadBody(f"not readable as multipart/form-data: {error}") from error
+    try:
+        return await _form(form)
+    finally:
+        await form.close()
+
+
+async def _form(form: FormData) -> Body:
+    pictures: list[Named] = []
+    options: list[tuple[str, Named]] = []
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name != "images":
+                raise invalid(f"form.{name}", got="a file", expected="files in parts named images")
+            pictures.append(Named(f"form.images[{len(pictures)}]", await value.read()))
+        elif name == "images":
+            raise invalid("form.images", got="text", expected="a file, as curl -F images=@a.png sends it")
+        else:
+            options.append((name, Named(f"form.{name}", value)))
+    return Body(tuple(pictures), None, tuple(options))

@@ -1,0 +1,153 @@
+"""Everything that can go wrong with a request: one class per case, with its status, its type and a sentence.
+
+`docs/api.md` shows this list to clients; each case travels as RFC 9457 `application/problem+json`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
+
+
+class Fault(TypedDict):
+    """One thing that is wrong with a request: the place, what stood there, what may stand there."""
+
+    where: str
+    got: str
+    expected: str
+
+
+class Problem(Exception):
+    """A request that is answered with an error. Raised anywhere, turned into a response in one place (`app`)."""
+
+    status: ClassVar[int]
+    kind: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(self, detail: str, *, faults: Sequence[Fault] = (), headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.faults = tuple(faults)
+        self.headers = dict(headers or {})
+
+    def members(self, instance: str) -> dict[str, object]:
+        """The members of the problem document, `errors` only where there are some."""
+        document: dict[str, object] = {
+            "type": f"urn:vaeserve:problem:{self.kind}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": instance,
+        }
+        return document | ({"errors": list(self.faults)} if self.faults else {})
+
+
+class BadBody(Problem):
+    """The body is not what its content type says."""
+
+    status = 400
+    kind = "bad-body"
+    title = "The body is not what its content type says"
+
+
+class NotFound(Problem):
+    """No such path, or no such model."""
+
+    status = 404
+    kind = "not-found"
+    title = "No such path or model"
+
+
+class MethodNotAllowed(Problem):
+    """The path exists, the method does not."""
+
+    status = 405
+    kind = "method-not-allowed"
+    title = "This path does not know this method"
+
+
+class NotAcceptable(Problem):
+    """None of the forms that the verb can answer in is accepted."""
+
+    status = 406
+    kind = "not-acceptable"
+    title = "No such form of answer"
+
+
+class ModelCannot(Problem):
+    """The request is right, but this model lacks what it needs."""
+
+    status = 409
+    kind = "model-cannot"
+    title = "This model cannot do this"
+
+
+class TooLarge(Problem):
+    """The body, a picture, the number of rows or the answer is over its limit; the detail names the limit."""
+
+    status = 413
+    kind = "too-large"
+    title = "Over the limit"
+
+
+class UnsupportedType(Problem):
+    """The verb does not read bodies of this content type, or the body is compressed."""
+
+    status = 415
+    kind = "unsupported-type"
+    title = "No such form of body"
+
+
+class Invalid(Problem):
+    """Well-formed, but impossible: a wrong shape, NaN, one step, an unknown option."""
+
+    status = 422
+    kind = "invalid"
+    title = "Well-formed but impossible"
+
+
+class QueueFull(Problem):
+    """More rows wait than the queue may hold; `Retry-After` says when to come back."""
+
+    status = 429
+    kind = "queue-full"
+    title = "The queue is full"
+
+
+class Internal(Problem):
+    """Our fault. The request id finds it in the log."""
+
+    status = 500
+    kind = "internal"
+    title = "The service failed"
+
+
+PROBLEMS: tuple[type[Problem], ...] = (
+    BadBody,
+    NotFound,
+    MethodNotAllowed,
+    NotAcceptable,
+    ModelCannot,
+    TooLarge,
+    UnsupportedType,
+    Invalid,
+    QueueFull,
+    Internal,
+)
+
+
+def invalid(where: str, *, got: object, expected: str) -> Invalid:
+    """A 422 about one place: `Invalid` with its sentence and its fault made from the same words."""
+    shown = str(got)[:200]
+    return Invalid(
+        f"{where}: got {shown}, expected {expected}",
+        faults=[{"where": where, "got": shown, "expected": expected}],
+    )
+
+
+def too_large(what: str, *, got: int, limit: int, unit: str) -> TooLarge:
+    """A 413 that names the limit."""
+    return TooLarge(
+        f"{what}: got {got:,} {unit}, the limit is {limit:,}",
+        faults=[{"where": what, "got": f"{got} {unit}", "expected": f"at most {limit} {unit}"}],
+    )

@@ -1,0 +1,146 @@
+"""Randomness and geometry of latents: seeded normals, reparameterisation, paths. Pure numpy, no state.
+
+The seed contract (docs/api.md): a normal is a function of (seed, purpose, row, draw, element) and of nothing
+else, so picture i of seed s is the same on every device and at every position of a batch.
+"""
+
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Uint32 = NDArray[np.uint32]
+
+MAX_SEED = 2**63 - 1
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+class Purpose(IntEnum):
+    """What normals are for; each purpose has streams of its own under one seed."""
+
+    PRIOR = 0
+    POSTERIOR = 1
+
+
+def philox4x32(counter: Uint32, key: tuple[int, int]) -> Uint32:
+    """Ten rounds of Philox4x32 over many counters at once.
+
+    Shapes:  counter (4, m) -> (4, m)
+    Source:  Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3
+    """
+    c0, c1, c2, c3 = counter.astype(np.uint64)
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (product1 >> _HALF) ^ c1 ^ np.uint64(k0),
+            product1 & _LOW,
+            (product0 >> _HALF) ^ c3 ^ np.uint64(k1),
+            product0 & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return np.stack((c0, c1, c2, c3)).astype(np.uint32)
+
+
+def normals(seed: int, purpose: Purpose, *, rows: int, latent_shape: tuple[int, ...], draws: int = 1) -> Float32:
+    """Standard normals of a seed; fewer rows or draws are a prefix of more.
+
+    Block w of a row and draw is Philox under key = seed and counter = (w, draw, row, purpose). Its four words
+    make two 53-bit uniforms, u in (0, 1] and v in [0, 1), and these the normals 2w and 2w + 1, in float64,
+    rounded to float32 at the end.
+
+    Shapes:  -> (rows, draws, *latent_shape)
+    Source:  Box & Muller 1958, "A note on the generation of random normal deviates"
+    """
+    size = int(np.prod(latent_shape))
+    blocks = (size + 1) // 2
+    grid = np.indices((rows, draws, blocks), dtype=np.uint32)
+    purposes = np.full(grid[0].size, purpose, dtype=np.uint32)
+    counter = np.stack((grid[2].ravel(), grid[1].ravel(), grid[0].ravel(), purposes))
+    x0, x1, x2, x3 = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).astype(np.uint64)
+    u = (((x0 << _HALF | x1) >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
+    v = ((x2 << _HALF | x3) >> np.uint64(11)) * 2.0**-53
+    radius, angle = np.sqrt(-2.0 * np.log(u)), 2.0 * np.pi * v
+    pairs = np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=-1)
+    values = pairs.reshape(rows, draws, 2 * blocks)[:, :, :size].astype(np.float32)
+    return values.reshape(rows, draws, *latent_shape)
+
+
+def prior_sample(seed: int, *, n: int, latent_shape: tuple[int, ...], temperature: float = 1.0) -> Float32:
+    """Rows from N(0, temperature² I).
+
+    Shapes:  -> (n, *latent_shape)
+    """
+    z = normals(seed, Purpose.PRIOR, rows=n, latent_shape=latent_shape)[:, 0]
+    scaled: Float32 = z * np.float32(temperature)
+    return scaled
+
+
+def posterior_sample(mu: Float32, logvar: Float32, *, seed: int, draws: int) -> Float32:
+    """Draws from q(z given x) of each row: z = mu + exp(logvar / 2) * eps.
+
+    Shapes:  mu, logvar (n, *latent_shape) -> (n, draws, *latent_shape)
+    Source:  Kingma & Welling 2014, section 2.4, arXiv:1312.6114
+    """
+    eps = normals(seed, Purpose.POSTERIOR, rows=len(mu), latent_shape=mu.shape[1:], draws=draws)
+    z: Float32 = mu[:, None] + np.exp(logvar / np.float32(2))[:, None] * eps
+    return z
+
+
+def linear(z1: Float32, z2: Float32, alpha: Float32) -> Float32:
+    """z(α) = (1 − α) z₁ + α z₂, one row for each α.
+
+    Shapes:  z1, z2 (*latent_shape); alpha (m,) -> (m, *latent_shape)
+    """
+    alpha = alpha.reshape(-1, *(1,) * z1.ndim)
+    line: Float32 = (1 - alpha) * z1 + alpha * z2
+    return line
+
+
+def slerp(z1: Float32, z2: Float32, alpha: Float32) -> Float32:
+    """The great arc from z₁ to z₂, lengths interpolated with the angle's weights; linear where no arc is defined.
+
+    No arc is defined where an end is zero or the ends point the same or the opposite way.
+
+    Shapes:  z1, z2 (*latent_shape); alpha (m,) -> (m, *latent_shape)
+    Source:  Shoemake 1985, "Animating rotation with quaternion curves", section 3.3
+    """
+    first, second = z1.astype(np.float64), z2.astype(np.float64)
+    lengths = np.linalg.norm(first) * np.linalg.norm(second)
+    if lengths == 0:
+        return linear(z1, z2, alpha)
+    omega = np.arccos(np.clip(np.vdot(first, second) / lengths, -1.0, 1.0))
+    if np.sin(omega) < 1e-6:
+        return linear(z1, z2, alpha)
+    weights = alpha.astype(np.float64).reshape(-1, *(1,) * z1.ndim)
+    arc = (np.sin((1 - weights) * omega) * first + np.sin(weights * omega) * second) / np.sin(omega)
+    arc[alpha == 0], arc[alpha == 1] = first, second
+    return arc.astype(np.float32)
+
+
+def path(points: Float32, *, steps: int, method: Literal["linear", "slerp"], loop: bool) -> Float32:
+    """A path through all points, both ends included; a loop leads back without repeating the first.
+
+    Shapes:  points (p, *latent_shape), p ≥ 2 -> (path_rows(p, …), *latent_shape)
+    """
+    between = slerp if method == "slerp" else linear
+    alpha = (np.arange(steps - 1) / (steps - 1)).astype(np.float32)
+    targets = np.roll(points, -1, axis=0) if loop else points[1:]
+    legs = [between(start, end, alpha) for start, end in zip(points, targets, strict=False)]
+    return np.concatenate(legs if loop else [*legs, points[-1:]])
+
+
+def path_rows(points: int, *, steps: int, loop: bool) -> int:
+    """How many rows `path` will have, known before anything is computed."""
+    return points * (steps - 1) if loop else (points - 1) * (steps - 1) + 1
+
+
+def normals_cost_us(values: int) -> float:
+    """What so many normals cost: ten rounds of fixed overhead, then the values."""
+    return 70 + 0.15 * values

@@ -1,0 +1,128 @@
+"""OpenAPI for verbs, from the same classes that check their requests."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service import images, tensors
+from service.bodies import readable_types
+from service.errors import PROBLEMS
+from service.forms import Form
+from service.intake import Verb
+from service.schemas import (
+    DecodeBody,
+    EncodeAnswer,
+    EncodeBody,
+    InterpolateBody,
+    Options,
+    PicturesAnswer,
+    ProblemAnswer,
+    SampleOptions,
+)
+
+_REFERENCE = "#/components/schemas/{model}"
+_COMPONENTS: tuple[type[BaseModel], ...] = (
+    EncodeBody,
+    SampleOptions,
+    DecodeBody,
+    InterpolateBody,
+    EncodeAnswer,
+    PicturesAnswer,
+    ProblemAnswer,
+)
+_BINARY = {"type": "string", "format": "binary"}
+_HEADERS = {
+    "X-Model": "name@digest of the bundle that answered",
+    "X-Request-ID": "yours if you sent one",
+    "Server-Timing": "milliseconds of decode, queue, run and encode, and the batch's size",
+}
+
+
+def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseModel] | None = None) -> dict[str, Any]:
+    """What FastAPI is told of a verb's route; without a body, of its GET."""
+    extra: dict[str, Any] = {"parameters": _parameters(verb.options)}
+    if body is not None:
+        required = bool(verb.takes) and "points" not in verb.takes
+        extra["requestBody"] = {"required": required, "content": _contents(verb.takes, body)}
+    statuses = (404, 406, 409, 413, 422, 429, 500) if body is None else (400, 404, 406, 409, 413, 415, 422, 429, 500)
+    answers: dict[int | str, Any] = {
+        200: {
+            "description": "The answer, in the form asked for",
+            "content": _answers(verb.forms, answer),
+            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
+        },
+        **problems(*statuses),
+    }
+    if body is None:
+        answers[304] = {"description": "The cache that asked holds this answer"}
+    return {"responses": answers, "openapi_extra": extra, "response_model": None}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem documents that a route can answer with."""
+    document = {"schema": {"$ref": _REFERENCE.format(model="ProblemAnswer")}}
+    return {
+        kind.status: {"description": kind.title, "content": {"application/problem+json": document}}
+        for kind in PROBLEMS
+        if kind.status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Give an application its OpenAPI document, made once, with the schemas that `describe` refers to."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            _, schemas = models_json_schema([(model, "validation") for model in _COMPONENTS], ref_template=_REFERENCE)
+            made.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend OpenAPI
+
+
+def _parameters(options: type[Options]) -> list[dict[str, Any]]:
+    """An option as a query parameter."""
+    properties = options.model_json_schema(ref_template=_REFERENCE)["properties"]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema.get("description", ""),
+            "schema": _without_null(schema),
+        }
+        | ({"style": "form", "explode": False} if name == "seeds" else {})
+        for name, schema in properties.items()
+    ]
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """An option that is absent by default, as what it is when present."""
+    kept = {name: value for name, value in schema.items() if name not in {"description", "title"}}
+    if "anyOf" in kept:
+        (present,) = (choice for choice in kept.pop("anyOf") if choice != {"type": "null"})
+        kept = {name: value for name, value in kept.items() if name != "default"} | present
+    return kept
+
+
+def _contents(takes: frozenset[str], body: type[BaseModel]) -> dict[str, Any]:
+    contents: dict[str, Any] = {}
+    for media_type in readable_types(takes):
+        if media_type == "application/json":
+            contents[media_type] = {"schema": {"$ref": _REFERENCE.format(model=body.__name__)}}
+        elif media_type == "multipart/form-data":
+            files = {"images": {"type": "array", "items": _BINARY}}
+            contents[media_type] = {"schema": {"type": "object", "properties": files, "required": ["images"]}}
+        elif media_type in images.MEDIA_TYPES or media_type == tensors.MEDIA_TYPE:
+            contents[media_type] = {"schema": _BINARY}
+    return contents
+
+
+def _answers(forms: tuple[Form, ...], answer: type[BaseModel]) -> dict[str, Any]:
+    document = {"$ref": _REFERENCE.format(model=answer.__name__)}
+    return {form.media_type: {"schema": document if form is Form.JSON else _BINARY} for form in forms}

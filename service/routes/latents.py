@@ -1,0 +1,41 @@
+"""POST /encode: pictures to the posterior of each."""
+
+from time import perf_counter
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import answers, intake
+from service.budget import spend
+from service.errors import invalid
+from service.forms import LATENT_FORMS
+from service.intake import Verb
+from service.latents import normals_cost_us, posterior_sample
+from service.openapi import describe
+from service.schemas import EncodeAnswer, EncodeBody, EncodeOptions
+
+router = APIRouter(tags=["latents"])
+
+ENCODE = Verb("encode", EncodeOptions, frozenset({"images"}), LATENT_FORMS)
+
+
+@router.post("/encode", **describe(ENCODE, body=EncodeBody, answer=EncodeAnswer))
+async def encode(request: Request) -> Response:
+    """Posterior of each image: mu and logvar, one row each, in the order sent."""
+    call = await intake.read(request, ENCODE)
+    options = call.options
+    image = await intake.image_rows(call)
+    if image is None:
+        raise invalid("body", got="no images", expected="at least one picture")
+    call.check_rows(len(image) * max(1, options.draws))
+    decoded_at = perf_counter()
+    with call.deployment.lane.admit(len(image)):
+        done = await call.run("encoder", image)
+    if options.draws == 0:
+        return await answers.latents(call, done, decoded_at=decoded_at, z=None, seed=None)
+    seed = intake.chosen_seed(options.seed)
+    mu, logvar = done.outputs
+    cost = normals_cost_us(mu.size * options.draws)
+    z = await spend(cost, posterior_sample, mu, logvar, seed=seed, draws=options.draws)
+    return await answers.latents(call, done, decoded_at=decoded_at, z=z, seed=seed)

@@ -1,0 +1,174 @@
+"""What a client may send as options and JSON, and what JSON it gets back. OpenAPI is made from these classes."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from service.errors import Fault
+from service.latents import MAX_SEED
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+def _split(value: object) -> object:
+    """`seeds=3,14` as it stands in a query."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+class Options(BaseModel):
+    """Options that every verb knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(None, description="`name` or `name@digest` of a loaded model; else the default.")
+    format: str | None = Field(None, description="Form of the answer; else `Accept` decides.")
+
+
+class EncodeOptions(Options):
+    """Options of /encode."""
+
+    draws: int = Field(0, ge=0, description="Draws from each posterior, answered as `z`.")
+    seed: Seed | None = Field(None, description="Seed of the draws; else one is chosen and answered.")
+    dtype: Literal["float32", "float16"] = Field("float32", description="Number format of the answer.")
+
+
+class PictureOptions(Options):
+    """How pictures are put together."""
+
+    columns: int | None = Field(None, ge=1, description="Pictures in a line; else near square, a path in one.")
+    scale: int = Field(1, ge=1, le=32, description="Pixels of the answer for one of the model, each way.")
+    quality: int = Field(90, ge=1, le=100, description="Quality of JPEG and WebP.")
+
+
+class SampleOptions(PictureOptions):
+    """Options of /sample."""
+
+    n: int = Field(1, ge=1, description="Number of pictures.")
+    seed: Seed | None = Field(None, description="Seed of the latents; else one is chosen and answered.")
+    temperature: float = Field(1.0, ge=0, le=100, allow_inf_nan=False, description="Standard deviation of the latents.")
+    prior: Literal["standard", "fitted"] = Field(
+        "standard", description="N(0, I), or the density that was fitted to the model's latents."
+    )
+
+
+class DecodeOptions(PictureOptions):
+    """Options of /decode."""
+
+
+class InterpolateOptions(PictureOptions):
+    """Options of /interpolate."""
+
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_split)] | None = Field(
+        None, min_length=2, description="Seeds whose first latents are the points, as `3,14`."
+    )
+    steps: int = Field(9, ge=2, description="Pictures from one point to the next, both included.")
+    method: Literal["linear", "slerp"] = Field("linear", description="Straight lines, or great arcs.")
+    loop: bool = Field(False, description="Lead back to the first point, without repeating it.")
+    frame_ms: int = Field(100, ge=20, le=10_000, description="Milliseconds a frame, of GIF and APNG.")
+
+
+Base64 = Annotated[str, Field(description="a picture as base64, or as a data: URI")]
+Vector = Annotated[list[Any], Field(description="one latent, nested as latent_shape says")]
+
+
+class EncodeBody(EncodeOptions):
+    """JSON body of /encode."""
+
+    images: list[Base64]
+
+
+class DecodeBody(DecodeOptions):
+    """JSON body of /decode."""
+
+    z: list[Vector] | Vector
+
+
+class Point(BaseModel):
+    """One point of a path: an image (its mu), a latent, or a seed (its first latent). Exactly one of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: Base64 | None = None
+    z: Vector | None = None
+    seed: Seed | None = None
+
+
+class InterpolateBody(InterpolateOptions):
+    """JSON body of /interpolate: one of images, z, points and seeds."""
+
+    images: list[Base64] | None = None
+    z: list[Vector] | None = None
+    points: list[Point] | None = None
+
+
+class EncodeAnswer(BaseModel):
+    """The posterior of each image, a row each, nested as latent_shape says."""
+
+    model: str
+    digest: str
+    mu: list[Vector]
+    logvar: list[Vector]
+    seed: int | None = None
+    z: list[list[Vector]] | None = Field(None, description="(n, draws, *latent_shape), where draws were asked")
+
+
+class PicturesAnswer(BaseModel):
+    """Pictures and the latents that they were decoded from."""
+
+    model: str
+    digest: str
+    images: list[Base64]
+    z: list[Vector]
+    seed: int | None = None
+
+
+class ProblemAnswer(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[Fault] | None = None
+
+
+class ModelSummary(BaseModel):
+    """One loaded model."""
+
+    name: str
+    digest: str
+    default: bool
+    provider: str = Field(description="what really runs its graphs")
+    precision: str
+    image: dict[str, int]
+    latent_shape: list[int]
+
+
+class ModelsAnswer(BaseModel):
+    """The loaded models."""
+
+    models: list[ModelSummary]
+
+
+class Limits(BaseModel):
+    """What one request may cost."""
+
+    max_body_bytes: int
+    max_picture_pixels: int
+    max_answer_pixels: int
+    max_request_rows: int
+    max_batch_rows: int
+
+
+class ModelAnswer(ModelSummary):
+    """One loaded model, with its whole manifest."""
+
+    limits: Limits
+    manifest: dict[str, Any]
+
+
+class HealthAnswer(BaseModel):
+    """State of the process."""
+
+    status: Literal["live", "ready"]
