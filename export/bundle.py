@@ -33,9 +33,9 @@ def manifest_of(files: Mapping[str, bytes], fields: Mapping[str, Any]) -> Manife
     return Manifest.model_validate(plain | {"digest": digest(plain)})
 
 
-def bundle_files(*, encoder: bytes, decoder: bytes, probe: Probe, extra: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The content of every file of a bundle but its manifest; `extra` holds the card and its pictures."""
-    return {ENCODER: encoder, DECODER: decoder, PROBE: save(asdict(probe)), **extra}
+def bundle_files(*, encoder: bytes, decoder: bytes, probe: Probe) -> dict[str, bytes]:
+    """The content of every file of a bundle but its manifest."""
+    return {ENCODER: encoder, DECODER: decoder, PROBE: save(asdict(probe))}
 
 
 def write(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:

@@ -34,7 +34,9 @@ def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:
     held = call.request.headers.get("if-none-match")
     if held is None:
         return None
-    fresh = headers(call, seeded=True)
+    fresh = headers(call, seeded=True) | {"x-model": call.model.label}
+    if call.options.format is None:
+        fresh["vary"] = "Accept"
     tags = {tag.strip().removeprefix("W/") for tag in held.split(",")}
     return Response(status_code=304, headers=fresh) if tags & {fresh["etag"], "*"} else None
 

@@ -1,7 +1,7 @@
 """create_app(settings): the routes, the one handler of errors, and the life of the process."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -24,6 +24,7 @@ from service.settings import Settings
 
 logger = logging.getLogger("vaeserve")
 
+_ROUTERS = (latents.router, pictures.router, models.router, health.router)
 _DESCRIPTION = "Embeddings, samples and interpolations of variational autoencoders."
 
 
@@ -52,8 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
         },
     )
     app.state.deployment = deployment
-    for routes in (latents, pictures, models, health):
-        app.include_router(routes.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     app.add_api_route("/", _root, include_in_schema=False)
     openapi.install(app)
     return app
@@ -88,7 +89,7 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
     """The framework's own errors: no such path, no such method."""
     path, method = request.url.path, request.method
     if error.status_code == 405:
-        allowed = ", ".join(sorted(_methods(request.app.routes, request)))
+        allowed = ", ".join(sorted(_methods(request) or {"GET", "HEAD"}))  # the mounted files of /docs name none
         refused = f"{path}: got {method}, expected {allowed}"
         return _document(request, MethodNotAllowed(refused, headers={"allow": allowed}))
     if error.status_code == 404:
@@ -109,8 +110,9 @@ async def _nobody(_request: Request, _error: Exception) -> Response:
     return Response(status_code=400)
 
 
-def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
+def _methods(request: Request) -> set[str]:
     """The methods that a path knows, over all routes that share it."""
+    routes: list[BaseRoute] = [*request.app.routes, *(route for router in _ROUTERS for route in router.routes)]
     return {
         method
         for route in routes

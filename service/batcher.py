@@ -39,12 +39,13 @@ class Done:
 class Job:
     """One request's rows for one graph, and the reply that its caller awaits."""
 
-    __slots__ = ("batch_rows", "parts", "queued_at", "reply", "rows", "run_s", "started_at", "taken")
+    __slots__ = ("batch_rows", "given", "parts", "queued_at", "reply", "rows", "run_s", "started_at", "taken")
 
     def __init__(self, rows: Rows, reply: "asyncio.Future[Done]") -> None:
         self.rows = rows
         self.reply = reply
         self.taken = 0
+        self.given = 0
         self.parts: list[tuple[Rows, ...]] = []
         self.queued_at = perf_counter()
         self.started_at = 0.0
@@ -63,11 +64,15 @@ class Job:
         return len(self.rows) - self.taken
 
     def give(self, part: tuple[Rows, ...], *, run_s: float, batch_rows: int) -> None:
-        """Keep the outputs of the rows last taken; reply when no row is left."""
+        """Keep the outputs of the rows last taken; reply when those of the last row are there.
+
+        The next batch is formed before the outputs of the last are given, so `left` counts too far ahead here.
+        """
         self.parts.append(part)
+        self.given += len(part[0])
         self.run_s += run_s
         self.batch_rows = max(self.batch_rows, batch_rows)
-        if self.left == 0 and not self.reply.done():
+        if self.given == len(self.rows) and not self.reply.done():
             outputs = self.parts[0] if len(self.parts) == 1 else _joined(self.parts)
             self.reply.set_result(Done(outputs, self.started_at - self.queued_at, self.run_s, self.batch_rows))
 

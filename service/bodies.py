@@ -125,10 +125,13 @@ async def _multipart(body: bytes, headers: Headers, *, max_parts: int) -> Body:
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(headers, chunks(), max_files=max_parts + 1, max_fields=_MAX_FIELDS, max_part_size=2**16)
+    parser = MultiPartParser(headers, chunks(), max_files=max_parts, max_fields=_MAX_FIELDS, max_part_size=2**16)
+    parser.spool_max_size = len(body) + 1  # it is in memory already, and there may be no disk
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError) as error:
+        if "Too many files" in str(error):
+            raise too_large("rows", got=max_parts + 1, limit=max_parts, unit="rows") from error
         raise BadBody(f"not readable as multipart/form-data: {error}") from error
     try:
         return await _form(form)

@@ -238,7 +238,7 @@ def _read_file(path: Path, entry: FileEntry) -> bytes:
 def _read_probe(path: Path, content: bytes, manifest: Manifest) -> Probe:
     try:
         tensors = load(content)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:  # as in tensors.read
         raise BadBundle(f"{path}: not readable as safetensors ({error})") from error
     rows = len(tensors["image"]) if "image" in tensors and tensors["image"].ndim else 0
     picture, latent = (rows, *manifest.image.shape), (rows, *manifest.latent_shape)

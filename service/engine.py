@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.bundle import DECODER, ENCODER, BadBundle, Bundle, Manifest
+from service.bundle import DECODER, ENCODER, BadBundle, Bundle
 
 Device = Literal["auto", "cpu", "cuda"]
 Arrays = tuple[NDArray[Any], ...]
@@ -33,15 +33,15 @@ class Signature:
     outputs: dict[str, tuple[str, tuple[int, ...]]]
 
 
-def encoder_signature(manifest: Manifest) -> Signature:
+def encoder_signature(image_shape: tuple[int, int, int], latent_shape: tuple[int, ...]) -> Signature:
     """What `encoder.onnx` must take and give."""
-    latent = ("float32", manifest.latent_shape)
-    return Signature({"image": ("uint8", manifest.image.shape)}, {"mu": latent, "logvar": latent})
+    latent = ("float32", latent_shape)
+    return Signature({"image": ("uint8", image_shape)}, {"mu": latent, "logvar": latent})
 
 
-def decoder_signature(manifest: Manifest) -> Signature:
+def decoder_signature(image_shape: tuple[int, int, int], latent_shape: tuple[int, ...]) -> Signature:
     """What `decoder.onnx` must take and give."""
-    return Signature({"z": ("float32", manifest.latent_shape)}, {"image": ("uint8", manifest.image.shape)})
+    return Signature({"z": ("float32", latent_shape)}, {"image": ("uint8", image_shape)})
 
 
 class Graph:
@@ -76,12 +76,28 @@ class Graph:
             raise BadEngine(f"device {device}: {self.provider} did not start, onnxruntime fell back to another")
         _check(path, "inputs", signature.inputs, self._session.get_inputs())
         _check(path, "outputs", signature.outputs, self._session.get_outputs())
+        self._signature = signature
         (self._input,) = signature.inputs
         self._outputs = list(signature.outputs)
 
     def run(self, rows: NDArray[Any]) -> Arrays:
         """The outputs, in the signature's order, for any number of rows."""
         return tuple(cast("list[NDArray[Any]]", self._session.run(self._outputs, {self._input: rows})))
+
+    def tried(self, rows: NDArray[Any]) -> Arrays:
+        """As `run`, before the graph is trusted.
+
+        Raises:  BadBundle if the graph fails, or its outputs have another shape than the signature says
+        """
+        try:
+            outputs = self.run(rows)
+        except Exception as error:  # as in __init__
+            raise BadBundle(f"{self.path}: fails on {len(rows)} rows ({_first_line(error)})") from error
+        for (name, (_, row_shape)), output in zip(self._signature.outputs.items(), outputs, strict=True):
+            expected = (len(rows), *row_shape)
+            if output.shape != expected:
+                raise BadBundle(f"{self.path}: on {len(rows)} rows {name} is {output.shape}, expected {expected}")
+        return outputs
 
 
 class Engine:
@@ -96,9 +112,9 @@ class Engine:
     def __init__(self, bundle: Bundle, *, device: Device, threads: int) -> None:
         self.device = resolve_device(device)
         self.threads = threads or available_cores()
-        self._manifest = bundle.manifest
-        self.encoder = self._graph(bundle.encoder, bundle.folder / ENCODER, encoder_signature(bundle.manifest))
-        self.decoder = self._graph(bundle.decoder, bundle.folder / DECODER, decoder_signature(bundle.manifest))
+        self._shapes = (bundle.manifest.image.shape, bundle.manifest.latent_shape)
+        self.encoder = self._graph(bundle.encoder, bundle.folder / ENCODER, encoder_signature(*self._shapes))
+        self.decoder = self._graph(bundle.decoder, bundle.folder / DECODER, decoder_signature(*self._shapes))
         self._prove(bundle)
 
     def _graph(self, content: bytes, path: Path, signature: Signature) -> Graph:
@@ -126,21 +142,26 @@ class Engine:
         return cast("NDArray[np.uint8]", image)
 
     def warm(self, max_batch_rows: int) -> None:
-        """Run both graphs at the sizes that batches take, so that no request pays for a first time."""
+        """Run both graphs at the sizes that batches take, so that no request pays for a first time.
+
+        Raises:  BadBundle if a graph does not take such a number of rows
+        """
+        image_shape, latent_shape = self._shapes
         rows = 1
         while rows <= max_batch_rows:
-            self.encode(np.zeros((rows, *self._manifest.image.shape), np.uint8))
-            self.decode(np.zeros((rows, *self._manifest.latent_shape), np.float32))
+            self.encoder.tried(np.zeros((rows, *image_shape), np.uint8))
+            self.decoder.tried(np.zeros((rows, *latent_shape), np.float32))
             rows *= 2
 
     def _prove(self, bundle: Bundle) -> None:
         """Compare the graphs' answers on the probe with the source's, within the manifest's tolerance."""
         probe, tolerance = bundle.probe, bundle.manifest.tolerance["fp32"]
-        mu, logvar = self.encode(probe.image)
+        mu, logvar = self.encoder.tried(probe.image)
+        (image,) = self.decoder.tried(probe.z)
         for path, name, found, expected, allowed in (
             (self.encoder.path, "mu", mu, probe.mu, tolerance.mu),
             (self.encoder.path, "logvar", logvar, probe.logvar, tolerance.logvar),
-            (self.decoder.path, "image", self.decode(probe.z), probe.decoded, tolerance.image),
+            (self.decoder.path, "image", image, probe.decoded, tolerance.image),
         ):
             largest = float(np.abs(found.astype(np.float64) - expected).max())
             if not largest <= allowed:  # NaN is refused too

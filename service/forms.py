@@ -64,9 +64,10 @@ def _weight(parameters: Sequence[str]) -> float:
     for parameter in parameters:
         if parameter.startswith("q="):
             try:
-                return float(parameter[2:])
+                weight = float(parameter[2:])
             except ValueError:
                 return 0.0
+            return weight if 0 <= weight <= 1 else 0.0  # NaN too
     return 1.0
 
 

@@ -28,8 +28,8 @@ Encoding = Literal["png", "webp", "jpeg", "gif", "apng"]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
 
-# Largest side that each format can state.
-_LONGEST_SIDE = {"png": 2**31 - 1, "apng": 2**31 - 1, "webp": 16383, "jpeg": 65535, "gif": 65535}
+# Largest side that each format can state; libjpeg stops a little below its format.
+_LONGEST_SIDE = {"png": 2**31 - 1, "apng": 2**31 - 1, "webp": 16383, "jpeg": 65500, "gif": 65535}
 
 # The service has its own bound on pixels, checked on the header before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -69,6 +69,8 @@ def _fit(picture: Image.Image, shape: tuple[int, int, int], *, where: str) -> Im
             picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16"):
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.mode == "LAB":  # Pillow converts it to RGB only
+            picture = picture.convert("RGB")
     except Exception as error:  # as in open_picture
         raise BadBody(f"{where}: the picture's data is broken or incomplete") from error
     if picture.mode in {"I", "F"}:

@@ -121,7 +121,8 @@ def slerp(z1: Float32, z2: Float32, alpha: Float32) -> Float32:
     weights = alpha.astype(np.float64).reshape(-1, *(1,) * z1.ndim)
     arc = (np.sin((1 - weights) * omega) * first + np.sin(weights * omega) * second) / np.sin(omega)
     arc[alpha == 0], arc[alpha == 1] = first, second
-    return arc.astype(np.float32)
+    rounded: Float32 = arc.astype(np.float32)
+    return rounded
 
 
 def path(points: Float32, *, steps: int, method: Literal["linear", "slerp"], loop: bool) -> Float32:

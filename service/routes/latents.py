@@ -38,4 +38,7 @@ async def encode(request: Request) -> Response:
     mu, logvar = done.outputs
     cost = normals_cost_us(mu.size * options.draws)
     z = await spend(cost, posterior_sample, mu, logvar, seed=seed, draws=options.draws)
-    return await answers.latents(call, done, decoded_at=decoded_at, z=z, seed=seed)
+    response = await answers.latents(call, done, decoded_at=decoded_at, z=z, seed=seed)
+    if options.seed is None:
+        response.headers["x-seed"] = str(seed)
+    return response

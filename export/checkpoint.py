@@ -1,0 +1,102 @@
+"""Our own checkpoint as the source of a bundle."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.bundle import bundle_files, manifest_of, write
+from export.graphs import OPSET, decoder_module, encoder_module, freeze
+from export.verify import Float32, Source, Uint8, measure, probe_of, require
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.vae import VAE
+from service.bundle import DECODER, ENCODER, Manifest, Tolerance
+from service.engine import Graph, available_cores, decoder_signature, encoder_signature
+
+TOLERANCE = Tolerance(mu=1e-4, logvar=1e-4, image=1)
+# Bernoulli.settle: white where x >= 1/2, which is from this grey level up.
+_BINARISED_AT = 128
+_PROBE_ROWS = 4
+
+
+def make(run: Path, folder: Path, *, name: str, licence: str | None) -> Manifest:
+    """A bundle of the checkpoint in `run`, measured against it with the engine that will serve.
+
+    Raises:  BadCheckpoint if the run cannot be read, NotEqual if the graphs differ from it by more than TOLERANCE,
+             CannotWrite if the folder exists; nothing is written then
+    """
+    trained = checkpoint.read(run)
+    graphs, source = freeze(trained.vae), source_of(trained.vae)
+    shapes = trained.config.image_shape, (trained.config.latent_dim,)
+    threads = available_cores()
+    encoder = Graph(graphs.encoder, encoder_signature(*shapes), path=Path(ENCODER), device="cpu", threads=threads)
+    decoder = Graph(graphs.decoder, decoder_signature(*shapes), path=Path(DECODER), device="cpu", threads=threads)
+    parity = measure(source, encoder, decoder, pictures=trained.probe)
+    require(parity, TOLERANCE)
+    probe = probe_of(source, trained.probe[:_PROBE_ROWS])
+    files = bundle_files(encoder=graphs.encoder, decoder=graphs.decoder, probe=probe)
+    manifest = manifest_of(
+        files,
+        {
+            **_described(trained),
+            "name": name,
+            "licence": licence,
+            "tolerance": {"fp32": TOLERANCE.model_dump()},
+            "parity": {"fp32": parity.model_dump()},
+        },
+    )
+    write(folder, files, manifest)
+    return manifest
+
+
+def source_of(vae: VAE) -> Source:
+    """The VAE in torch, on arrays."""
+    encoder, decoder = encoder_module(vae), decoder_module(vae)
+
+    @torch.inference_mode()
+    def encode(image: Uint8) -> tuple[Float32, Float32]:
+        mu, logvar = encoder(torch.from_numpy(image))
+        return mu.numpy(), logvar.numpy()
+
+    @torch.inference_mode()
+    def decode(z: Float32) -> Uint8:
+        image: Uint8 = decoder(torch.from_numpy(z)).contiguous().numpy()
+        return image
+
+    return Source(encode, decode)
+
+
+def _described(trained: Checkpoint) -> dict[str, Any]:
+    """What a manifest says of a model, from its config and its evaluation."""
+    config = trained.config
+    height, width, channels = config.image_shape
+    gaussian = config.likelihood == "gaussian"
+    return {
+        "family": "vae",
+        "image": {"height": height, "width": width, "channels": channels},
+        "latent_shape": (config.latent_dim,),
+        "likelihood": {
+            "kind": config.likelihood,
+            "sigma": config.sigma if gaussian else None,
+            "binarised_at": None if gaussian else _BINARISED_AT,
+        },
+        "prior": "standard",
+        "scale_head": "logvar",
+        "logvar_range": config.logvar_range,
+        "opset": OPSET,
+        "source": {"kind": "vaeserve", "version": version("vaeserve"), "preset": config.preset},
+        "diagnostics": _diagnostics(trained.metrics) if trained.metrics else None,
+        "metrics": trained.metrics,
+    }
+
+
+def _diagnostics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """How the latent space is used: the part of an evaluation that clients of a model ask about."""
+    return {
+        "kl_per_dimension": metrics["kl_per_dimension"],
+        "active_units": metrics["active_units"],
+        "mu_min": min(metrics["mu"]["min"]),
+        "mu_max": max(metrics["mu"]["max"]),
+    }
