@@ -38,7 +38,14 @@ def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:
     if call.options.format is None:
         fresh["vary"] = "Accept"
     tags = {tag.strip().removeprefix("W/") for tag in held.split(",")}
-    return Response(status_code=304, headers=fresh) if tags & {fresh["etag"], "*"} else None
+    if not tags & {fresh["etag"], "*"}:
+        return None
+    return Response(status_code=304, headers=identity(call) | fresh)
+
+
+def identity(call: Call[Options]) -> dict[str, str]:
+    """What every answer of a verb says of itself: who made it, and whether `Accept` chose its form."""
+    return {"x-model": call.model.label} | ({"vary": "Accept"} if call.options.format is None else {})
 
 
 def _etag(call: Call[Options]) -> str:

@@ -115,11 +115,8 @@ def _response(
     encoding_at: float,
 ) -> Response:
     response = Response(content, media_type=call.form.media_type)
-    response.headers["x-model"] = call.model.label
+    response.headers.update(addresses.identity(call) | addresses.headers(call, seeded=seeded))
     response.headers["server-timing"] = _timing(call.began, decoded_at, runs, encoding_at)
-    if call.options.format is None:
-        response.headers["vary"] = "Accept"
-    response.headers.update(addresses.headers(call, seeded=seeded))
     return response
 
 

@@ -1,5 +1,6 @@
 """A request's body, of any of the types that a verb reads, as pictures, tensors, members and options."""
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator
@@ -16,6 +17,7 @@ from service.budget import spend
 from service.errors import BadBody, UnsupportedType, invalid, too_large
 
 _MAX_FIELDS = 64
+_FORM_CHUNK_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ async def parse(body: bytes, headers: Headers, *, takes: frozenset[str], max_par
     if media_type == "application/json":
         return await spend(0.01 * len(body), _json, body, takes)
     if media_type == tensors.MEDIA_TYPE and takes:
-        return _members(tensors.read(body), takes, where="tensor")
+        return _members(await spend(0.0005 * len(body), tensors.read, body), takes, where="tensor")
     if "images" in takes:
         if media_type in images.MEDIA_TYPES:
             return Body(pictures=(Named("body", body),))
@@ -123,7 +125,9 @@ def picture_bytes(item: Named) -> bytes:
 
 async def _multipart(body: bytes, headers: Headers, *, max_parts: int) -> Body:
     async def chunks() -> AsyncGenerator[bytes, None]:
-        yield body
+        for start in range(0, len(body), _FORM_CHUNK_BYTES):
+            yield body[start : start + _FORM_CHUNK_BYTES]
+            await asyncio.sleep(0)  # other requests have their turn between chunks
 
     parser = MultiPartParser(headers, chunks(), max_files=max_parts, max_fields=_MAX_FIELDS, max_part_size=2**16)
     parser.spool_max_size = len(body) + 1  # it is in memory already, and there may be no disk

@@ -31,6 +31,9 @@ MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "
 # Largest side that each format can state; libjpeg stops a little below its format.
 _LONGEST_SIDE = {"png": 2**31 - 1, "apng": 2**31 - 1, "webp": 16383, "jpeg": 65500, "gif": 65535}
 
+# Modes that Pillow converts to one other only.
+_STEPPING_STONES = {"LAB": "RGB", "La": "LA"}
+
 # The service has its own bound on pixels, checked on the header before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -69,8 +72,7 @@ def _fit(picture: Image.Image, shape: tuple[int, int, int], *, where: str) -> Im
             picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16"):
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        if picture.mode == "LAB":  # Pillow converts it to RGB only
-            picture = picture.convert("RGB")
+        picture = picture.convert(_STEPPING_STONES.get(picture.mode, picture.mode))
     except Exception as error:  # as in open_picture
         raise BadBody(f"{where}: the picture's data is broken or incomplete") from error
     if picture.mode in {"I", "F"}:

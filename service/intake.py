@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
@@ -162,7 +163,7 @@ def image_tensor(call: Call[Options], tensor: Any) -> NDArray[np.uint8]:
     return tensor
 
 
-def latent_rows(call: Call[Options]) -> NDArray[np.float32] | None:
+async def latent_rows(call: Call[Options]) -> NDArray[np.float32] | None:
     """The request's latents; a single one counts as one row; None where it carries none.
 
     Shapes:  -> (n, *latent_shape)
@@ -170,7 +171,9 @@ def latent_rows(call: Call[Options]) -> NDArray[np.float32] | None:
     value = (call.body.members or {}).get("z")
     if value is None:
         return None
-    return as_latents(value, call.model.manifest.latent_shape, where="z")
+    shape = call.model.manifest.latent_shape
+    numbers = len(value) * prod(shape) if isinstance(value, list) else 0
+    return await spend(0.1 * numbers, as_latents, value, shape, where="z")
 
 
 def as_latents(value: Any, latent_shape: tuple[int, ...], *, where: str) -> NDArray[np.float32]:

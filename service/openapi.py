@@ -43,7 +43,7 @@ _HEADERS = {
 
 def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseModel] | None = None) -> dict[str, Any]:
     """What FastAPI is told of a verb's route; without a body, of its GET."""
-    extra: dict[str, Any] = {"parameters": _parameters(verb.options)}
+    extra: dict[str, Any] = {"parameters": _parameters(verb)}
     if body is not None:
         required = bool(verb.takes) and "points" not in verb.takes
         extra["requestBody"] = {"required": required, "content": _contents(verb.takes, body)}
@@ -85,9 +85,10 @@ def install(app: FastAPI) -> None:
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend OpenAPI
 
 
-def _parameters(options: type[Options]) -> list[dict[str, Any]]:
-    """An option as a query parameter."""
-    properties = options.model_json_schema(ref_template=_REFERENCE)["properties"]
+def _parameters(verb: Verb[Options]) -> list[dict[str, Any]]:
+    """Each option of a verb as a query parameter; `format` lists the forms of this verb."""
+    properties = verb.options.model_json_schema(ref_template=_REFERENCE)["properties"]
+    properties["format"] |= {"anyOf": [{"type": "string", "enum": [form.label for form in verb.forms]}]}
     return [
         {
             "name": name,
@@ -105,7 +106,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """An option that is absent by default, as what it is when present."""
     kept = {name: value for name, value in schema.items() if name not in {"description", "title"}}
     if "anyOf" in kept:
-        (present,) = (choice for choice in kept.pop("anyOf") if choice != {"type": "null"})
+        (present,) = [choice for choice in kept.pop("anyOf") if choice != {"type": "null"}]
         kept = {name: value for name, value in kept.items() if name != "default"} | present
     return kept
 

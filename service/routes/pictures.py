@@ -73,7 +73,7 @@ async def sample(request: Request) -> Response:
 async def decode(request: Request) -> Response:
     """The picture of each latent: the mean of p(x given z). A single vector counts as one row."""
     call = await intake.read(request, DECODE)
-    z = intake.latent_rows(call)
+    z = await intake.latent_rows(call)
     if z is None:
         raise invalid("body", got="no z", expected="at least one latent")
     call.check_rows(len(z))
