@@ -1,0 +1,209 @@
+"""A training run on disk: config, weights, state and figures in one folder, as JSON and tensors only."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from model.errors import BadCheckpoint
+from model.training import Images, Learner, TrainConfig
+from model.vae import VAE, ModelConfig
+
+FORMAT = 1
+PROBE_ROWS = 64
+
+_CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
+_STATE = "state/training.safetensors"
+_METRICS = "metrics.json"
+_PROBE = "probe.safetensors"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pictures a run learnt from."""
+
+    name: str
+    """Name of the folder or file."""
+    n_train: int
+    """Pictures trained on."""
+    n_test: int
+    """Pictures kept back."""
+    sha256: str
+    """Hash over all of them, as `model.data.Dataset` computes it."""
+
+
+Config = TypeVar("Config", ModelConfig, TrainConfig, DataConfig)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that a run is, apart from its tensors."""
+
+    model: ModelConfig
+    training: TrainConfig
+    data: DataConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint that was read: the averaged weights in a VAE that is ready to be evaluated or exported.
+
+    Shapes:  probe (n, h, w, c) uint8, a few test pictures
+    """
+
+    config: ModelConfig
+    training: TrainConfig
+    data: DataConfig
+    vae: VAE
+    probe: Images
+    metrics: dict[str, Any] | None
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder; reading it executes no code of its own.
+
+    Raises:  BadCheckpoint with a sentence that names the file, got and expected
+    """
+    config = read_config(folder)
+    vae = VAE(config.model)
+    tensors = _read_tensors(folder / _WEIGHTS)
+    _check_shapes(folder / _WEIGHTS, got=tensors, expected=vae.state_dict())
+    vae.load_state_dict(tensors)
+    vae.eval().requires_grad_(False)
+    probe = _read_tensors(folder / _PROBE).get("images", torch.empty(0))
+    if probe.dtype != torch.uint8 or probe.ndim != 4 or probe.shape[1:] != config.model.image_shape:
+        got = f"{probe.dtype} of shape {tuple(probe.shape)}"
+        expected = f"uint8 of shape (n, {', '.join(map(str, config.model.image_shape))})"
+        raise BadCheckpoint(f"{folder / _PROBE}, images: got {got}, expected {expected}")
+    return Checkpoint(
+        config=config.model,
+        training=config.training,
+        data=config.data,
+        vae=vae,
+        probe=probe.numpy(),
+        metrics=_read_json(folder / _METRICS) if (folder / _METRICS).exists() else None,
+    )
+
+
+def read_config(folder: Path) -> RunConfig:
+    """What the run in a folder is, without its tensors.
+
+    Raises:  BadCheckpoint with a sentence that names the file, got and expected
+    """
+    path = folder / _CONFIG
+    content = _read_json(path)
+    if content.get("format") != FORMAT:
+        raise BadCheckpoint(f"{path}: got format {content.get('format')!r}, expected {FORMAT}")
+    return RunConfig(
+        model=_parse(path, "model", content, kind=ModelConfig),
+        training=_parse(path, "training", content, kind=TrainConfig),
+        data=_parse(path, "data", content, kind=DataConfig),
+    )
+
+
+def write_config(folder: Path, config: RunConfig, *, probe: Images) -> None:
+    """The files of a run that never change, in a folder that is made for them.
+
+    Shapes:  probe (n, h, w, c)
+    """
+    _write_tensors(folder / _PROBE, {"images": torch.from_numpy(np.ascontiguousarray(probe))})
+    _write_json(folder / _CONFIG, {"format": FORMAT, **dataclasses.asdict(config)})
+
+
+def save(folder: Path, learner: Learner) -> None:
+    """The state that a resumed run starts from, then the weights that are evaluated and exported.
+
+    Each file is whole or absent, and the state alone is what resuming reads: a kill between the two loses nothing.
+    """
+    _write_tensors(folder / _STATE, learner.state())
+    _write_tensors(folder / _WEIGHTS, learner.average.state_dict())
+
+
+def load_state(folder: Path, learner: Learner) -> None:
+    """Put a learner where the last save of its run stood; without a save, it stays at its start.
+
+    Raises:  BadCheckpoint if the state is not this learner's
+    """
+    path = folder / _STATE
+    if path.exists():
+        tensors = _read_tensors(path)
+        _check_shapes(path, got=tensors, expected=learner.state())
+        learner.load_state(tensors)
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """What an evaluation found, beside the weights it was found with."""
+    _write_json(folder / _METRICS, metrics)
+
+
+def _parse(path: Path, part: str, content: Mapping[str, Any], *, kind: type[Config]) -> Config:
+    fields = content.get(part)
+    names = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(fields, dict) or fields.keys() != names:
+        got = ", ".join(sorted(fields)) if isinstance(fields, dict) else repr(fields)
+        raise BadCheckpoint(f"{path}, {part}: got {got}, expected {', '.join(sorted(names))}")
+    # JSON has no tuples.
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise BadCheckpoint(f"{path}, {part}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: got {error.strerror}, expected a file that vae-train wrote") from error
+    except ValueError as error:
+        raise BadCheckpoint(f"{path}: got something else, expected JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise BadCheckpoint(f"{path}: got {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: got {error.strerror or error}, expected a file that vae-train wrote") from error
+    except safetensors.SafetensorError as error:
+        raise BadCheckpoint(f"{path}: got something else, expected whole safetensors ({error})") from error
+
+
+def _check_shapes(path: Path, *, got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in sorted(got.keys() | expected.keys()):
+        found, wanted = (f"{t[name].dtype} {tuple(t[name].shape)}" if name in t else "none" for t in (got, expected))
+        if found != wanted:
+            raise BadCheckpoint(f"{path}, {name}: got {found}, expected {wanted}")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    _write(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The whole file or none of it, also if the machine stops half way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

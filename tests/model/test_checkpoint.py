@@ -1,0 +1,168 @@
+"""Checkpoints come back as they went, and a wrong one is refused with a sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from model import checkpoint
+from model.checkpoint import DataConfig, RunConfig
+from model.data import Dataset
+from model.errors import BadCheckpoint
+from model.training import Learner, TrainConfig, pixels
+from model.vae import ModelConfig
+
+CONFIG = RunConfig(
+    model=ModelConfig(9, 6, 1, latent_dim=3, channels_base=4, logvar_range=(-9.0, 9.0)),
+    training=TrainConfig(epochs=2, batch_size=8, seed=3),
+    data=DataConfig(name="blocks", n_train=30, n_test=10, sha256="0" * 64),
+)
+
+
+@pytest.fixture
+def learner(dataset: Dataset) -> Learner:
+    learner = Learner(CONFIG.model, training=CONFIG.training, n_images=30)
+    next(learner.run(dataset.train))
+    return learner
+
+
+@pytest.fixture
+def folder(tmp_path: Path, dataset: Dataset, learner: Learner) -> Path:
+    checkpoint.write_config(tmp_path / "run", CONFIG, probe=dataset.test)
+    checkpoint.save(tmp_path / "run", learner)
+    return tmp_path / "run"
+
+
+def test_a_checkpoint_comes_back_as_it_went(folder: Path, learner: Learner, dataset: Dataset) -> None:
+    checkpoint.write_metrics(folder, {"elbo": -1.5})
+    found = checkpoint.read(folder)
+    assert RunConfig(model=found.config, training=found.training, data=found.data) == CONFIG
+    assert found.metrics == {"elbo": -1.5}
+    assert np.array_equal(found.probe, dataset.test)
+    assert not found.vae.training
+    x = pixels(dataset.test)
+    assert torch.equal(found.vae.encode(x).mu, learner.average.encode(x).mu)
+    assert not torch.equal(found.vae.encode(x).mu, learner.vae.encode(x).mu)
+
+
+def test_metrics_may_be_absent(folder: Path) -> None:
+    assert checkpoint.read(folder).metrics is None
+
+
+def test_a_folder_holds_json_and_tensors_and_no_rest_of_writing(folder: Path) -> None:
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    assert files == ["config.json", "model.safetensors", "probe.safetensors", "state/training.safetensors"]
+    assert json.loads((folder / "config.json").read_text())["format"] == 1
+
+
+def test_a_state_comes_back_bit_for_bit(folder: Path, learner: Learner) -> None:
+    other = Learner(CONFIG.model, training=CONFIG.training, n_images=30)
+    checkpoint.load_state(folder, other)
+    assert other.step == 1
+    for name, tensor in learner.state().items():
+        assert torch.equal(other.state()[name], tensor), name
+
+
+def test_without_a_save_a_learner_stays_at_its_start(tmp_path: Path) -> None:
+    learner = Learner(CONFIG.model, training=CONFIG.training, n_images=30)
+    checkpoint.load_state(tmp_path, learner)
+    assert learner.step == 0
+
+
+def test_a_save_that_fails_leaves_the_one_before(
+    folder: Path, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = (folder / "state/training.safetensors").read_bytes()
+    learner.step += 1
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(folder, learner)
+    assert (folder / "state/training.safetensors").read_bytes() == before
+    checkpoint.read(folder)
+
+
+def test_a_state_of_another_model_is_refused(folder: Path) -> None:
+    other = Learner(ModelConfig(9, 6, 1, latent_dim=4, channels_base=4), training=CONFIG.training, n_images=30)
+    with pytest.raises(
+        BadCheckpoint, match=r"training\.safetensors, average\.decoder\.dense\.weight: got .*3\), expected .*4\)"
+    ):
+        checkpoint.load_state(folder, other)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "probe.safetensors"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BadCheckpoint, match=f"{name}: got No such file.*, expected a file that vae-train wrote"):
+        checkpoint.read(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "probe.safetensors"])
+def test_truncated_tensors_are_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+    with pytest.raises(BadCheckpoint, match=f"{name}: got something else, expected whole safetensors"):
+        checkpoint.read(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "\x00", "[]"])
+def test_a_config_that_is_no_json_object_is_refused(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(BadCheckpoint, match=r"config\.json: got .*, expected (a )?JSON"):
+        checkpoint.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "sentence"),
+    [
+        (None, {"format": 2}, "got format 2, expected 1"),
+        (None, {"format": None}, "got format None, expected 1"),
+        (None, {"model": None}, "config.json, model: got None, expected channels, channels_base"),
+        ("model", {"depth": 3}, "config.json, model: got .*depth.*, expected"),
+        ("model", {"latent_dim": 0}, "config.json, model: latent_dim: got 0"),
+        ("model", {"latent_dim": "3"}, "config.json, model: latent_dim: got '3'"),
+        ("model", {"logvar_range": [1.0]}, "config.json, model: "),
+        ("training", {"learning_rate": "fast"}, "config.json, training: "),
+        ("training", {"beta": -1}, "config.json, training: beta: got -1"),
+    ],
+)
+def test_a_wrong_config_is_refused(folder: Path, part: str | None, change: dict[str, object], sentence: str) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (content if part is None else content[part]).update(change)
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(BadCheckpoint, match=sentence):
+        checkpoint.read(folder)
+
+
+def test_weights_of_another_shape_name_or_type_are_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    wrong = {
+        "got none, expected torch.float32": {k: v for k, v in weights.items() if k != "encoder.mu.bias"},
+        "got torch.float32 .4,., expected none": weights | {"extra": torch.zeros(4)},
+        "got torch.float32 .4,., expected torch.float32 .3,.": weights | {"encoder.mu.bias": torch.zeros(4)},
+        "got torch.float16 .3,., expected torch.float32 .3,.": weights
+        | {"encoder.mu.bias": torch.zeros(3, dtype=torch.float16)},
+    }
+    for sentence, tensors in wrong.items():
+        safetensors.torch.save_file(tensors, path)
+        with pytest.raises(BadCheckpoint, match=f"model.safetensors, .*: {sentence}"):
+            checkpoint.read(folder)
+
+
+def test_a_probe_of_another_shape_is_refused(folder: Path) -> None:
+    safetensors.torch.save_file({"images": torch.zeros(2, 9, 7, 1, dtype=torch.uint8)}, folder / "probe.safetensors")
+    with pytest.raises(
+        BadCheckpoint, match=r"images: got torch.uint8 of shape \(2, 9, 7, 1\), expected uint8 of shape"
+    ):
+        checkpoint.read(folder)
+
+
+def test_a_pickle_in_the_place_of_tensors_is_refused_and_not_run(folder: Path) -> None:
+    torch.save({"weight": torch.zeros(2)}, folder / "model.safetensors")
+    with pytest.raises(BadCheckpoint, match="expected whole safetensors"):
+        checkpoint.read(folder)
