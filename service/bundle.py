@@ -205,7 +205,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BadBundle(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes, expected a manifest")
     try:
         plain = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadBundle(f"{path}: not JSON ({error})") from error
     found = plain.get("format") if isinstance(plain, dict) else None
     if found != FORMAT:
@@ -214,8 +214,9 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(plain)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BadBundle(f"{path}: {place} is {first['input']!r:.200}, {first['msg'].lower()}") from error
+        place = repr(".".join(str(part) for part in first["loc"]))[1:-1]  # one line, whatever a file is called
+        expected = first["msg"][0].lower() + first["msg"][1:]
+        raise BadBundle(f"{path}: {place} is {first['input']!r:.200}, {expected}") from error
     if (expected := digest(plain)) != manifest.digest:
         raise BadBundle(f"{path}: digest is {manifest.digest}, its graphs and fields give {expected}")
     return manifest

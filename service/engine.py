@@ -65,7 +65,7 @@ class Graph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions, and are told once
         # A spinning pool thread would take the event loop's core between runs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

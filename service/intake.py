@@ -4,20 +4,17 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.types import Receive
 
-from service import bodies, forms, images
+from service import bodies, forms
 from service.batcher import Done
 from service.bodies import Body, Named
-from service.budget import spend
 from service.errors import Fault, Invalid, invalid, too_large
 from service.models import Deployment, Model
 from service.schemas import Options
@@ -121,99 +118,6 @@ def _fault(places: dict[str, Named], error: dict[str, Any], model: type[Options]
     return {"where": where, "got": str(error["input"])[:200], "expected": expected[0].lower() + expected[1:]}
 
 
-async def picture_rows(call: Call[Options], pictures: Sequence[Named]) -> NDArray[np.uint8]:
-    """Encoded pictures as rows that the model takes.
-
-    Shapes:  -> (n, h, w, c)
-    """
-    limit = call.deployment.settings.max_picture_pixels
-    opened = [images.open_picture(picture.value, where=picture.where, max_pixels=limit) for picture in pictures]
-    return await spend(
-        images.decoding_cost_us(opened),
-        images.to_rows,
-        opened,
-        shape=call.model.manifest.image.shape,
-        where=[picture.where for picture in pictures],
-    )
-
-
-async def image_rows(call: Call[Options]) -> NDArray[np.uint8] | None:
-    """The request's images as rows that the model takes; None where it carries none.
-
-    Shapes:  -> (n, h, w, c)
-    """
-    if call.body.pictures:
-        call.check_rows(len(call.body.pictures))
-        return await picture_rows(call, call.body.pictures)
-    tensor = (call.body.members or {}).get("images")
-    return None if tensor is None else image_tensor(call, tensor)
-
-
-def image_tensor(call: Call[Options], tensor: Any) -> NDArray[np.uint8]:
-    """A tensor of images, which must have the model's exact shape.
-
-    Shapes:  -> (n, h, w, c)
-    """
-    shape = call.model.manifest.image.shape
-    if not isinstance(tensor, np.ndarray):
-        raise invalid("body.images", got=type(tensor).__name__, expected="a list of base64 pictures")
-    if tensor.dtype != np.uint8 or tensor.shape[1:] != shape or len(tensor) == 0:
-        raise invalid("tensor.images", got=f"{tensor.dtype} {tensor.shape}", expected=f"uint8 {_shape(shape)}, n ≥ 1")
-    call.check_rows(len(tensor))
-    return tensor
-
-
-async def latent_rows(call: Call[Options]) -> NDArray[np.float32] | None:
-    """The request's latents; a single one counts as one row; None where it carries none.
-
-    Shapes:  -> (n, *latent_shape)
-    """
-    value = (call.body.members or {}).get("z")
-    if value is None:
-        return None
-    shape = call.model.manifest.latent_shape
-    numbers = len(value) * prod(shape) if isinstance(value, list) else 0
-    return await spend(0.1 * numbers, as_latents, value, shape, where="z")
-
-
-def as_latents(value: Any, latent_shape: tuple[int, ...], *, where: str) -> NDArray[np.float32]:
-    """Nested numbers or a float tensor as finite latents.
-
-    Shapes:  -> (n, *latent_shape)
-    Raises:  Invalid that names the first row that is wrong
-    """
-    if isinstance(value, np.ndarray):
-        numbers = value
-        known = numbers.dtype in (np.float32, np.float16)
-    else:
-        numbers = _numbers(value, where)
-        known = numbers.dtype.kind in "iuf"
-    rows = numbers[None] if numbers.shape == latent_shape else numbers
-    if not known or rows.shape[1:] != latent_shape or len(rows) == 0:
-        raise invalid(
-            where,
-            got=f"{numbers.dtype} {numbers.shape}",
-            expected=f"float32 {_shape(latent_shape)}, n ≥ 1, or one latent",
-        )
-    with np.errstate(over="ignore"):
-        latents = np.ascontiguousarray(rows, np.float32)
-    finite = np.isfinite(latents).reshape(len(latents), -1).all(axis=1)
-    if not finite.all():
-        raise invalid(f"{where}[{int(np.argmin(finite))}]", got="NaN or infinity", expected="finite float32")
-    return latents
-
-
-def _numbers(value: Any, where: str) -> NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise invalid(where, got="rows of unequal lengths", expected="one shape for all rows") from None
-
-
-def _shape(row_shape: tuple[int, ...]) -> str:
-    return f"(n, {', '.join(map(str, row_shape))})"
-
-
 def chosen_seed(seed: int | None) -> int:
     """The seed that was asked for, or a fresh one below 2⁵³, which every JSON reader keeps exact."""
     return secrets.randbelow(2**53) if seed is None else seed
@@ -221,20 +125,37 @@ def chosen_seed(seed: int | None) -> int:
 
 async def _attended(reply: "asyncio.Future[Done]", receive: Receive) -> Done:
     """The reply; when it is slow, listening meanwhile for the caller to leave."""
-    await asyncio.wait((reply,), timeout=PATIENCE_S)
-    if reply.done():
-        return reply.result()
-    gone = asyncio.ensure_future(_disconnected(receive))
+    listener = _Listener(reply, receive)
+    patience = asyncio.get_running_loop().call_later(PATIENCE_S, listener.start)
     try:
-        await asyncio.wait((reply, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not reply.done():
-            raise CallerGone
-        return reply.result()
+        return await reply
+    except asyncio.CancelledError:
+        if listener.heard:
+            raise CallerGone from None
+        raise
     finally:
-        gone.cancel()
-        reply.cancel()
+        patience.cancel()
+        listener.stop()
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Listener:
+    """Waits for a caller to close its connection, and then takes its job back."""
+
+    def __init__(self, reply: "asyncio.Future[Done]", receive: Receive) -> None:
+        self.heard = False
+        self._reply = reply
+        self._receive = receive
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._listen())
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.heard = True
+        self._reply.cancel()

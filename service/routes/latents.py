@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import answers, intake
+from service import answers, intake, payload
 from service.budget import spend
 from service.errors import invalid
 from service.forms import LATENT_FORMS
@@ -25,7 +25,7 @@ async def encode(request: Request) -> Response:
     """Posterior of each image: mu and logvar, one row each, in the order sent."""
     call = await intake.read(request, ENCODE)
     options = call.options
-    image = await intake.image_rows(call)
+    image = await payload.images_of(call)
     if image is None:
         raise invalid("body", got="no images", expected="at least one picture")
     call.check_rows(len(image) * max(1, options.draws))

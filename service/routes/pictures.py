@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import addresses, answers, intake, latents
+from service import addresses, answers, intake, latents, payload
 from service.batcher import Done
 from service.bodies import Named, picture_bytes
 from service.budget import spend
@@ -73,7 +73,7 @@ async def sample(request: Request) -> Response:
 async def decode(request: Request) -> Response:
     """The picture of each latent: the mean of p(x given z). A single vector counts as one row."""
     call = await intake.read(request, DECODE)
-    z = await intake.latent_rows(call)
+    z = await payload.latents_of(call)
     if z is None:
         raise invalid("body", got="no z", expected="at least one latent")
     call.check_rows(len(z))
@@ -117,10 +117,10 @@ def _points(call: Call[InterpolateOptions]) -> list[Named]:
     if call.body.pictures:
         sources["images"] = [Named(file.where, {"image": file.value}) for file in call.body.pictures]
     if members.get("images") is not None:
-        tensor = intake.image_tensor(call, members["images"])
+        tensor = payload.from_tensor(call, members["images"])
         sources["images"] = [Named(f"images[{i}]", {"image": row}) for i, row in enumerate(tensor)]
     if members.get("z") is not None:
-        rows = intake.as_latents(members["z"], call.model.manifest.latent_shape, where="z")
+        rows = payload.as_latents(members["z"], call.model.manifest.latent_shape, where="z")
         sources["z"] = [Named(f"z[{i}]", {"z": row}) for i, row in enumerate(rows)]
     if members.get("points") is not None:
         sources["points"] = _mixed_points(call, members["points"])
@@ -151,7 +151,7 @@ def _mixed_points(call: Call[InterpolateOptions], sent: Any) -> list[Named]:
         if "image" in given:
             given["image"] = picture_bytes(Named(f"{where}.image", given["image"]))
         if "z" in given:
-            rows = intake.as_latents(given["z"], call.model.manifest.latent_shape, where=f"{where}.z")
+            rows = payload.as_latents(given["z"], call.model.manifest.latent_shape, where=f"{where}.z")
             if len(rows) != 1:
                 raise invalid(f"{where}.z", got=f"{len(rows)} latents", expected="one")
             given["z"] = rows[0]
@@ -169,7 +169,7 @@ async def _point_images(call: Call[InterpolateOptions], points: list[Named]) -> 
         return None
     if isinstance(found[0].value, np.ndarray):
         return np.stack([point.value for point in found])
-    return await intake.picture_rows(call, found)
+    return await payload.from_pictures(call, found)
 
 
 def _ends(call: Call[InterpolateOptions], points: list[Named], runs: list[Done]) -> NDArray[np.float32]:
