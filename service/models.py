@@ -40,9 +40,9 @@ class Models:
         """
         if asked is None:
             return self.default
-        name, _, digest = asked.partition("@")
+        name, pinned, digest = asked.partition("@")
         model = self._by_name.get(name)
-        if model is None or digest not in {"", model.manifest.digest}:
+        if model is None or (pinned and digest != model.manifest.digest):
             loaded = ", ".join(model.label for model in self)
             raise NotFound(f"model: got {asked[:200]}, loaded are {loaded}")
         return model
