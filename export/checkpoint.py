@@ -13,7 +13,7 @@ from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.vae import VAE
 from service.bundle import DECODER, ENCODER, Manifest, Tolerance
-from service.engine import Graph, available_cores, decoder_signature, encoder_signature
+from service.engine import Graph, decoder_signature, encoder_signature
 
 TOLERANCE = Tolerance(mu=1e-4, logvar=1e-4, image=1)
 # Bernoulli.settle: white where x >= 1/2, which is from this grey level up.
@@ -30,9 +30,8 @@ def make(run: Path, folder: Path, *, name: str, licence: str | None) -> Manifest
     trained = checkpoint.read(run)
     graphs, source = freeze(trained.vae), source_of(trained.vae)
     shapes = trained.config.image_shape, (trained.config.latent_dim,)
-    threads = available_cores()
-    encoder = Graph(graphs.encoder, encoder_signature(*shapes), path=Path(ENCODER), device="cpu", threads=threads)
-    decoder = Graph(graphs.decoder, decoder_signature(*shapes), path=Path(DECODER), device="cpu", threads=threads)
+    encoder = Graph(graphs.encoder, encoder_signature(*shapes), path=Path(ENCODER), device="cpu", threads=0)
+    decoder = Graph(graphs.decoder, decoder_signature(*shapes), path=Path(DECODER), device="cpu", threads=0)
     parity = measure(source, encoder, decoder, pictures=trained.probe)
     require(parity, TOLERANCE)
     probe = probe_of(source, trained.probe[:_PROBE_ROWS])

@@ -23,6 +23,8 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Modes that Pillow converts to one other only.
+_STEPPING_STONES = {"LAB": "RGB", "La": "LA"}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _TEST_SHARE = 0.1
 # The split belongs to the data and not to a run, so that runs of any seed are measured on the same pictures.
@@ -255,6 +257,8 @@ def _fitted(file: Path, *, size: tuple[int, int], channels: int) -> Images:
         picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in _STEPPING_STONES:
+        picture = picture.convert(_STEPPING_STONES[picture.mode])
     if picture.mode in ("I", "F"):
         raise BadData(f"{file}: got a picture of mode {picture.mode}, expected at most 16 bits a channel")
     if picture.has_transparency_data:

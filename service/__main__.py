@@ -2,18 +2,19 @@
 
 import copy
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import uvicorn
 from pydantic import ValidationError
 from uvicorn.config import LOGGING_CONFIG
 
-from service.app import create_app
 from service.bundle import BadBundle
-from service.engine import BadEngine, require_one_distribution
-from service.models import Deployment
+from service.machine import BadEngine, require_one_distribution
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.models import Deployment
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -48,6 +49,8 @@ def serve(
     try:
         settings = Settings(**given)
         onnxruntime = require_one_distribution()
+        from service.app import create_app  # needs the onnxruntime that has now been found
+
         application = create_app(settings)
     except ValidationError as error:
         first = error.errors()[0]
@@ -72,7 +75,7 @@ def _stop(sentence: str) -> None:
     raise typer.Exit(2)
 
 
-def _announce(deployment: Deployment, onnxruntime: str) -> None:
+def _announce(deployment: "Deployment", onnxruntime: str) -> None:
     for model in deployment.models:
         height, width, channels = model.manifest.image.shape
         engine = model.engine
@@ -84,7 +87,8 @@ def _announce(deployment: Deployment, onnxruntime: str) -> None:
         )
     settings = deployment.settings
     if settings.port:
-        url = f"http://{settings.host}:{settings.port}/sample?n=16&seed=7&scale=4"
+        host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104  # compared, not bound
+        url = f"http://{host}:{settings.port}/sample?n=16&seed=7&scale=4"
         typer.echo(f"try:  curl -s '{url}' -o sample.png", err=True)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from math import ceil
 from time import perf_counter
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from service import addresses, images, tensors
 from service.batcher import Done
 from service.budget import spend
 from service.errors import too_large
-from service.forms import Form
+from service.forms import ANIMATIONS, Form
 from service.intake import Call
 from service.schemas import EncodeOptions, InterpolateOptions, Options, PictureOptions
 
@@ -51,12 +52,10 @@ async def pictures(
     runs: Sequence[Done],
     decoded_at: float,
     seeded: bool,
+    columns: int,
     seed: int | None = None,
-    columns: int | None = None,
 ) -> Response:
-    """Pictures of the last run, and the latents that they came from.
-
-    `columns` is the verb's own default, near square where it has none; the client's option goes before it.
+    """Pictures of the last run, `columns` in a line, and the latents that they came from.
 
     Shapes:  z (n, *latent_shape); the last run's output (n, h, w, c)
     """
@@ -75,7 +74,7 @@ async def pictures(
             images.render,
             image,
             encoding=cast("images.Encoding", call.form.label),
-            columns=min(options.columns or columns or images.near_square(len(image)), len(image)),
+            columns=columns,
             scale=options.scale,
             quality=options.quality,
             frame_ms=options.frame_ms if isinstance(options, InterpolateOptions) else 0,
@@ -83,12 +82,23 @@ async def pictures(
     return _response(call, content, seeded=seeded, runs=runs, decoded_at=decoded_at, encoding_at=began)
 
 
-def check_pixels(call: Call[PictureOptions], n: int) -> None:
-    """Refuse an answer of n pictures that would be over the limit, before anything is computed."""
+def arrange(call: Call[PictureOptions], n: int, *, path: bool = False) -> int:
+    """How many of n pictures stand in a line: as asked, else near square, and a path in one line.
+
+    Raises:  TooLarge if the answer would be over a limit, ours or its format's, before anything is computed
+    """
     height, width, _ = call.model.manifest.image.shape
-    pixels, limit = n * height * width * call.options.scale**2, call.deployment.settings.max_answer_pixels
+    options, limit = call.options, call.deployment.settings.max_answer_pixels
+    pixels = n * height * width * options.scale**2
     if pixels > limit:
         raise too_large("answer", got=pixels, limit=limit, unit="pixels")
+    columns = min(options.columns or (n if path else images.near_square(n)), n)
+    across, down = (1, 1) if call.form in ANIMATIONS else (columns, ceil(n / columns))
+    side = max(across * width, down * height) * options.scale
+    longest = images.LONGEST_SIDE.get(call.form.label, side)
+    if side > longest:
+        raise too_large(f"side of {call.form.label}, with {columns} columns", got=side, limit=longest, unit="pixels")
+    return columns
 
 
 def _json(call: Call[Options], members: dict[str, Any]) -> bytes:

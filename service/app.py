@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.deployment = deployment
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_api_route("/", _root, include_in_schema=False)
+    app.add_api_route("/", _root, methods=["GET", "HEAD"], include_in_schema=False)
     openapi.install(app)
     return app
 
@@ -76,6 +76,7 @@ def _document(request: Request, problem: Problem) -> Response:
         orjson.dumps(problem.members(request.url.path)),
         status_code=problem.status,
         media_type="application/problem+json",
+        headers={"cache-control": "no-store"},
     )
     response.headers.update(problem.headers)
     return response

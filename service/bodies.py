@@ -130,7 +130,6 @@ async def _multipart(body: bytes, headers: Headers, *, max_parts: int) -> Body:
             await asyncio.sleep(0)  # other requests have their turn between chunks
 
     parser = MultiPartParser(headers, chunks(), max_files=max_parts, max_fields=_MAX_FIELDS, max_part_size=2**16)
-    parser.spool_max_size = len(body) + 1  # it is in memory already, and there may be no disk
     parser.spool_max_size = len(body)  # it is in memory already; no part goes to disk
     try:
         form = await parser.parse()

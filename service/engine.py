@@ -2,27 +2,25 @@
 
 import os
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.bundle import DECODER, ENCODER, BadBundle, Bundle
+from service.machine import BadEngine, available_cores
+
+# onnxruntime's wheels for Linux send telemetry and write to the home directory unless told so before the import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
 
 Device = Literal["auto", "cpu", "cuda"]
 Arrays = tuple[NDArray[Any], ...]
 
-# They share one importable module, so that two of them overwrite each other's files in silence.
-_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
-
-
-class BadEngine(Exception):
-    """The engine cannot run as it was asked to; the process stops with this sentence."""
 
 
 @dataclass(frozen=True)
@@ -183,45 +181,6 @@ def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
 
 def _has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
-
-
-def require_one_distribution() -> str:
-    """Name and version of the one onnxruntime distribution in this environment.
-
-    Raises:  BadEngine if there is none, or more than one
-    """
-    found = []
-    for name in _DISTRIBUTIONS:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    if len(found) != 1:
-        raise BadEngine(
-            f"onnxruntime: got {' and '.join(found) or 'none'}, expected exactly one distribution; "
-            "install one of vaeserve[cpu], vaeserve[gpu], vaeserve[openvino] in an empty environment"
-        )
-    return found[0]
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, bounded by the cgroup's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
-    return cores if quota is None else max(1, min(cores, int(quota)))
-
-
-def _cgroup_quota(root: Path) -> float | None:
-    """CPUs that the cgroup grants, None where it sets no bound; version 2 first, then version 1."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return None if quota in {"max", "-1"} else int(quota) / int(period)
 
 
 def _check(path: Path, side: str, expected: dict[str, tuple[str, tuple[int, ...]]], nodes: list[Any]) -> None:

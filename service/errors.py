@@ -138,7 +138,7 @@ PROBLEMS: tuple[type[Problem], ...] = (
 
 def invalid(where: str, *, got: object, expected: str) -> Invalid:
     """A 422 about one place: `Invalid` with its sentence and its fault made from the same words."""
-    shown = str(got)[:200]
+    where, shown = where[:200], str(got)[:200]
     return Invalid(
         f"{where}: got {shown}, expected {expected}",
         faults=[{"where": where, "got": shown, "expected": expected}],

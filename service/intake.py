@@ -25,6 +25,10 @@ O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
 PATIENCE_S = 0.05
 
 
+# Many more than any verb knows; a body of nothing but unknown options must not cost a fault each.
+_MAX_OPTIONS = 64
+
+
 class CallerGone(Exception):
     """The caller closed the connection before its answer was ready. Nobody is left to be told."""
 
@@ -94,6 +98,8 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
 
 
 def _options(model: type[O], sent: Sequence[tuple[str, Named]]) -> O:
+    if len(sent) > _MAX_OPTIONS:
+        raise invalid("options", got=f"{len(sent)} of them", expected=f"at most {_MAX_OPTIONS}")
     places: dict[str, Named] = {}
     for name, value in sent:
         if name in places:
@@ -111,9 +117,9 @@ def _options(model: type[O], sent: Sequence[tuple[str, Named]]) -> O:
 
 def _fault(places: dict[str, Named], error: dict[str, Any], model: type[Options]) -> Fault:
     name, *inner = error["loc"] or ("",)
-    where = ".".join([places[name].where if name in places else name, *map(str, inner)])
+    where = ".".join([places[name].where if name in places else name, *map(str, inner)])[:200]
     if error["type"] == "extra_forbidden":
-        return {"where": where, "got": name, "expected": f"one of {', '.join(model.model_fields)}"}
+        return {"where": where, "got": name[:200], "expected": f"one of {', '.join(model.model_fields)}"}
     expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return {"where": where, "got": str(error["input"])[:200], "expected": expected[0].lower() + expected[1:]}
 

@@ -145,3 +145,8 @@ def path_rows(points: int, *, steps: int, loop: bool) -> int:
 def normals_cost_us(values: int) -> float:
     """What so many normals cost: ten rounds of fixed overhead, then the values."""
     return 70 + 0.15 * values
+
+
+def path_cost_us(values: int) -> float:
+    """What a path of so many values costs."""
+    return 20 + 0.03 * values

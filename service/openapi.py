@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from service import images, tensors
 from service.bodies import readable_types
@@ -58,7 +59,8 @@ def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseMod
     }
     if body is None:
         answers[304] = {"description": "The cache that asked holds this answer"}
-    return {"responses": answers, "openapi_extra": extra, "response_model": None}
+    # A plain Response has no media type of its own, which would be listed before the verb's default.
+    return {"responses": answers, "openapi_extra": extra, "response_model": None, "response_class": Response}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

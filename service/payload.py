@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from service import images
 from service.bodies import Named
@@ -21,7 +22,7 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
     Shapes:  -> (n, h, w, c)
     """
     limit = call.deployment.settings.max_picture_pixels
-    opened = [images.open_picture(picture.value, where=picture.where, max_pixels=limit) for picture in pictures]
+    opened = await spend(images.opening_cost_us(len(pictures)), _opened, pictures, limit)
     return await spend(
         images.decoding_cost_us(opened),
         images.to_rows,
@@ -29,6 +30,10 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
         shape=call.model.manifest.image.shape,
         where=[picture.where for picture in pictures],
     )
+
+
+def _opened(pictures: Sequence[Named], max_pixels: int) -> list[Image.Image]:
+    return [images.open_picture(picture.value, where=picture.where, max_pixels=max_pixels) for picture in pictures]
 
 
 async def images_of(call: Call[Options]) -> NDArray[np.uint8] | None:
@@ -66,8 +71,9 @@ async def latents_of(call: Call[Options]) -> NDArray[np.float32] | None:
     if value is None:
         return None
     shape = call.model.manifest.latent_shape
-    numbers = len(value) * prod(shape) if isinstance(value, list) else 0
-    return await spend(0.1 * numbers, as_latents, value, shape, where="z")
+    known = 0.002 * value.size if isinstance(value, np.ndarray) else 0.0
+    nested = 0.1 * len(value) * prod(shape) if isinstance(value, list) else 0.0
+    return await spend(known + nested, as_latents, value, shape, where="z")
 
 
 def as_latents(value: Any, latent_shape: tuple[int, ...], *, where: str) -> NDArray[np.float32]:

@@ -58,7 +58,7 @@ class DecodeOptions(PictureOptions):
 class InterpolateOptions(PictureOptions):
     """Options of /interpolate."""
 
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_split)] | None = Field(
+    seeds: Annotated[tuple[Seed, ...], Field(fail_fast=True), BeforeValidator(_split)] | None = Field(
         None, min_length=2, description="Seeds whose first latents are the points, as `3,14`."
     )
     steps: int = Field(9, ge=2, description="Pictures from one point to the next, both included.")

@@ -32,6 +32,7 @@ PICTURES: dict[str, tuple[Image.Image, str, dict[str, object]]] = {
     "sixteen bits": (Image.fromarray(_noise(20, 20).astype(np.uint16) * 257), "PNG", {}),
     "turned": (Image.fromarray(_noise(20, 41, 3)), "JPEG", {"exif": _turned()}),
     "ink": (Image.fromarray(_noise(20, 20, 4), mode=None).convert("CMYK"), "TIFF", {}),
+    "lab": (Image.frombytes("LAB", (30, 20), _noise(20, 30, 3).tobytes()), "TIFF", {}),
     "webp": (Image.fromarray(_noise(50, 20, 3)), "WEBP", {"lossless": True}),
     "gif": (Image.fromarray(_noise(50, 20)), "GIF", {}),
     "bmp": (Image.fromarray(_noise(5, 4, 3)), "BMP", {}),

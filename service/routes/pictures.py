@@ -45,7 +45,7 @@ async def sample(request: Request) -> Response:
     if options.prior == "fitted":
         raise ModelCannot(f"prior=fitted: {call.model.label} carries no fitted prior")
     call.check_rows(options.n)
-    answers.check_pixels(call, options.n)
+    columns = answers.arrange(call, options.n)
     if held := addresses.not_modified(call, seeded=options.seed is not None):
         return held
     seed = intake.chosen_seed(options.seed)
@@ -62,7 +62,13 @@ async def sample(request: Request) -> Response:
     with call.deployment.lane.admit(len(z)):
         done = await call.run("decoder", z)
     response = await answers.pictures(
-        call, z=z, runs=(done,), decoded_at=decoded_at, seeded=options.seed is not None, seed=seed
+        call,
+        z=z,
+        runs=(done,),
+        decoded_at=decoded_at,
+        seeded=options.seed is not None,
+        columns=columns,
+        seed=seed,
     )
     if options.seed is None:
         response.headers["x-seed"] = str(seed)
@@ -77,11 +83,11 @@ async def decode(request: Request) -> Response:
     if z is None:
         raise invalid("body", got="no z", expected="at least one latent")
     call.check_rows(len(z))
-    answers.check_pixels(call, len(z))
+    columns = answers.arrange(call, len(z))
     decoded_at = perf_counter()
     with call.deployment.lane.admit(len(z)):
         done = await call.run("decoder", z)
-    return await answers.pictures(call, z=z, runs=(done,), decoded_at=decoded_at, seeded=False)
+    return await answers.pictures(call, z=z, runs=(done,), decoded_at=decoded_at, seeded=False, columns=columns)
 
 
 @router.head("/interpolate", include_in_schema=False)
@@ -91,11 +97,11 @@ async def interpolate(request: Request) -> Response:
     """A path through two or more points (seeds, images or latents), decoded: one picture a step."""
     call = await intake.read(request, INTERPOLATE)
     options = call.options
-    points = _points(call)
+    points = await _points(call)
     rows = latents.path_rows(len(points), steps=options.steps, loop=options.loop)
     encoded = sum(point.value.get("image") is not None for point in points)
     call.check_rows(rows + encoded)
-    answers.check_pixels(call, rows)
+    columns = answers.arrange(call, rows, path=True)
     if held := addresses.not_modified(call, seeded=True):
         return held
     image = await _point_images(call, points)
@@ -103,12 +109,19 @@ async def interpolate(request: Request) -> Response:
     with call.deployment.lane.admit(rows + encoded):
         runs = [await call.run("encoder", image)] if image is not None else []
         ends = _ends(call, points, runs)
-        path = latents.path(ends, steps=options.steps, method=options.method, loop=options.loop)
+        path = await spend(
+            latents.path_cost_us(rows * ends[0].size),
+            latents.path,
+            ends,
+            steps=options.steps,
+            method=options.method,
+            loop=options.loop,
+        )
         runs.append(await call.run("decoder", path))
-    return await answers.pictures(call, z=path, runs=runs, decoded_at=decoded_at, seeded=True, columns=len(path))
+    return await answers.pictures(call, z=path, runs=runs, decoded_at=decoded_at, seeded=True, columns=columns)
 
 
-def _points(call: Call[InterpolateOptions]) -> list[Named]:
+async def _points(call: Call[InterpolateOptions]) -> list[Named]:
     """The points of the path, each as a dict with one of `image` (a file or a row of pixels), `z` and `seed`."""
     members = call.body.members or {}
     sources: dict[str, list[Named]] = {}
@@ -119,9 +132,8 @@ def _points(call: Call[InterpolateOptions]) -> list[Named]:
     if members.get("images") is not None:
         tensor = payload.from_tensor(call, members["images"])
         sources["images"] = [Named(f"images[{i}]", {"image": row}) for i, row in enumerate(tensor)]
-    if members.get("z") is not None:
-        rows = payload.as_latents(members["z"], call.model.manifest.latent_shape, where="z")
-        sources["z"] = [Named(f"z[{i}]", {"z": row}) for i, row in enumerate(rows)]
+    if (z := await payload.latents_of(call)) is not None:
+        sources["z"] = [Named(f"z[{i}]", {"z": row}) for i, row in enumerate(z)]
     if members.get("points") is not None:
         sources["points"] = _mixed_points(call, members["points"])
     if len(sources) != 1:
@@ -139,6 +151,7 @@ def _points(call: Call[InterpolateOptions]) -> list[Named]:
 def _mixed_points(call: Call[InterpolateOptions], sent: Any) -> list[Named]:
     if not isinstance(sent, list):
         raise invalid("body.points", got=type(sent).__name__, expected="a list of points")
+    call.check_rows(len(sent))
     points = []
     for index, item in enumerate(sent):
         where = f"body.points[{index}]"

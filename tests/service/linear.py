@@ -50,8 +50,9 @@ class Linear:
             "latent": np.array([-1, *self.latent_shape]),
         }
         latent = (TensorProto.FLOAT, ["n", *self.latent_shape])
-        return _model(nodes, {"image": (TensorProto.UINT8, ["n", *self.shape])},
-                      {"mu": latent, "logvar": latent}, constants)
+        return _model(
+            nodes, {"image": (TensorProto.UINT8, ["n", *self.shape])}, {"mu": latent, "logvar": latent}, constants
+        )
 
     def decoder(self) -> bytes:
         latent_dim = int(np.prod(self.latent_shape))
@@ -73,8 +74,12 @@ class Linear:
             "zero": np.array(0, np.float32),
             "picture": np.array([-1, *self.shape]),
         }
-        return _model(nodes, {"z": (TensorProto.FLOAT, ["n", *self.latent_shape])},
-                      {"image": (TensorProto.UINT8, ["n", *self.shape])}, constants)
+        return _model(
+            nodes,
+            {"z": (TensorProto.FLOAT, ["n", *self.latent_shape])},
+            {"image": (TensorProto.UINT8, ["n", *self.shape])},
+            constants,
+        )
 
     def probe(self) -> Probe:
         generator = np.random.default_rng(7)
@@ -112,12 +117,13 @@ def linear(shape: tuple[int, int, int] = (6, 5, 3), latent_shape: tuple[int, ...
     def matrix(rows: int, columns: int) -> NDArray[np.float32]:
         return (generator.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32)
 
-    return Linear(shape, latent_shape, matrix(pixels, latent_dim), matrix(pixels, latent_dim), matrix(latent_dim, pixels))
+    a, b, d = matrix(pixels, latent_dim), matrix(pixels, latent_dim), matrix(latent_dim, pixels)
+    return Linear(shape, latent_shape, a, b, d)
 
 
 def write_linear(folder: Path, model: Linear, *, name: str | None = None, **changes: object) -> Manifest:
     """The model as a bundle; `changes` replace fields of its manifest."""
-    files = bundle_files(encoder=model.encoder(), decoder=model.decoder(), probe=model.probe(), extra={})
+    files = bundle_files(encoder=model.encoder(), decoder=model.decoder(), probe=model.probe())
     manifest = manifest_of(files, model.fields(name or folder.name) | changes)
     write(folder, files, manifest)
     return manifest

@@ -1,0 +1,51 @@
+"""What this machine offers the engine: one onnxruntime distribution, and the cores that this process may use."""
+
+import os
+from importlib import metadata
+from pathlib import Path
+
+# They share one importable module, so that two of them overwrite each other's files in silence.
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+
+
+class BadEngine(Exception):
+    """The engine cannot run as it was asked to; the process stops with this sentence."""
+
+
+def require_one_distribution() -> str:
+    """Name and version of the one onnxruntime distribution in this environment.
+
+    Raises:  BadEngine if there is none, or more than one
+    """
+    found = []
+    for name in _DISTRIBUTIONS:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    if len(found) != 1:
+        raise BadEngine(
+            f"onnxruntime: got {' and '.join(found) or 'none'}, expected exactly one distribution; "
+            "install one of vaeserve[cpu], vaeserve[gpu], vaeserve[openvino] in an empty environment"
+        )
+    return found[0]
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, bounded by the cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """CPUs that the cgroup grants, None where it sets no bound; version 2 first, then version 1."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return None if quota in {"max", "-1"} else int(quota) / int(period)

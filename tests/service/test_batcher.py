@@ -1,0 +1,393 @@
+"""Batches, on a real event loop and a real engine thread; the engine is a function that a test can hold."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from service.batcher import Batch, Done, Lane, Queue
+from service.errors import QueueFull
+
+Rows = NDArray[Any]
+
+sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+most = st.integers(2, 16)
+
+
+class Engine:
+    """Doubles its rows and writes down every batch; while `closed`, a run waits, so that jobs gather."""
+
+    def __init__(self) -> None:
+        self.batches: list[Rows] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.started = threading.Event()
+        self.failing = False
+
+    def run(self, rows: Rows) -> tuple[Rows, ...]:
+        self.batches.append(rows)
+        self.started.set()
+        assert self.open.wait(20)
+        if self.failing:
+            raise RuntimeError("the engine failed")
+        return rows * 2, -rows
+
+    @asynccontextmanager
+    async def held(self, queue: Queue) -> AsyncIterator[None]:
+        """A run of one row is under way; what is submitted inside gathers behind it."""
+        self.open.clear()
+        queue.submit(np.full((1, 1), -1))
+        await self.running()
+        yield
+        self.open.set()
+
+    async def running(self) -> None:
+        """Wait until a run has begun."""
+        while not self.started.is_set():  # noqa: ASYNC110  another thread sets it
+            await asyncio.sleep(0)
+
+    @property
+    def behind(self) -> list[Rows]:
+        """The batches that followed the held one."""
+        return self.batches[1:]
+
+
+def jobs_of(counts: list[int]) -> list[Rows]:
+    """Rows that say whose they are: 1000 · job + row."""
+    return [np.arange(1000 * job, 1000 * job + count).reshape(-1, 1) for job, count in enumerate(counts)]
+
+
+def on_a_lane(scenario: Callable[[Lane, Engine], Coroutine[Any, Any, None]], *, max_queue_rows: int = 10**6) -> Engine:
+    engine = Engine()
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=max_queue_rows)
+        try:
+            await asyncio.wait_for(scenario(lane, engine), 30)
+        finally:
+            engine.open.set()
+            lane.close()
+
+    asyncio.run(main())
+    return engine
+
+
+async def turn() -> None:
+    """Let the loop do what is ready."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def assert_own(done: Done, rows: Rows) -> None:
+    doubled, negated = done.outputs
+    np.testing.assert_array_equal(doubled, rows * 2)
+    np.testing.assert_array_equal(negated, -rows)
+
+
+@settings(max_examples=100)
+@given(counts=sizes, limit=most)
+def test_every_caller_gets_its_own_rows_at_any_mix_of_sizes(counts: list[int], limit: int) -> None:
+    jobs = jobs_of(counts)
+
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=limit)
+        replies = await asyncio.gather(*(queue.submit(rows) for rows in jobs))
+        for reply, rows in zip(replies, jobs, strict=True):
+            assert_own(reply, rows)
+
+    engine = on_a_lane(scenario)
+    assert all(1 <= len(batch) <= limit for batch in engine.batches)
+    ran = np.concatenate(engine.batches)
+    np.testing.assert_array_equal(np.sort(ran, axis=0), np.concatenate(jobs))
+
+
+@settings(max_examples=50)
+@given(waves=st.lists(sizes, min_size=1, max_size=4), limit=most)
+def test_callers_that_arrive_while_others_run_get_their_own_rows(waves: list[list[int]], limit: int) -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=limit)
+        awaited: list[tuple[Rows, asyncio.Future[Done]]] = []
+        for wave in waves:
+            awaited += [(rows, queue.submit(rows)) for rows in jobs_of(wave)]
+            await turn()
+        for rows, reply in awaited:
+            assert_own(await reply, rows)
+
+    engine = on_a_lane(scenario)
+    assert max(map(len, engine.batches)) <= limit
+
+
+@settings(max_examples=50)
+@given(encoding=sizes, decoding=sizes, limit=most)
+def test_two_graphs_of_one_lane_never_run_at_once_and_keep_their_rows_apart(
+    encoding: list[int], decoding: list[int], limit: int
+) -> None:
+    busy = threading.Lock()
+
+    def alone(name: int) -> Callable[[Rows], tuple[Rows, ...]]:
+        def run(rows: Rows) -> tuple[Rows, ...]:
+            assert busy.acquire(blocking=False), "two runs at once"
+            try:
+                return (rows + name,)
+            finally:
+                busy.release()
+
+        return run
+
+    async def scenario(lane: Lane, _engine: Engine) -> None:
+        encoder, decoder = (Queue(alone(name), lane=lane, max_batch_rows=limit) for name in (10**6, 2 * 10**6))
+        replies = [(rows, encoder.submit(rows), 10**6) for rows in jobs_of(encoding)]
+        replies += [(rows, decoder.submit(rows), 2 * 10**6) for rows in jobs_of(decoding)]
+        for rows, reply, name in replies:
+            np.testing.assert_array_equal((await reply).outputs[0], rows + name)
+
+    on_a_lane(scenario)
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(5, 2), (130, 64), (9, 4), (64, 64), (65, 64), (2, 2)])
+def test_a_lone_job_that_needs_several_batches_is_answered_whole(rows: int, limit: int) -> None:
+    (job,) = jobs_of([rows])
+
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        done = await Queue(engine.run, lane=lane, max_batch_rows=limit).submit(job)
+        assert_own(done, job)
+        assert done.batch_rows == min(rows, limit)
+
+    engine = on_a_lane(scenario)
+    assert list(map(len, engine.batches)) == [limit] * (rows // limit) + [rows % limit] * (rows % limit > 0)
+
+
+def test_a_batch_is_what_is_waiting_when_the_engine_is_free() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=16)
+        async with engine.held(queue):
+            replies = []
+            for rows in jobs_of([1, 2, 1, 3]):
+                replies.append(queue.submit(rows))
+                await turn()
+        for reply in replies:
+            assert (await reply).batch_rows == 7
+
+    assert on_a_lane(scenario).behind[0].ravel().tolist() == [0, 1000, 1001, 2000, 3000, 3001, 3002]
+
+
+def test_those_who_arrive_in_one_turn_of_the_loop_share_a_batch() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=16)
+        await asyncio.gather(*(queue.submit(rows) for rows in jobs_of([1] * 16)))
+
+    assert list(map(len, on_a_lane(scenario).batches)) == [16]
+
+
+@settings(max_examples=80)
+@given(counts=st.lists(st.integers(1, 60), min_size=2, max_size=10), limit=st.integers(2, 16))
+def test_no_job_fills_more_than_half_a_batch_while_others_wait(counts: list[int], limit: int) -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=limit)
+        async with engine.held(queue):
+            replies = [queue.submit(rows) for rows in jobs_of(counts)]
+            await turn()
+        await asyncio.gather(*replies)
+
+    left = dict(enumerate(counts))
+    for batch in on_a_lane(scenario).behind:
+        owners, taken = np.unique(batch // 1000, return_counts=True)
+        others_wait = len(left) > 1
+        for owner, rows in zip(owners.tolist(), taken.tolist(), strict=True):
+            assert not others_wait or rows <= limit // 2
+            left[owner] -= rows
+            if left[owner] == 0:
+                del left[owner]
+        assert len(batch) == limit or all(owner in owners for owner in left), "room was left while somebody waited"
+    assert not left
+
+
+@settings(max_examples=80)
+@given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=15), limit=st.integers(2, 16), place=st.floats(0, 1))
+def test_a_lone_row_is_in_the_next_batch_while_jobs_are_fewer_than_its_rows(
+    counts: list[int], limit: int, place: float
+) -> None:
+    counts = counts[: limit - 1]
+    lone = int(place * len(counts))
+    counts.insert(lone, 1)
+
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=limit)
+        async with engine.held(queue):
+            replies = [queue.submit(rows) for rows in jobs_of(counts)]
+            await turn()
+        await asyncio.gather(*replies)
+
+    assert 1000 * lone in on_a_lane(scenario).behind[0]
+
+
+def test_a_lone_row_behind_a_crowd_waits_its_turn_and_no_longer() -> None:
+    """Forty jobs of ten rows for batches of eight: whoever was not served comes first in the next batch."""
+
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=8)
+        async with engine.held(queue):
+            replies = [queue.submit(rows) for rows in jobs_of([10] * 40 + [1])]
+            await turn()
+        await asyncio.gather(*replies)
+
+    batches = on_a_lane(scenario).behind
+    served = next(index for index, batch in enumerate(batches) if 40_000 in batch)
+    assert served == 40 // 8
+
+
+def test_a_row_that_arrives_late_is_not_kept_behind_a_long_request() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        long, late = jobs_of([400, 1])
+        async with engine.held(queue):
+            whole = queue.submit(long)
+            await turn()
+            lone = queue.submit(late)
+            await turn()
+        await lone
+        assert not whole.done()
+        assert_own(await whole, long)
+
+    assert 1000 in on_a_lane(scenario).behind[0]
+
+
+def test_a_caller_who_left_is_dropped_as_the_batch_forms() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=16)
+        jobs = jobs_of([2, 3, 2])
+        async with engine.held(queue):
+            replies = [queue.submit(rows) for rows in jobs]
+            await turn()
+            replies[1].cancel()
+        assert_own(await replies[0], jobs[0])
+        assert_own(await replies[2], jobs[2])
+
+    assert on_a_lane(scenario).behind[0].ravel().tolist() == [0, 1, 2000, 2001]
+
+
+def test_a_caller_who_leaves_half_way_takes_back_what_no_batch_has_taken() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        engine.open.clear()
+        leaving = queue.submit(np.arange(100).reshape(-1, 1))
+        await engine.running()
+        leaving.cancel()
+        engine.open.set()
+        assert_own(await queue.submit(np.array([[7]])), np.array([[7]]))
+
+    assert list(map(len, on_a_lane(scenario).batches)) == [4, 1]
+
+
+def test_a_lane_whose_callers_all_left_runs_nothing_and_goes_on() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        for reply in [queue.submit(rows) for rows in jobs_of([3, 3])]:
+            reply.cancel()
+        await turn()
+        assert not engine.batches
+        assert_own(await queue.submit(np.array([[1]])), np.array([[1]]))
+
+    on_a_lane(scenario)
+
+
+def test_a_run_that_fails_fails_its_own_batch_alone() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        engine.failing = True
+        first = await asyncio.gather(*(queue.submit(rows) for rows in jobs_of([1, 1])), return_exceptions=True)
+        assert [str(error) for error in first] == ["the engine failed"] * 2
+        engine.failing = False
+        assert_own(await queue.submit(np.array([[5]])), np.array([[5]]))
+
+    assert list(map(len, on_a_lane(scenario).batches)) == [2, 1]
+
+
+def test_a_long_job_that_failed_is_not_run_any_further() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        engine.failing = True
+        with pytest.raises(RuntimeError, match="the engine failed"):
+            await queue.submit(np.zeros((100, 1)))
+
+    # One batch more may have been formed before its caller was told.
+    assert len(on_a_lane(scenario).batches) <= 2
+
+
+def test_a_batch_hands_on_a_lone_jobs_rows_without_a_copy() -> None:
+    rows = np.zeros((3, 1))
+    assert Batch((), (rows,)).rows() is rows
+
+
+# Admission
+
+
+def test_rows_are_admitted_up_to_the_bound_and_refused_beyond() -> None:
+    lane = Lane(max_queue_rows=10)
+    refused = pytest.raises(QueueFull, match="queue: 10 rows wait, 1 more exceed 10; try again in 1 s")
+    with lane.admit(6), lane.admit(4), refused, lane.admit(1):
+        pass
+    with lane.admit(10):
+        pass
+    lane.close()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 11])
+def test_the_rule_is_the_same_for_one_row_and_for_many(rows: int) -> None:
+    lane = Lane(max_queue_rows=10)
+    with lane.admit(10), pytest.raises(QueueFull), lane.admit(rows):
+        pass
+    lane.close()
+
+
+def test_a_request_alone_is_admitted_whole_whatever_its_size() -> None:
+    lane = Lane(max_queue_rows=10)
+    with lane.admit(100), pytest.raises(QueueFull), lane.admit(1):
+        pass
+    lane.close()
+
+
+def test_room_comes_back_when_a_request_fails() -> None:
+    lane = Lane(max_queue_rows=10)
+    with pytest.raises(ZeroDivisionError), lane.admit(10):
+        raise ZeroDivisionError
+    with lane.admit(10):
+        pass
+    lane.close()
+
+
+def test_retry_after_is_the_time_that_the_waiting_rows_will_take() -> None:
+    """The rate is given here, as if measured: 50 rows/s before 400 rows that wait."""
+    lane = Lane(max_queue_rows=400)
+    lane._rows_per_s = 50.0  # noqa: SLF001
+    with lane.admit(400), pytest.raises(QueueFull) as refused, lane.admit(1):
+        pass
+    assert refused.value.headers == {"Retry-After": "8"}
+    lane.close()
+
+
+def test_retry_after_is_a_second_at_least_and_before_anything_was_measured() -> None:
+    lane = Lane(max_queue_rows=400)
+    with lane.admit(400), pytest.raises(QueueFull) as unmeasured, lane.admit(1):
+        pass
+    lane._rows_per_s = 1e9  # noqa: SLF001
+    with lane.admit(400), pytest.raises(QueueFull) as fast, lane.admit(1):
+        pass
+    assert unmeasured.value.headers == fast.value.headers == {"Retry-After": "1"}
+    lane.close()
+
+
+def test_the_rate_is_measured_from_the_runs() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        await queue.submit(np.zeros((12, 1)))
+        assert lane._rows_per_s > 0  # noqa: SLF001
+
+    on_a_lane(scenario)

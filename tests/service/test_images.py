@@ -1,0 +1,352 @@
+"""Pictures in and out, against Pillow and against pixels worked by hand."""
+
+import struct
+import zlib
+from contextlib import suppress
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from service import images
+from service.errors import BadBody, Invalid, TooLarge
+from tests.service.wire import assert_near, frames, opened, picture, pixels, png, saved, tiles
+
+LIMIT = 1_000_000
+COLOUR, GREY = (6, 5, 3), (6, 5, 1)
+
+
+def rows(*files: bytes, shape: tuple[int, int, int], max_pixels: int = LIMIT) -> images.Uint8:
+    """Files as a request brings them: opened first, then decoded to the model's shape."""
+    where = [f"images[{index}]" for index in range(len(files))]
+    pictures = [
+        images.open_picture(data, where=place, max_pixels=max_pixels) for data, place in zip(files, where, strict=True)
+    ]
+    return images.to_rows(pictures, shape=shape, where=where)
+
+
+def row(data: bytes, shape: tuple[int, int, int]) -> images.Uint8:
+    (only,) = rows(data, shape=shape)
+    return only
+
+
+# What goes in
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("shape", [COLOUR, GREY], ids=["colour", "grey"])
+def test_each_format_of_the_list_is_read(file_format: str, shape: tuple[int, int, int]) -> None:
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(file_format, {})
+    image = pixels(1, shape)[0]
+    data = saved(picture(image), file_format, **options)
+    # JPEG and a GIF's palette are as near as Pillow's own reading of them.
+    assert_near(row(data, shape), opened(data, shape[-1]), levels=0)
+    if file_format in {"PNG", "BMP", "TIFF"} or (file_format == "WEBP" and shape == COLOUR):
+        assert_near(row(data, shape), image, levels=0)
+
+
+@pytest.mark.parametrize("file_format", ["PPM", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "EPS", "PDF", "DDS", "ICNS"])
+def test_every_other_format_is_refused(file_format: str) -> None:
+    image = Image.new("RGB", (32, 32), (1, 2, 3))
+    with pytest.raises(BadBody, match="not a picture in one of PNG, JPEG, WEBP, BMP, GIF, TIFF"):
+        rows(saved(image, file_format), shape=COLOUR)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x00", b"not a picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\x89PNG\r\n\x1a\n", b"GIF89a"],
+    ids=["empty", "zero", "text", "svg", "png signature", "gif signature"],
+)
+def test_what_is_no_picture_is_refused_by_its_place(data: bytes) -> None:
+    with pytest.raises(BadBody, match=r"images\[1\]: not a picture"):
+        rows(png(pixels(1, COLOUR)[0]), data, shape=COLOUR)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_a_picture_cut_anywhere_is_refused_or_whole(file_format: str) -> None:
+    """A cut may fall into what a reader does not need; it never gives anything but a refusal or the picture."""
+    data = saved(picture(pixels(1, (20, 20, 3))[0]), file_format)
+    whole = row(data, COLOUR)
+    refused = 0
+    for end in range(0, len(data), max(1, len(data) // 60)):
+        try:
+            found = row(data[:end], COLOUR)
+        except BadBody:
+            refused += 1
+        else:
+            assert_near(found, whole, levels=0)
+    assert refused > 50
+
+
+@settings(max_examples=150)
+@given(
+    file_format=st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]),
+    place=st.floats(0, 0.999),
+    byte=st.integers(0, 255),
+)
+def test_a_picture_with_a_wrong_byte_is_read_or_refused_and_never_fails(
+    file_format: str, place: float, byte: int
+) -> None:
+    data = bytearray(saved(picture(pixels(1, (8, 8, 3))[0]), file_format))
+    data[int(place * len(data))] = byte
+    with suppress(BadBody, TooLarge, Invalid):
+        assert row(bytes(data), COLOUR).shape == COLOUR
+
+
+def test_pixels_are_counted_before_anything_is_decoded() -> None:
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    empty = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk + empty
+    with pytest.raises(TooLarge, match=r"images\[0\]: got 3,600,000,000 pixels, the limit is 40,000,000"):
+        rows(bomb, shape=COLOUR, max_pixels=40_000_000)
+
+
+def test_a_picture_of_exactly_the_limit_is_read() -> None:
+    image = pixels(1, (6, 5, 3))[0]
+    assert_near(rows(png(image), shape=COLOUR, max_pixels=30)[0], image, levels=0)
+    with pytest.raises(TooLarge):
+        rows(png(image), shape=COLOUR, max_pixels=29)
+
+
+@settings(max_examples=60)
+@given(
+    height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 99), shape=st.sampled_from([COLOUR, GREY])
+)
+def test_any_size_is_fitted_as_pillow_fits(height: int, width: int, seed: int, shape: tuple[int, int, int]) -> None:
+    image = picture(pixels(1, (height, width, shape[-1]), seed)[0])
+    expected = ImageOps.fit(image, (shape[1], shape[0]), method=Image.Resampling.LANCZOS)
+    assert_near(row(saved(image, "PNG"), shape), np.asarray(expected).reshape(shape), levels=0)
+
+
+def test_a_cover_crop_keeps_the_middle() -> None:
+    left, middle, right = (np.full((6, 5, 3), value, np.uint8) for value in (0, 128, 255))
+    assert_near(row(png(np.concatenate([left, middle, right], axis=1)), COLOUR), middle, levels=0)
+
+
+ORIENTED = {  # EXIF's number: what the camera did, undone
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda image: np.rot90(image, 1),
+}
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None:
+    stored = pixels(1, (5, 6, 3) if orientation >= 5 else (6, 5, 3))[0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    data = saved(picture(stored), file_format, exif=exif, **options)
+    assert_near(row(data, COLOUR), ORIENTED[orientation](stored), levels=0)
+
+
+def test_a_turned_photograph_is_upright() -> None:
+    stored = np.zeros((40, 80, 3), np.uint8)
+    stored[:, 40:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = row(saved(picture(stored), "JPEG", quality=95, exif=exif), (8, 4, 3))
+    assert found[:3].max() < 10
+    assert found[5:].min() > 245
+
+
+def test_alpha_is_composed_on_black() -> None:
+    rgba = np.concatenate([pixels(1, COLOUR)[0], pixels(1, GREY, 1)[0]], axis=2)
+    found = row(saved(Image.fromarray(rgba), "PNG"), COLOUR)
+    assert_near(found, np.rint(rgba[..., :3] * (rgba[..., 3:] / 255)).astype(np.uint8))
+
+
+def test_grey_with_alpha_is_composed_on_black() -> None:
+    la = np.concatenate([pixels(1, GREY)[0], pixels(1, GREY, 1)[0]], axis=2)
+    found = row(saved(Image.fromarray(la), "PNG"), GREY)
+    assert_near(found, np.rint(la[..., :1] * (la[..., 1:] / 255)).astype(np.uint8))
+
+
+def test_a_transparent_colour_is_black_whatever_it_says() -> None:
+    white = Image.new("RGBA", (5, 6), (255, 255, 255, 0))
+    for data in (saved(white, "PNG"), saved(white, "WEBP", lossless=True, exact=True), saved(white, "TIFF")):
+        assert not row(data, COLOUR).any()
+
+
+def test_transparency_that_stands_beside_the_pixels_counts_too() -> None:
+    """PNG's tRNS: one entry of a palette, one grey or one colour."""
+    values = np.arange(30, dtype=np.uint8).reshape(6, 5) + 100
+    grey = Image.fromarray(values)
+    rgb = Image.fromarray(np.stack([values, values, values], axis=2))
+    palette = Image.fromarray(np.zeros((6, 5), np.uint8), "L").convert("P")
+    palette.putpalette([200, 100, 50, 255, 255, 255])
+    expected = np.where(values == 107, 0, values)
+    np.testing.assert_array_equal(row(saved(grey, "PNG", transparency=107), GREY)[..., 0], expected)
+    found = row(saved(rgb, "PNG", transparency=(107, 107, 107)), COLOUR)
+    np.testing.assert_array_equal(found, np.stack([expected] * 3, axis=2))
+    assert not row(saved(palette, "PNG", transparency=0), COLOUR).any()
+    assert row(saved(palette, "PNG"), COLOUR)[0, 0].tolist() == [200, 100, 50]
+
+
+def test_a_transparent_gif_stands_on_black() -> None:
+    image = Image.new("P", (5, 6), 0)
+    image.putpalette([255, 255, 255, 10, 20, 30])
+    image.putpixel((2, 3), 1)
+    found = row(saved(image, "GIF", transparency=0), COLOUR)
+    assert found[3, 2].tolist() == [10, 20, 30]
+    assert found.sum() == 60
+
+
+def test_sixteen_bits_keep_their_upper_eight() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (6, 5), dtype=np.uint16)
+    expected = (values >> 8).astype(np.uint8)[..., None]
+    for file_format in ("PNG", "TIFF"):
+        data = saved(Image.fromarray(values), file_format)
+        np.testing.assert_array_equal(row(data, GREY), expected)
+        np.testing.assert_array_equal(row(data, COLOUR), expected.repeat(3, axis=2))
+
+
+def test_one_bit_is_black_and_white() -> None:
+    bits = np.random.default_rng(0).random((6, 5)) < 0.5
+    for file_format in ("PNG", "TIFF", "BMP"):
+        data = saved(Image.fromarray(bits), file_format)
+        np.testing.assert_array_equal(row(data, GREY)[..., 0], bits * 255)
+
+
+@pytest.mark.parametrize(("mode", "file_format"), [("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "TIFF"), ("P", "PNG")])
+@pytest.mark.parametrize("shape", [COLOUR, GREY], ids=["colour", "grey"])
+def test_other_colours_are_converted_as_pillow_converts(
+    mode: str, file_format: str, shape: tuple[int, int, int]
+) -> None:
+    data = saved(picture(pixels(1, COLOUR)[0]).convert(mode), file_format)
+    with Image.open(BytesIO(data)) as image:
+        expected = np.asarray(image.convert("L" if shape == GREY else "RGB")).reshape(shape)
+    np.testing.assert_array_equal(row(data, shape), expected)
+
+
+@pytest.mark.parametrize("shape", [COLOUR, GREY], ids=["colour", "grey"])
+def test_lab_is_read_for_every_model(shape: tuple[int, int, int]) -> None:
+    middle = saved(Image.new("LAB", (5, 6), (128, 128, 128)), "TIFF")
+    assert_near(row(middle, shape), np.full(shape, 119, np.uint8), levels=3)
+
+
+@pytest.mark.parametrize("shape", [COLOUR, GREY], ids=["colour", "grey"])
+def test_premultiplied_grey_stands_on_black_as_it_is(shape: tuple[int, int, int]) -> None:
+    values = np.array([[100, 200], [10, 20]], np.uint8).repeat(15, axis=1).reshape(6, 5, 2)
+    data = saved(Image.fromarray(values), "TIFF")
+    extra_samples = struct.Struct("<HHIH")  # tag 338, one short: 2 is alpha beside the colour, 1 multiplied into it
+    assert extra_samples.pack(338, 3, 1, 2) in data
+    data = data.replace(extra_samples.pack(338, 3, 1, 2), extra_samples.pack(338, 3, 1, 1))
+    assert_near(row(data, shape)[..., :1], values[..., :1], levels=1)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_a_mode_without_an_agreed_range_is_refused(mode: str) -> None:
+    with pytest.raises(Invalid, match=f"got a picture of mode {mode}, expected at most 16 bits a channel"):
+        rows(saved(Image.new(mode, (5, 6)), "TIFF"), shape=COLOUR)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_first_frame_is_the_picture(file_format: str) -> None:
+    first, second = (Image.new("RGB", (5, 6), colour) for colour in ((200, 0, 0), (0, 0, 200)))
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    data = saved(first, file_format, save_all=True, append_images=[second], **options)
+    assert_near(row(data, COLOUR), np.asarray(first), levels=0)
+
+
+def test_pictures_keep_their_order_and_do_not_touch_each_other() -> None:
+    several = pixels(7, COLOUR)
+    np.testing.assert_array_equal(rows(*map(png, several), shape=COLOUR), several)
+
+
+# What comes out
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    scale=st.integers(1, 3),
+    shape=st.sampled_from([(2, 3, 3), (3, 2, 1)]),
+)
+def test_a_grid_shows_every_picture_in_its_place(n: int, columns: int, scale: int, shape: tuple[int, int, int]) -> None:
+    several = pixels(n, shape)
+    canvas = opened(
+        images.render(several, "png", columns=min(n, columns), scale=scale, quality=90, frame_ms=0), shape[-1]
+    )
+    height, width, channels = shape[0] * scale, shape[1] * scale, shape[2]
+    lines = -(-n // min(n, columns))
+    assert canvas.shape == (lines * height, min(n, columns) * width, channels)
+    for index in range(n):
+        y, x = divmod(index, min(n, columns))
+        cell = canvas[y * height : (y + 1) * height, x * width : (x + 1) * width]
+        for dy in range(scale):
+            for dx in range(scale):
+                np.testing.assert_array_equal(cell[dy::scale, dx::scale], several[index])
+    np.testing.assert_array_equal(tiles(canvas, (height, width, channels), n), images.enlarge(several, scale))
+
+
+def test_the_places_that_no_picture_fills_are_black() -> None:
+    canvas = images.grid(np.full((5, 2, 2, 3), 255, np.uint8), 3)
+    assert canvas.shape == (4, 6, 3)
+    assert not canvas[2:, 4:].any()
+    assert canvas[:2].min() == canvas[2:, :4].min() == 255
+
+
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (2, 2), (3, 2), (4, 2), (5, 3), (9, 3), (10, 4), (16, 4), (17, 5)])
+def test_a_grid_is_near_square(n: int, columns: int) -> None:
+    assert images.near_square(n) == columns
+
+
+def test_near_square_is_never_higher_than_wide_nor_wider_by_two_lines() -> None:
+    for n in range(1, 500):
+        columns = images.near_square(n)
+        assert 0 <= columns - -(-n // columns) <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_is_exact(channels: int) -> None:
+    image = pixels(1, (17, 9, channels))[0]
+    assert_near(opened(images.png(image), channels), image, levels=0)
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "webp"])
+def test_a_lossy_still_is_near_and_nearer_with_quality(encoding: images.Encoding) -> None:
+    ramp = np.linspace(0, 255, 32 * 32, dtype=np.uint8).reshape(1, 32, 32, 1)
+
+    def loss(quality: int) -> float:
+        file = images.render(ramp, encoding, columns=1, scale=1, quality=quality, frame_ms=0)
+        return float(np.abs(opened(file, 1).astype(int) - ramp[0]).mean())
+
+    assert loss(90) < 2
+    assert loss(90) < loss(1)
+
+
+@pytest.mark.parametrize("encoding", ["gif", "apng"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_animation_has_a_frame_for_each_picture(encoding: images.Encoding, channels: int) -> None:
+    several = pixels(5, (6, 5, channels))
+    file = images.render(several, encoding, columns=1, scale=2, quality=90, frame_ms=40)
+    # A frame of 30 colours fits a GIF's palette.
+    assert_near(frames(file, channels), images.enlarge(several, 2), levels=0)
+    with Image.open(BytesIO(file)) as image:
+        assert image.n_frames == 5
+        assert image.info["duration"] == 40
+        assert image.info["loop"] == 0
+
+
+@pytest.mark.parametrize(("encoding", "side"), [("webp", 16383), ("jpeg", 65500)])
+def test_a_format_writes_its_longest_side_and_no_longer_one(encoding: images.Encoding, side: int) -> None:
+    assert images.LONGEST_SIDE[encoding] == side
+    longest = np.zeros((side, 1, 1, 1), np.uint8)
+    file = images.render(longest, encoding, columns=side, scale=1, quality=1, frame_ms=0)
+    assert opened(file, 1).shape == (1, side, 1)
+    longer = np.zeros((side + 1, 1, 1, 1), np.uint8)
+    with pytest.raises((OSError, ValueError)):
+        images.render(longer, encoding, columns=1, scale=1, quality=1, frame_ms=0)
+    assert images.render(longer, "png", columns=1, scale=1, quality=1, frame_ms=0)
