@@ -1,0 +1,70 @@
+# Two environments, since the service must run where torch is not installed. Each has a stamp, so that a second call
+# installs nothing while its lock and pyproject.toml are unchanged.
+#
+#   make serve ARGS='--port 9000'       make test ARGS='-k sample -x'
+
+PYTHON := $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+DEV := .venv
+SERVE := .venv-serve
+LOCK := .venv-lock
+PIP := -m pip --disable-pip-version-check install -qq
+TORCH := torch==2.13.0
+UV := uv==0.13.8
+SETS := dev cpu gpu openvino train
+
+# onnxruntime since 1.29 reports sessions to its maker, on Linux too, unless told not to.
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: serve test dev lint bench lock clean
+
+serve: $(SERVE)/stamp
+	@$(SERVE)/bin/vae-serve $(ARGS)
+
+test: $(DEV)/stamp
+	$(DEV)/bin/pytest $(ARGS)
+
+dev: $(DEV)/stamp
+
+lint: $(DEV)/stamp
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+
+bench: $(DEV)/stamp
+	$(DEV)/bin/python -m benchmarks.serving $(ARGS)
+
+$(SERVE)/stamp: locks/cpu.txt pyproject.toml
+	@echo "Installing locks/cpu.txt into $(SERVE) (once, about a minute)"
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vaeserve needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv $(SERVE)
+	@$(SERVE)/bin/python $(PIP) -r locks/cpu.txt
+	@$(SERVE)/bin/python $(PIP) --no-deps --editable .
+	@touch $@
+
+# torch comes first and by its exact version: whichever build of it pip finds here, the lock then counts as satisfied.
+$(DEV)/stamp: locks/dev.txt pyproject.toml
+	@echo "Installing $(TORCH) and locks/dev.txt into $(DEV) (once, some minutes)"
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vaeserve needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv $(DEV)
+	@$(DEV)/bin/python $(PIP) $(TORCH)
+	@$(DEV)/bin/python $(PIP) -r locks/dev.txt
+	@$(DEV)/bin/python $(PIP) --no-deps --editable .
+	@touch $@
+
+# The newest versions that pyproject.toml allows. dev is made first and binds the others: what is served was tested.
+lock: $(LOCK)/stamp
+	@for set in $(SETS); do \
+	    echo "locks/$$set.txt"; \
+	    bound=; [ $$set = dev ] || bound='-c locks/dev.txt'; \
+	    $(LOCK)/bin/uv --quiet --config-file locks/uv.toml pip compile pyproject.toml \
+	        --extra $$set $$bound -o locks/$$set.txt || exit; \
+	done
+
+$(LOCK)/stamp: Makefile
+	@$(PYTHON) -m venv $(LOCK)
+	@$(LOCK)/bin/python $(PIP) $(UV)
+	@touch $@
+
+clean:
+	rm -rf $(DEV) $(SERVE) $(LOCK) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
