@@ -67,6 +67,7 @@ def serve(
         access_log=settings.access_log,
         log_config=_logging(settings.log_level),
         server_header=False,
+        proxy_headers=False,
     )
 
 

@@ -124,10 +124,12 @@ def _response(
     decoded_at: float,
     encoding_at: float,
 ) -> Response:
-    response = Response(content, media_type=call.form.media_type)
-    response.headers.update(addresses.identity(call) | addresses.headers(call, seeded=seeded))
-    response.headers["server-timing"] = _timing(call.began, decoded_at, runs, encoding_at)
-    return response
+    headers = {
+        **addresses.identity(call),
+        **addresses.headers(call, seeded=seeded),
+        "server-timing": _timing(call.began, decoded_at, runs, encoding_at),
+    }
+    return Response(content, media_type=call.form.media_type, headers=headers)
 
 
 def _timing(began: float, decoded_at: float, runs: Sequence[Done], encoding_at: float) -> str:

@@ -12,10 +12,10 @@ from service.errors import invalid
 from service.forms import LATENT_FORMS
 from service.intake import Verb
 from service.latents import normals_cost_us, posterior_sample
-from service.openapi import describe
+from service.openapi import VerbRoute, describe
 from service.schemas import EncodeAnswer, EncodeBody, EncodeOptions
 
-router = APIRouter(tags=["latents"])
+router = APIRouter(tags=["latents"], route_class=VerbRoute)
 
 ENCODE = Verb("encode", EncodeOptions, frozenset({"images"}), LATENT_FORMS)
 

@@ -17,7 +17,7 @@ from service.budget import spend
 from service.errors import ModelCannot, invalid
 from service.forms import PATH_FORMS, STILL_FORMS
 from service.intake import Call, Verb
-from service.openapi import describe
+from service.openapi import VerbRoute, describe
 from service.schemas import (
     DecodeBody,
     DecodeOptions,
@@ -28,7 +28,7 @@ from service.schemas import (
     SampleOptions,
 )
 
-router = APIRouter(tags=["pictures"])
+router = APIRouter(tags=["pictures"], route_class=VerbRoute)
 
 SAMPLE = Verb("sample", SampleOptions, frozenset(), STILL_FORMS)
 DECODE = Verb("decode", DecodeOptions, frozenset({"z"}), STILL_FORMS)
