@@ -37,7 +37,7 @@ def test_the_curl_lines_of_readme_make_the_pictures_they_promise(shipped: Server
     finished = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert '"logvar":[[' in finished.stdout
-    sizes = {path.name: Image.open(path).size for path in tmp_path.iterdir()}
+    sizes = {path.name: _size(path) for path in tmp_path.iterdir()}
     promised = re.findall(r"-o (\S+)", script)
     assert sorted(sizes) == sorted(promised)
     assert sizes["strip.png"] == (9 * 28 * 4, 28 * 4)
@@ -94,6 +94,11 @@ def test_every_setting_is_a_flag() -> None:
     flags = {f"--{name.replace('_', '-')}" for name in Settings.model_fields if name != "bundles"}
     assert {flag for flag in flags if flag not in finished.stdout} == set()
     assert {flag for flag in flags if f"`{flag}`" not in OPERATIONS} == set()
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
 
 
 def _wide() -> dict[str, str]:
