@@ -9,6 +9,9 @@ from service.schemas import Limits, ModelAnswer, ModelsAnswer, ModelSummary
 
 router = APIRouter(tags=["models"])
 
+# Said here instead of in the signature, where FastAPI would announce a 422 that a name cannot cause.
+_NAME = {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]}
+
 
 @router.head("/models", include_in_schema=False)
 @router.get("/models")
@@ -19,11 +22,11 @@ async def list_models(request: Request) -> ModelsAnswer:
 
 
 @router.head("/models/{name}", include_in_schema=False)
-@router.get("/models/{name}", responses=problems(404))
-async def show_model(request: Request, name: str) -> ModelAnswer:
+@router.get("/models/{name}", responses=problems(404), openapi_extra=_NAME)
+async def show_model(request: Request) -> ModelAnswer:
     """One model: provider and precision in use, limits, and its manifest."""
     deployment: Deployment = request.app.state.deployment
-    model = deployment.models.find(name)
+    model = deployment.models.find(request.path_params["name"])
     return ModelAnswer(
         **_summary(deployment, model).model_dump(),
         limits=Limits.model_validate(deployment.settings, from_attributes=True),
