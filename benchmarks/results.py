@@ -1,0 +1,67 @@
+"""What was measured, on what machine and when: a JSON file, and tables as Markdown."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent / "results"
+
+_PACKAGES = ("vaeserve", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "orjson",
+             "pillow", "torch")  # fmt: skip
+
+
+def write(name: str, measured: Mapping[str, Any]) -> Path:
+    """The file that keeps what a command measured."""
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    document = {"machine": machine(), **measured}
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hang on."""
+    return {
+        "date": datetime.now().astimezone().date().isoformat(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def on_machine() -> str:
+    """The machine in a line."""
+    found = machine()
+    return f"{found['cpu']}, {found['cores']} cores, Python {found['python']}, {found['date']}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned for a terminal."""
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in (head, rule, *rows)
+    )
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
