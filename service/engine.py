@@ -109,6 +109,8 @@ class Engine:
 
     def __init__(self, bundle: Bundle, *, device: Device, threads: int) -> None:
         self.device = resolve_device(device)
+        if self.device == "cuda":
+            ort.preload_dlls()  # CUDA and cuDNN come as wheels, where the dynamic loader does not look
         self.threads = threads or available_cores()
         self._shapes = (bundle.manifest.image.shape, bundle.manifest.latent_shape)
         self.encoder = self._graph(bundle.encoder, bundle.folder / ENCODER, encoder_signature(*self._shapes))
