@@ -43,6 +43,11 @@ _HEADERS = {
     "X-Request-ID": "yours if you sent one",
     "Server-Timing": "milliseconds of decode, queue, run and encode, and the batch's size",
 }
+_CACHING = {
+    "Cache-Control": "`no-cache` with a seed, `immutable` with a seed and `model=name@digest`, else `no-store`",
+    "ETag": "with a seed: of this URL and the model that answered",
+}
+_SEED = {"X-Seed": "the seed that was chosen, where one was needed and none was sent"}
 
 
 class VerbRoute(APIRoute):
@@ -59,13 +64,16 @@ def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseMod
     extra: dict[str, Any] = {"parameters": _parameters(verb)}
     if body is not None:
         required = bool(verb.takes) and "points" not in verb.takes
-        extra["requestBody"] = {"required": required, "content": _contents(verb.takes, body)}
+        extra["requestBody"] = {"required": required, "content": _contents(verb, body)}
     statuses = (404, 406, 409, 413, 422, 429, 500) if body is None else (400, 404, 406, 409, 413, 415, 422, 429, 500)
     answers: dict[int | str, Any] = {
         200: {
             "description": "The answer, in the form asked for",
             "content": _answers(verb.forms, answer),
-            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
+            "headers": {
+                name: {"description": text, "schema": {"type": "string"}}
+                for name, text in _headers(verb, is_get=body is None).items()
+            },
         },
         **problems(*statuses),
     }
@@ -73,6 +81,10 @@ def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseMod
         answers[304] = {"description": "The cache that asked holds this answer"}
     # A plain Response has no media type of its own, which would be listed before the verb's default.
     return {"responses": answers, "openapi_extra": extra, "response_model": None, "response_class": Response}
+
+
+def _headers(verb: Verb[Options], *, is_get: bool) -> dict[str, str]:
+    return _HEADERS | (_CACHING if is_get else {}) | (_SEED if "seed" in verb.options.model_fields else {})
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -125,14 +137,15 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _contents(takes: frozenset[str], body: type[BaseModel]) -> dict[str, Any]:
+def _contents(verb: Verb[Options], body: type[BaseModel]) -> dict[str, Any]:
     contents: dict[str, Any] = {}
-    for media_type in readable_types(takes):
+    for media_type in readable_types(verb.takes):
         if media_type == "application/json":
             contents[media_type] = {"schema": {"$ref": _REFERENCE.format(model=body.__name__)}}
         elif media_type == "multipart/form-data":
-            files = {"images": {"type": "array", "items": _BINARY}}
-            contents[media_type] = {"schema": {"type": "object", "properties": files, "required": ["images"]}}
+            fields = {option["name"]: option["schema"] for option in _parameters(verb)}
+            parts = {"images": {"type": "array", "items": _BINARY}, **fields}
+            contents[media_type] = {"schema": {"type": "object", "properties": parts, "required": ["images"]}}
         elif media_type in images.MEDIA_TYPES or media_type == tensors.MEDIA_TYPE:
             contents[media_type] = {"schema": _BINARY}
     return contents

@@ -22,7 +22,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where graphs run; auto takes a GPU when there is one that works, and says so."
+        "auto",
+        description="Where graphs run; auto takes a GPU where there is one and onnxruntime brings CUDA, and says so.",
     )
     threads: int = Field(
         0, ge=0, description="Threads of one run on CPU; 0 takes as many as this process may use cores."

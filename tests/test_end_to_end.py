@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from model import checkpoint
-from tests.service.conftest import serving
+from tests.serving import serving
 
 
 @pytest.fixture(scope="module")

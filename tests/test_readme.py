@@ -14,7 +14,7 @@ from PIL import Image
 from service.app import create_app
 from service.errors import PROBLEMS
 from service.settings import SHIPPED_BUNDLE, Settings
-from tests.service.conftest import Server, serving
+from tests.serving import Server, serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

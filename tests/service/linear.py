@@ -110,6 +110,18 @@ class Linear:
         }
 
 
+@dataclass(frozen=True)
+class Bundles:
+    """Folders: `colour` holds 6×5×3 pictures and latents (4,), `grey` 28×28×1 and latents (2, 3, 2)."""
+
+    colour: Path
+    grey: Path
+
+    @property
+    def arguments(self) -> list[str]:
+        return [str(self.colour), str(self.grey)]
+
+
 def linear(shape: tuple[int, int, int] = (6, 5, 3), latent_shape: tuple[int, ...] = (4,), seed: int = 0) -> Linear:
     generator = np.random.default_rng(seed)
     pixels, latent_dim = int(np.prod(shape)), int(np.prod(latent_shape))

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.service.conftest import in_process
+from tests.serving import in_process
 
 SEEDED = ["/sample?seed=7&n=3", "/interpolate?seeds=3,14"]
 

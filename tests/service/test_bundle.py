@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, BadBundle, digest, read
 from tests.service.broken import copied, edit_manifest, flip_byte, made
-from tests.service.conftest import Bundles
-from tests.service.linear import Linear
+from tests.service.linear import Bundles, Linear
 from tests.service.wire import tensors
 
 

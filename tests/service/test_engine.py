@@ -34,8 +34,7 @@ from tests.service.broken import (
     with_last,
     with_type,
 )
-from tests.service.conftest import Bundles
-from tests.service.linear import Linear, write_linear
+from tests.service.linear import Bundles, Linear, write_linear
 from tests.service.wire import assert_near, latents, pixels
 
 NO_CUDA = "CUDAExecutionProvider" not in ort.get_available_providers()

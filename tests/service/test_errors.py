@@ -14,9 +14,9 @@ import pytest
 from fastapi import FastAPI
 
 from service.errors import PROBLEMS, Problem
-from tests.service.conftest import in_process
 from tests.service.linear import Linear
 from tests.service.wire import SAFETENSORS, base64_png, form, pixels, png, read_tensors, tensors
+from tests.serving import in_process
 
 JSON = {"content-type": "application/json"}
 PNG = {"content-type": "image/png"}

@@ -1,7 +1,7 @@
 import httpx
 import pytest
 
-from tests.service.conftest import Server
+from tests.serving import Server
 
 
 @pytest.mark.parametrize(("path", "status"), [("/health/live", "live"), ("/health/ready", "ready")])

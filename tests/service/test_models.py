@@ -5,7 +5,7 @@ import json
 import httpx
 
 from service.bundle import MANIFEST
-from tests.service.conftest import Bundles
+from tests.service.linear import Bundles
 
 
 def test_models_lists_what_is_loaded_the_default_first(client: httpx.Client, bundles: Bundles) -> None:

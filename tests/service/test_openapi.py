@@ -189,3 +189,19 @@ def test_the_page_loads_its_files_from_this_server_alone(client: httpx.Client) -
 
 def test_there_is_no_second_page_that_needs_a_network(client: httpx.Client) -> None:
     assert client.get("/redoc").status_code == 404
+
+
+def test_every_option_stands_among_the_fields_of_a_form(document: dict[str, Any]) -> None:
+    for path in ("/encode", "/interpolate"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        fields = set(content["multipart/form-data"]["schema"]["properties"])
+        assert fields == {"images", *VERBS[path].options.model_fields}
+
+
+def test_every_header_of_an_answer_stands_in_it(document: dict[str, Any], client: httpx.Client) -> None:
+    ours = ("x-model", "x-request-id", "server-timing", "x-seed", "etag", "cache-control")
+    for path, query in {"/sample": "", "/interpolate": "?seeds=1,2"}.items():
+        listed = {name.lower() for name in document["paths"][path]["get"]["responses"]["200"]["headers"]}
+        sent = {name for name in client.get(path + query).headers if name in ours}
+        assert sent <= listed
+        assert {"x-model", "x-request-id", "server-timing", "cache-control"} <= sent
