@@ -16,8 +16,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match
 
 from service import openapi
+from service.callers import CallerGone
 from service.errors import Internal, MethodNotAllowed, NotFound, Problem
-from service.intake import CallerGone
 from service.models import Deployment, deploy
 from service.request_id import RequestId
 from service.routes import health, latents, models, pictures

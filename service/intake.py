@@ -1,6 +1,5 @@
 """A request, read and checked before any job exists: its model, its options, its payload, the form of its answer."""
 
-import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,34 +9,25 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.requests import Request
-from starlette.types import Receive
 
 from service import bodies, forms
-from service.batcher import Done
+from service.batcher import Done, Queue
 from service.bodies import Body, Named
+from service.callers import attended
 from service.errors import Fault, Invalid, invalid, too_large
 from service.models import Deployment, Model
 from service.schemas import Options
 
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
 
-# A caller whose answer takes longer than this is listened to, so that its rows are dropped when it leaves.
-PATIENCE_S = 0.05
-
-
 # Many more than any verb knows; a body of nothing but unknown options must not cost a fault each.
 _MAX_OPTIONS = 64
-
-
-class CallerGone(Exception):
-    """The caller closed the connection before its answer was ready. Nobody is left to be told."""
 
 
 @dataclass(frozen=True)
 class Verb(Generic[O]):
     """What a verb knows: its options, the members that its body may carry, the forms of its answer."""
 
-    name: str
     options: type[O]
     takes: frozenset[str]
     forms: tuple[forms.Form, ...]
@@ -66,13 +56,12 @@ class Call(Generic[O]):
         if rows > limit:
             raise too_large("rows", got=rows, limit=limit, unit="rows")
 
-    async def run(self, graph: str, rows: NDArray[Any]) -> Done:
-        """The graph's outputs for these rows, as soon as they have been in a batch.
+    async def run(self, graph: Queue, rows: NDArray[Any]) -> Done:
+        """The outputs of one of the model's graphs for these rows, as soon as they have been in a batch.
 
         Raises:  CallerGone if the caller left first
         """
-        queue = self.model.encoder if graph == "encoder" else self.model.decoder
-        return await _attended(queue.submit(rows), self.request.receive)
+        return await attended(graph.submit(rows), self.request.receive)
 
 
 async def read(request: Request, verb: Verb[O]) -> Call[O]:
@@ -127,41 +116,3 @@ def _fault(places: dict[str, Named], error: dict[str, Any], model: type[Options]
 def chosen_seed(seed: int | None) -> int:
     """The seed that was asked for, or a fresh one below 2⁵³, which every JSON reader keeps exact."""
     return secrets.randbelow(2**53) if seed is None else seed
-
-
-async def _attended(reply: "asyncio.Future[Done]", receive: Receive) -> Done:
-    """The reply; when it is slow, listening meanwhile for the caller to leave."""
-    listener = _Listener(reply, receive)
-    patience = asyncio.get_running_loop().call_later(PATIENCE_S, listener.start)
-    try:
-        return await reply
-    except asyncio.CancelledError:
-        if listener.heard:
-            raise CallerGone from None
-        raise
-    finally:
-        patience.cancel()
-        listener.stop()
-
-
-class _Listener:
-    """Waits for a caller to close its connection, and then takes its job back."""
-
-    def __init__(self, reply: "asyncio.Future[Done]", receive: Receive) -> None:
-        self.heard = False
-        self._reply = reply
-        self._receive = receive
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.ensure_future(self._listen())
-
-    def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.heard = True
-        self._reply.cancel()

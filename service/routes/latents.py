@@ -17,7 +17,7 @@ from service.schemas import EncodeAnswer, EncodeBody, EncodeOptions
 
 router = APIRouter(tags=["latents"], route_class=VerbRoute)
 
-ENCODE = Verb("encode", EncodeOptions, frozenset({"images"}), LATENT_FORMS)
+ENCODE = Verb(EncodeOptions, frozenset({"images"}), LATENT_FORMS)
 
 
 @router.post("/encode", **describe(ENCODE, body=EncodeBody, answer=EncodeAnswer))
@@ -31,7 +31,7 @@ async def encode(request: Request) -> Response:
     call.check_rows(len(image) * max(1, options.draws))
     decoded_at = perf_counter()
     with call.deployment.lane.admit(len(image)):
-        done = await call.run("encoder", image)
+        done = await call.run(call.model.encoder, image)
     if options.draws == 0:
         return await answers.latents(call, done, decoded_at=decoded_at, z=None, seed=None)
     seed = intake.chosen_seed(options.seed)

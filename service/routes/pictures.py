@@ -30,9 +30,9 @@ from service.schemas import (
 
 router = APIRouter(tags=["pictures"], route_class=VerbRoute)
 
-SAMPLE = Verb("sample", SampleOptions, frozenset(), STILL_FORMS)
-DECODE = Verb("decode", DecodeOptions, frozenset({"z"}), STILL_FORMS)
-INTERPOLATE = Verb("interpolate", InterpolateOptions, frozenset({"images", "z", "points"}), PATH_FORMS)
+SAMPLE = Verb(SampleOptions, frozenset(), STILL_FORMS)
+DECODE = Verb(DecodeOptions, frozenset({"z"}), STILL_FORMS)
+INTERPOLATE = Verb(InterpolateOptions, frozenset({"images", "z", "points"}), PATH_FORMS)
 
 
 @router.head("/sample", include_in_schema=False)
@@ -60,7 +60,7 @@ async def sample(request: Request) -> Response:
     )
     decoded_at = perf_counter()
     with call.deployment.lane.admit(len(z)):
-        done = await call.run("decoder", z)
+        done = await call.run(call.model.decoder, z)
     response = await answers.pictures(
         call,
         z=z,
@@ -86,7 +86,7 @@ async def decode(request: Request) -> Response:
     columns = answers.arrange(call, len(z))
     decoded_at = perf_counter()
     with call.deployment.lane.admit(len(z)):
-        done = await call.run("decoder", z)
+        done = await call.run(call.model.decoder, z)
     return await answers.pictures(call, z=z, runs=(done,), decoded_at=decoded_at, seeded=False, columns=columns)
 
 
@@ -107,7 +107,7 @@ async def interpolate(request: Request) -> Response:
     image = await _point_images(call, points)
     decoded_at = perf_counter()
     with call.deployment.lane.admit(rows + encoded):
-        runs = [await call.run("encoder", image)] if image is not None else []
+        runs = [await call.run(call.model.encoder, image)] if image is not None else []
         ends = _ends(call, points, runs)
         path = await spend(
             latents.path_cost_us(rows * ends[0].size),
@@ -117,7 +117,7 @@ async def interpolate(request: Request) -> Response:
             method=options.method,
             loop=options.loop,
         )
-        runs.append(await call.run("decoder", path))
+        runs.append(await call.run(call.model.decoder, path))
     return await answers.pictures(call, z=path, runs=runs, decoded_at=decoded_at, seeded=True, columns=columns)
 
 

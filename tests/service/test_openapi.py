@@ -9,7 +9,6 @@ import pytest
 
 from service.bodies import readable_types
 from service.errors import PROBLEMS
-from service.intake import Verb
 from service.routes.latents import ENCODE
 from service.routes.pictures import DECODE, INTERPOLATE, SAMPLE
 
@@ -144,21 +143,20 @@ def test_a_get_may_be_answered_by_304(document: dict[str, Any], path: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("verb", "request_parts"),
+    ("path", "request_parts"),
     [
-        (ENCODE, {"json": {"images": []}}),
-        (SAMPLE, {"json": {"n": 2}}),
-        (DECODE, {"json": {"z": [[0, 0, 0, 0]]}}),
-        (INTERPOLATE, {"json": {"seeds": [1, 2]}}),
+        ("/encode", {"json": {"images": []}}),
+        ("/sample", {"json": {"n": 2}}),
+        ("/decode", {"json": {"z": [[0, 0, 0, 0]]}}),
+        ("/interpolate", {"json": {"seeds": [1, 2]}}),
     ],
-    ids=lambda value: value.name if isinstance(value, Verb) else "",
 )
 def test_json_answers_have_the_members_that_it_names(
-    client: httpx.Client, document: dict[str, Any], verb: Verb[Any], request_parts: dict[str, Any]
+    client: httpx.Client, document: dict[str, Any], path: str, request_parts: dict[str, Any]
 ) -> None:
-    answer = client.post(f"/{verb.name}?format=json", **request_parts)
+    answer = client.post(f"{path}?format=json", **request_parts)
     status, media_type = str(answer.status_code), answer.headers["content-type"]
-    content = document["paths"][f"/{verb.name}"]["post"]["responses"][status]["content"]
+    content = document["paths"][path]["post"]["responses"][status]["content"]
     schema = resolved(document, content[media_type]["schema"]["$ref"])
     members = answer.json()
     assert set(schema["required"]) <= set(members) <= set(schema["properties"])
