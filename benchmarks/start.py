@@ -38,8 +38,7 @@ def main() -> None:
     ]
     if arguments.environment:
         measured["environment_mb"] = _environment()
-        largest = list(measured["environment_mb"].items())
-        rows += [(f"MB on disk: {name}", f"{size:.0f}") for name, size in largest]
+        rows += [(f"MB on disk: {name}", f"{size:.0f}") for name, size in measured["environment_mb"].items()]
     print(f"vae-serve with {bundle.name}, {results.on_machine()}\n")
     print(results.table(("what", "figure"), rows))
     results.write("start", measured)
@@ -64,12 +63,12 @@ def _loaded(bundle: Path) -> float:
 
 
 def _environment() -> dict[str, float]:
-    """10⁶ bytes on disk of an environment with `.[cpu]` and nothing else, and of its largest parts."""
+    """10⁶ bytes on disk of an environment with `.[cpu]` as locked, pip included, and of its largest parts."""
     with TemporaryDirectory() as folder:
         home = Path(folder) / "environment"
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        pip = [str(home / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, f"{ROOT}[cpu]"], check=True)
+        pip = [str(home / "bin" / "pip"), "install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--constraint", str(ROOT / "locks" / "cpu.txt"), f"{ROOT}[cpu]"], check=True)
         (packages,) = home.glob("lib/python*/site-packages")
         sizes = {part.name: _disk_mb(part) for part in packages.iterdir() if part.is_dir()}
         largest = sorted(sizes.items(), key=lambda part: -part[1])[:5]
