@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, description="Threads of one run on CPU; 0 takes as many as this process may use cores."
     )
-    max_batch_rows: int = Field(64, ge=2, le=65536, description="Most rows in one run of a graph.")
+    max_batch_rows: int = Field(32, ge=2, le=65536, description="Most rows in one run of a graph.")
     max_request_rows: int = Field(
         4096, ge=1, description="Most rows (engine rows, over all graphs) that one request may cost."
     )
