@@ -195,12 +195,12 @@ def learning_rate(step: int, *, steps: int, training: TrainConfig) -> float:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """The same bits on every run, at no measurable cost on CPU; the caller's settings come back."""
+    """The same bits on every run; the caller's settings come back."""
     memory: Any = torch.utils.deterministic  # its one attribute is made at run time, unseen by type checkers
     were = torch.are_deterministic_algorithms_enabled()
     filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    # Filling fresh memory costs 15 % of a step, and only hides reads that these networks do not make.
+    # Filling fresh memory costs time, and only hides reads that these networks do not make.
     memory.fill_uninitialized_memory = False
     try:
         yield

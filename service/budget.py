@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# A hop to a thread and back costs about 80 µs here, so work below twice that is cheaper done at once.
+# A hop to a thread and back costs as much as the work of a small request, which is therefore done at once.
 LOOP_BUDGET_US = 200.0
 
 
