@@ -1,6 +1,6 @@
-"""Each reader with real little files, and each way in which files can be wrong."""
+"""The data set itself: its parts, its hash, its validation part, and which reader each kind of path gets."""
 
-import gzip
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +13,20 @@ from model.errors import BadData
 RNG = np.random.default_rng(0)
 
 
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes()))
-
-
-@pytest.fixture
-def idx(tmp_path: Path) -> Path:
-    folder = tmp_path / "letters"
-    folder.mkdir()
-    write_idx(folder / "train-images-idx3-ubyte.gz", RNG.integers(0, 256, (20, 7, 5), np.uint8))
-    write_idx(folder / "train-labels-idx1-ubyte.gz", RNG.integers(0, 10, 20, np.uint8))
-    write_idx(folder / "t10k-images-idx3-ubyte.gz", RNG.integers(0, 256, (6, 7, 5), np.uint8))
-    write_idx(folder / "t10k-labels-idx1-ubyte.gz", RNG.integers(0, 10, 6, np.uint8))
-    return folder
-
-
 def grey(height: int, width: int) -> Image.Image:
     return Image.fromarray(RNG.integers(0, 256, (height, width), np.uint8))
+
+
+def numbered(n: int, *, labels: bool = True, n_validation: int = 0) -> data.Dataset:
+    """Picture i of train has all pixels i, and label i."""
+    images = np.arange(n, dtype=np.uint8).repeat(6).reshape(n, 2, 3, 1)
+    return data.Dataset(
+        name="numbered",
+        train=images,
+        test=images[:2],
+        train_labels=np.arange(n) if labels else None,
+        validation=np.full((n_validation, 2, 3, 1), 200, np.uint8),
+    )
 
 
 # Without a path.
@@ -41,10 +37,12 @@ def test_without_a_path_there_are_the_digits_at_full_contrast() -> None:
     assert digits.name == "digits"
     assert digits.train.shape == (1617, 8, 8, 1)
     assert digits.test.shape == (180, 8, 8, 1)
+    assert digits.validation.shape == (0, 8, 8, 1)
     assert digits.train.dtype == np.uint8
     assert (digits.train.min(), digits.train.max()) == (0, 255)
     assert digits.train_labels is not None
     assert set(digits.train_labels) == set(range(10))
+    assert (digits.skipped, digits.n_skipped) == ((), 0)
 
 
 def test_the_split_and_the_hash_are_the_same_every_time() -> None:
@@ -53,244 +51,76 @@ def test_the_split_and_the_hash_are_the_same_every_time() -> None:
     assert first.sha256 == second.sha256
 
 
-def test_the_hash_sees_every_pixel(idx: Path) -> None:
-    before = data.read(idx)
-    changed = before.test.copy()
-    changed[-1, -1, -1, 0] ^= 1
-    assert data.Dataset(name="a", train=before.train, test=changed).sha256 != before.sha256
+# The hash.
 
 
-# IDX.
+def test_a_hash_that_a_run_has_stored_stays_true() -> None:
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 4, 1)
+    dataset = data.Dataset(name="any", train=images, test=images[:1])
+    assert dataset.sha256 == "369e37f293de5c57b03314ea73bc0c810f79c15a9d85770e3352b89daee2a367"
 
 
-def test_idx_files_keep_their_order_their_test_part_and_their_labels(idx: Path) -> None:
-    dataset = data.read(idx)
-    assert dataset.name == "letters"
-    assert dataset.image_shape == (7, 5, 1)
-    assert dataset.train.flags.writeable
-    raw = gzip.decompress((idx / "train-images-idx3-ubyte.gz").read_bytes())[16:]
-    assert dataset.train.tobytes() == raw
-    assert len(dataset.test) == 6
-    assert dataset.train_labels is not None
-    assert dataset.train_labels.tolist() == list(gzip.decompress((idx / "train-labels-idx1-ubyte.gz").read_bytes())[8:])
+@pytest.mark.parametrize("part", ["train", "test", "validation"])
+def test_the_hash_sees_every_pixel_of_each_part(part: str) -> None:
+    parts = {"train": np.zeros((4, 2, 2, 1), np.uint8), "test": np.zeros((2, 2, 2, 1), np.uint8)}
+    parts["validation"] = np.zeros((3, 2, 2, 1), np.uint8)
+    before = data.Dataset(name="a", **parts).sha256
+    parts[part] = parts[part].copy()
+    parts[part][-1, -1, -1, 0] ^= 1
+    assert data.Dataset(name="a", **parts).sha256 != before
 
 
-def test_idx_files_without_labels_are_pictures_all_the_same(idx: Path) -> None:
-    (idx / "train-labels-idx1-ubyte.gz").unlink()
-    dataset = data.read(idx)
-    assert dataset.train_labels is None
-    assert dataset.test_labels is not None
+def test_the_hash_sees_to_which_part_a_picture_belongs() -> None:
+    whole = numbered(10)
+    assert whole.sha256 == data.with_validation(whole, 0, seed=0).sha256
+    hashes = {data.with_validation(whole, n, seed=seed).sha256 for n in (0, 3, 4) for seed in (0, 1)}
+    assert len(hashes) == 5  # without a validation part the seed changes nothing
 
 
-def test_an_idx_folder_without_its_test_part_is_refused(idx: Path) -> None:
-    (idx / "t10k-images-idx3-ubyte.gz").unlink()
-    with pytest.raises(BadData, match=r"t10k-images.*got no such file, expected it beside"):
-        data.read(idx)
+# Validation.
 
 
-def test_a_truncated_gzip_file_is_refused(idx: Path) -> None:
-    path = idx / "t10k-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(BadData, match="expected a whole gzip file"):
-        data.read(idx)
+def test_validation_takes_pictures_with_their_labels_out_of_train_in_order() -> None:
+    before = numbered(50)
+    after = data.with_validation(before, 7, seed=3)
+    assert (len(after.train), len(after.validation), len(after.test)) == (43, 7, 2)
+    assert after.train_labels is not None
+    assert after.validation_labels is not None
+    assert after.train[:, 0, 0, 0].tolist() == after.train_labels.tolist() == sorted(after.train_labels)
+    assert after.validation[:, 0, 0, 0].tolist() == after.validation_labels.tolist() == sorted(after.validation_labels)
+    assert sorted([*after.train_labels, *after.validation_labels]) == list(range(50))
 
 
-def test_a_file_that_is_not_gzip_is_refused(idx: Path) -> None:
-    (idx / "t10k-images-idx3-ubyte.gz").write_bytes(b"hello")
-    with pytest.raises(BadData, match="expected a whole gzip file"):
-        data.read(idx)
+def test_the_seed_draws_the_validation_part() -> None:
+    def drawn(seed: int) -> list[int]:
+        return data.with_validation(numbered(50, labels=False), 7, seed=seed).validation[:, 0, 0, 0].tolist()
+
+    assert drawn(3) == drawn(3)
+    assert drawn(3) != drawn(4)
+    assert data.with_validation(numbered(50, labels=False), 7, seed=3).validation_labels is None
 
 
-def test_another_idx_type_is_refused(idx: Path) -> None:
-    (idx / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes([0, 0, 13, 3]) + bytes(100)))
-    with pytest.raises(BadData, match="got header 00000d03, expected 00000803"):
-        data.read(idx)
+def test_no_validation_leaves_train_as_it_is() -> None:
+    before = numbered(50)
+    assert data.with_validation(before, 0, seed=3) is before
 
 
-def test_an_idx_file_with_fewer_values_than_its_header_says_is_refused(idx: Path) -> None:
-    header = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 7, 0, 0, 0, 5])
-    (idx / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(69)))
-    with pytest.raises(BadData, match=r"got 69 values, expected \(2, 7, 5\)"):
-        data.read(idx)
+def test_a_validation_part_of_the_source_is_kept() -> None:
+    before = numbered(50, n_validation=4)
+    assert data.with_validation(before, 7, seed=3) is before
 
 
-def test_a_test_part_of_another_size_is_refused(idx: Path) -> None:
-    write_idx(idx / "t10k-images-idx3-ubyte.gz", np.zeros((6, 5, 7), np.uint8))
-    with pytest.raises(BadData, match=r"got test pictures of shape \(5, 7, 1\), expected \(7, 5, 1\)"):
-        data.read(idx)
+@pytest.mark.parametrize("n", [-1, 50, 51])
+def test_validation_leaves_something_to_train_on(n: int) -> None:
+    with pytest.raises(BadData, match=f"got {n} pictures to validate on, expected fewer than the 50"):
+        data.with_validation(numbered(50), n, seed=3)
 
 
-def test_labels_of_another_count_are_refused(idx: Path) -> None:
-    write_idx(idx / "train-labels-idx1-ubyte.gz", np.zeros(19, np.uint8))
-    with pytest.raises(BadData, match="got 19 labels, expected 20"):
-        data.read(idx)
-
-
-# npz.
-
-
-@pytest.mark.parametrize("name", ["images", "x_train", "arr_0"])
-@pytest.mark.parametrize("shape", [(20, 6, 4), (20, 6, 4, 1), (20, 6, 4, 3)])
-def test_an_npz_is_split_and_its_labels_go_with_its_pictures(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
-    images = np.zeros(shape, np.uint8)
-    images += np.arange(20, dtype=np.uint8).reshape(-1, *[1] * (len(shape) - 1))
-    np.savez(tmp_path / "file.npz", **{name: images, "labels": np.arange(20)})
-    dataset = data.read(tmp_path / "file.npz")
-    assert dataset.name == "file"
-    assert dataset.image_shape == (6, 4, shape[3] if len(shape) == 4 else 1)
-    assert (len(dataset.train), len(dataset.test)) == (18, 2)
-    assert dataset.test_labels is not None
-    assert dataset.train_labels is not None
-    assert dataset.test[:, 0, 0, 0].tolist() == dataset.test_labels.tolist()
-    assert sorted([*dataset.train_labels, *dataset.test_labels]) == list(range(20))
-
-
-def test_an_npz_with_a_test_part_keeps_it(tmp_path: Path) -> None:
-    arrays = {"x_train": np.zeros((9, 4, 4), np.uint8), "x_test": np.ones((3, 4, 4), np.uint8)}
-    np.savez(tmp_path / "file.npz", **arrays, y_train=np.arange(9), y_test=np.arange(3)[:, None])
-    dataset = data.read(tmp_path / "file.npz")
-    assert dataset.test.sum() == 3 * 16
-    assert dataset.test_labels is not None
-    assert dataset.test_labels.tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "sentence"),
-    [
-        ({"images": np.zeros((4, 3, 3), np.float32)}, r"images: got float32 of shape \(4, 3, 3\), expected uint8"),
-        ({"images": np.zeros((4, 9), np.uint8)}, r"images: got uint8 of shape \(4, 9\)"),
-        ({"images": np.zeros((0, 3, 3), np.uint8)}, r"images: got uint8 of shape \(0, 3, 3\)"),
-        ({"images": np.zeros((1, 3, 3), np.uint8)}, "got 1 pictures, expected at least 2"),
-        ({"images": np.zeros((4, 3, 3, 2), np.uint8)}, "got pictures of 2 channels, expected 1"),
-        ({"images": np.zeros((4, 3, 3), np.uint8), "labels": np.zeros(3, int)}, "labels: got int64 of shape"),
-        ({"images": np.zeros((4, 3, 3), np.uint8), "labels": np.zeros(4)}, "labels: got float64"),
-        ({"a": np.zeros((4, 3, 3), np.uint8), "b": np.zeros((4, 3, 3), np.uint8)}, r"got a uint8\[4, 3, 3\], b"),
-        ({"a": np.zeros(3)}, r"got a float64\[3\], expected an array `images`"),
-        ({}, "got nothing, expected an array"),
-        (
-            {"x_train": np.zeros((4, 3, 3), np.uint8), "x_test": np.zeros((4, 3, 2), np.uint8)},
-            r"got x_test of shape \(4, 3, 2, 1\), expected \(n, 3, 3, 1\)",
-        ),
-    ],
-)
-def test_an_npz_without_pictures_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], sentence: str) -> None:
-    np.savez(tmp_path / "file.npz", **arrays)
-    with pytest.raises(BadData, match=sentence):
-        data.read(tmp_path / "file.npz")
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no more"])
-def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "file.npz").write_bytes(content)
-    with pytest.raises(BadData, match=r"expected an \.npz file"):
-        data.read(tmp_path / "file.npz")
-
-
-def test_a_lone_array_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "file.npy", np.zeros((4, 3, 3), np.uint8))
-    with pytest.raises(BadData, match=r"expected an \.npz file"):
-        data.read(tmp_path / "file.npy")
-
-
-def test_a_pickled_npz_is_refused_and_not_run(tmp_path: Path) -> None:
-    np.savez(tmp_path / "file.npz", images=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(BadData, match="without pickled objects"):
-        data.read(tmp_path / "file.npz")
-
-
-# Folders of pictures.
-
-
-def test_a_folder_is_read_with_its_subfolders_in_every_format(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    for index, suffix in enumerate([*data.SUFFIXES, ".PNG"]):
-        grey(9, 6).save(tmp_path / ("a/b" if index % 2 else "a") / f"{index}{suffix}")
-    (tmp_path / "notes.txt").write_text("not a picture")
-    dataset = data.read(tmp_path, channels=1)
-    assert len(dataset.train) + len(dataset.test) == len(data.SUFFIXES) + 1
-    assert dataset.image_shape == (9, 6, 1)
-
-
-def test_pictures_that_are_all_grey_have_one_channel_and_others_three(tmp_path: Path) -> None:
-    for index in range(4):
-        grey(4, 4).save(tmp_path / f"{index}.png")
-    assert data.read(tmp_path).image_shape == (4, 4, 1)
-    assert data.read(tmp_path, channels=3).image_shape == (4, 4, 3)
-    grey(4, 4).convert("RGB").save(tmp_path / "colour.png")
-    assert data.read(tmp_path).image_shape == (4, 4, 3)
-    assert data.read(tmp_path, channels=1).image_shape == (4, 4, 1)
-
-
-def test_pictures_of_several_sizes_need_a_size_and_are_fitted_to_it(tmp_path: Path) -> None:
-    for index, size in enumerate([(8, 8), (8, 8), (6, 12)]):
-        grey(*size).save(tmp_path / f"{index}.png")
-    with pytest.raises(BadData, match="got pictures of 2 sizes, 2 of 3 being 8x8; expected one size, or --size HxW"):
-        data.read(tmp_path)
-    assert data.read(tmp_path, size=(5, 7)).image_shape == (5, 7, 1)
-
-
-def test_fitting_crops_the_longer_side_and_does_not_stretch(tmp_path: Path) -> None:
-    wide = np.zeros((10, 30), np.uint8)
-    wide[:, 10:20] = 255
-    for index in range(2):
-        Image.fromarray(wide).save(tmp_path / f"{index}.png")
-    assert (data.read(tmp_path, size=(10, 10)).train == 255).all()
-
-
-def test_a_picture_on_its_side_is_turned_before_its_size_is_read(tmp_path: Path) -> None:
-    picture = np.zeros((4, 8, 3), np.uint8)
-    picture[:, :4] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise
-    for index in range(2):
-        Image.fromarray(picture).save(tmp_path / f"{index}.png", exif=exif)
-    train = data.read(tmp_path).train
-    assert train.shape[1:] == (8, 4, 3)
-    assert (train[0, :4] == 255).all()
-    assert (train[0, 4:] == 0).all()
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_is_black(tmp_path: Path, mode: str) -> None:
-    pixels = np.full((4, 4, 4), 255, np.uint8)
-    pixels[:2, :, 3] = 0
-    for index in range(2):
-        Image.fromarray(pixels).convert(mode).save(tmp_path / f"{index}.png")
-    train = data.read(tmp_path, channels=1).train
-    assert train[0, :, 0, 0].tolist() == [0, 0, 255, 255]
-
-
-def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
-    for index in range(2):
-        Image.fromarray(ramp).save(tmp_path / f"{index}.png")
-    assert np.array_equal(data.read(tmp_path).train[0, :, :, 0], (ramp >> 8).astype(np.uint8))
-
-
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
-    for index in range(3):
-        grey(40, 40).save(tmp_path / f"{index}.png")
-    whole = (tmp_path / "1.png").read_bytes()
-    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadData, match=r"1\.png: got .*truncated.*, expected a whole picture in one of PNG"):
-        data.read(tmp_path)
-    (tmp_path / "1.png").write_bytes(b"hello")
-    with pytest.raises(BadData, match=r"1\.png: got cannot identify.*, expected a whole picture"):
-        data.read(tmp_path)
-
-
-def test_a_picture_without_an_agreed_range_is_refused(tmp_path: Path) -> None:
-    for index in range(2):
-        Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / f"{index}.tiff")
-    with pytest.raises(BadData, match="got a picture of mode F, expected at most 16 bits a channel"):
-        data.read(tmp_path)
-
-
-# Paths and options.
+# Paths.
 
 
 def test_a_path_without_anything_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match="got nothing there, expected a folder of pictures"):
+    with pytest.raises(BadData, match="got nothing there, expected a folder or zip of pictures"):
         data.read(tmp_path / "absent")
     with pytest.raises(BadData, match=r"got no pictures, expected files named \*\.png"):
         data.read(tmp_path)
@@ -302,18 +132,64 @@ def test_a_lone_picture_cannot_be_split(tmp_path: Path) -> None:
         data.read(tmp_path)
 
 
-@pytest.mark.parametrize(("size", "channels"), [((0, 4), 1), ((4, 4), 2)])
-def test_a_size_or_channel_count_that_no_picture_can_have_is_refused(
-    tmp_path: Path, size: tuple[int, int], channels: int
-) -> None:
-    grey(4, 4).save(tmp_path / "0.png")
-    with pytest.raises(BadData, match="expected sides from 1 and 1 or 3 channels"):
-        data.read(tmp_path, size=size, channels=channels)
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    for index in range(2):
+        grey(4, 4).save(tmp_path / f"{index}.png")
+    assert data.read(str(tmp_path)).sha256 == data.read(tmp_path).sha256
 
 
-def test_arrays_are_not_resized(idx: Path) -> None:
-    assert data.read(idx, size=(7, 5), channels=1).image_shape == (7, 5, 1)
-    with pytest.raises(BadData, match=r"got pictures of shape \(7, 5, 1\), expected \(8, 8, 1\)"):
-        data.read(idx, size=(8, 8))
-    with pytest.raises(BadData, match=r"expected \(7, 5, 3\)"):
-        data.read(idx, channels=3)
+def test_a_zip_gives_the_data_set_of_the_folder_that_it_was_made_of(tmp_path: Path) -> None:
+    for index in range(30):
+        path = tmp_path / "photos" / ("cats" if index % 3 else "dogs") / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grey(4, 4).save(path)
+    shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path, "photos")
+    folder, archive = data.read(tmp_path / "photos"), data.read(tmp_path / "photos.zip")
+    assert folder.name == archive.name == "photos"
+    assert folder.sha256 == archive.sha256
+    assert folder.train_labels is not None
+    assert np.array_equal(folder.train_labels, archive.train_labels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "photos.zip"]  # nothing was extracted
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no more"])
+def test_a_file_that_is_no_zip_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.zip").write_bytes(content)
+    with pytest.raises(BadData, match=r"expected a zip of pictures"):
+        data.read(tmp_path / "file.zip")
+
+
+def test_a_folder_of_parts_keeps_them_with_their_labels(tmp_path: Path) -> None:
+    for part, n in (("train", 6), ("test", 3), ("val", 2)):
+        for index in range(n):
+            path = tmp_path / part / ("b" if index % 2 else "a") / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), index, np.uint8)).save(path)
+    dataset = data.read(tmp_path)
+    assert dataset.train[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3, 5]
+    assert dataset.test[:, 0, 0, 0].tolist() == [0, 2, 1]
+    assert dataset.validation[:, 0, 0, 0].tolist() == [0, 1]
+    labels = (dataset.train_labels, dataset.test_labels, dataset.validation_labels)
+    assert [part.tolist() for part in labels if part is not None] == [[0, 0, 0, 1, 1, 1], [0, 0, 1], [0, 1]]
+
+
+def test_a_part_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
+    for part, n in (("train", 120), ("test", 1)):
+        (tmp_path / part).mkdir()
+        for index in range(n):
+            grey(4, 4).save(tmp_path / part / f"{index}.png")
+    (tmp_path / "test" / "0.png").write_bytes(b"hello")
+    with pytest.raises(BadData, match="got 120 pictures to train on and 0 to test with"):
+        data.read(tmp_path)
+
+
+def test_what_was_skipped_is_counted_and_named(tmp_path: Path) -> None:
+    for index in range(100):
+        grey(4, 4).save(tmp_path / f"{index:03}.png")
+    (tmp_path / "042.png").write_bytes(b"hello")
+    dataset = data.read(tmp_path)
+    assert len(dataset.train) + len(dataset.test) == 99
+    assert dataset.n_skipped == 1
+    assert dataset.skipped == (
+        "042.png: got something else, expected a picture in one of PNG, JPEG, WEBP, BMP, GIF, TIFF",
+    )

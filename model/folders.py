@@ -1,0 +1,107 @@
+"""Folders and zips of pictures: which files are pictures, which part each belongs to, and what its class is."""
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from model.errors import BadData
+from model.fitting import SUFFIXES, PictureFile, PictureFiles
+from model.parts import PART_NAMES
+
+# A picture in a zip is unpacked in memory, and a zip's header alone says how large that gets.
+MAX_FILE_BYTES = 2**29
+
+Openers = Mapping[PurePosixPath, Callable[[], IO[bytes]]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a picture lies: its whole path in the source, and the path inside its part."""
+
+    path: PurePosixPath
+    below: PurePosixPath
+
+
+def in_folder(folder: Path) -> PictureFiles:
+    """Every picture in a folder and below it, by part."""
+    return _parts(
+        {
+            PurePosixPath(file.relative_to(folder).as_posix()): partial(_opened, file)
+            for file in folder.rglob("*")
+            if file.suffix.lower() in SUFFIXES and file.is_file()
+        }
+    )
+
+
+def in_zip(archive: zipfile.ZipFile) -> PictureFiles:
+    """Every picture in an open zip, by part; nothing is extracted."""
+    return _parts(
+        {
+            PurePosixPath(member.filename): partial(_unpacked, archive, member)
+            for member in archive.infolist()
+            if PurePosixPath(member.filename).suffix.lower() in SUFFIXES and not member.is_dir()
+        }
+    )
+
+
+def _opened(file: Path) -> IO[bytes]:
+    return file.open("rb")
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    if member.file_size > MAX_FILE_BYTES:
+        raise BadData(f"got {member.file_size} bytes when unpacked, expected at most {MAX_FILE_BYTES}")
+    return BytesIO(archive.read(member))  # in memory, as Pillow jumps about and a zip unpacks forward only
+
+
+def _parts(openers: Openers) -> PictureFiles:
+    paths = sorted(path for path in openers if not _is_hidden(path))
+    parts = _sorted_into_parts(_below_shared_folders(paths))
+    labelled = {name for name, part in parts.items() if _has_classes(part)}
+    classes = sorted({place.below.parts[0] for name in labelled for place in parts[name]})
+    numbers = {name: number for number, name in enumerate(classes)} if len(classes) > 1 else {}
+    return {
+        name: [
+            PictureFile(
+                name=str(place.path),
+                label=numbers.get(place.below.parts[0]) if name in labelled else None,
+                open=openers[place.path],
+            )
+            for place in part
+        ]
+        for name, part in parts.items()
+    }
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    """Whether it is what systems leave beside pictures: `.thumbnails`, macOS's `._cat.jpg` and `__MACOSX`."""
+    return any(name.startswith((".", "__MACOSX")) for name in path.parts)
+
+
+def _below_shared_folders(paths: Sequence[PurePosixPath]) -> list[_Place]:
+    """Places below the folders that all pictures share, as a zip often holds one folder that holds all."""
+    below = list(paths)
+    while below and all(len(path.parts) > 1 for path in below) and len({path.parts[0] for path in below}) == 1:
+        below = [PurePosixPath(*path.parts[1:]) for path in below]
+    return [_Place(path, rest) for path, rest in zip(paths, below, strict=True)]
+
+
+def _sorted_into_parts(places: Sequence[_Place]) -> dict[str, list[_Place]]:
+    """Parts, if folders of their names are all that there is at the top and one is `train`; else one part, `train`."""
+    tops = {place.below.parts[0].lower() if len(place.below.parts) > 1 else "" for place in places}
+    if "train" not in tops or not tops <= set(PART_NAMES):
+        return {"train": list(places)} if places else {}
+    parts: dict[str, list[_Place]] = {}
+    for place in places:
+        top, *rest = place.below.parts
+        parts.setdefault(PART_NAMES[top.lower()], []).append(_Place(place.path, PurePosixPath(*rest)))
+    return parts
+
+
+def _has_classes(part: Sequence[_Place]) -> bool:
+    """Whether each picture lies in a folder of its class, right below the part."""
+    return all(len(place.below.parts) == 2 for place in part)

@@ -1,0 +1,35 @@
+"""What every source of data hands on: its parts by name, each pictures of one size and their labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Pictures of one size, and their labels if all of them had one.
+
+    Shapes:  images (n, h, w, c) uint8; labels (n,)
+    """
+
+    images: Images
+    labels: Labels | None
+
+    def __len__(self) -> int:
+        """Pictures in it."""
+        return len(self.images)
+
+    def rows(self, order: npt.NDArray[np.int64]) -> "Part":
+        """The part that holds these rows only."""
+        return Part(self.images[order], None if self.labels is None else self.labels[order])
+
+
+# Parts go by the names `train`, `test` and `validation`; people spell them in these ways.
+PART_NAMES = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+
+# By name: train always, test and validation where the source has them.
+Parts = dict[str, Part]

@@ -1,0 +1,128 @@
+"""Which files of a folder or zip are pictures, and what their folders say about them."""
+
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model import data, folders
+from model.errors import BadData
+from model.fitting import SUFFIXES
+
+Found = dict[str, list[tuple[str, int | None]]]
+
+
+def found(folder: Path, *names: str) -> Found:
+    """Name and label by part of empty files with these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return {part: [(file.name, file.label) for file in files] for part, files in folders.in_folder(folder).items()}
+
+
+def zipped(path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def png(value: int) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_folder_is_read_with_its_subfolders_in_every_format(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for index, suffix in enumerate([*SUFFIXES, ".PNG"]):
+        Image.fromarray(np.zeros((9, 6), np.uint8)).save(tmp_path / ("a/b" if index % 2 else "a") / f"{index}{suffix}")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    dataset = data.read(tmp_path, channels=1)
+    assert len(dataset.train) + len(dataset.test) == len(SUFFIXES) + 1
+    assert dataset.image_shape == (9, 6, 1)
+
+
+def test_pictures_stand_in_the_order_of_their_names_and_folders(tmp_path: Path) -> None:
+    names = [name for name, _ in found(tmp_path, "b.png", "a/c/1.png", "a-b/1.png", "a/2.png")["train"]]
+    assert names == ["a/2.png", "a/c/1.png", "a-b/1.png", "b.png"]
+
+
+def test_what_a_system_leaves_beside_pictures_is_no_picture(tmp_path: Path) -> None:
+    assert found(tmp_path, "a.png", "._a.png", ".thumbnails/a.png", "__MACOSX/a.png") == {"train": [("a.png", None)]}
+
+
+def test_folders_of_classes_give_labels_in_alphabetical_order(tmp_path: Path) -> None:
+    assert found(tmp_path, "dog/1.png", "cat/1.png", "dog/0.png") == {
+        "train": [("cat/1.png", 0), ("dog/0.png", 1), ("dog/1.png", 1)]
+    }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat/1.png", "dog/1.png", "0.png"),  # one has no class
+        ("cat/1.png", "dog/big/1.png"),  # one lies deeper
+        ("cat/1.png", "cat/2.png"),  # a lone class tells nothing
+        ("2024/may/1.png", "2025/may/1.png"),
+    ],
+)
+def test_other_folders_give_no_labels(tmp_path: Path, names: tuple[str, ...]) -> None:
+    assert found(tmp_path, *names) == {"train": [(name, None) for name in sorted(names)]}
+
+
+def test_a_folder_that_holds_all_others_is_looked_through(tmp_path: Path) -> None:
+    assert found(tmp_path, "all/photos/cat/1.png", "all/photos/dog/1.png") == {
+        "train": [("all/photos/cat/1.png", 0), ("all/photos/dog/1.png", 1)]
+    }
+
+
+@pytest.mark.parametrize("validation", ["validation", "valid", "val", "Val"])
+def test_folders_named_after_parts_are_parts(tmp_path: Path, validation: str) -> None:
+    parts = found(tmp_path, "train/b/1.png", "train/a/1.png", "test/b/1.png", f"{validation}/1.png")
+    assert parts == {
+        "train": [("train/a/1.png", 0), ("train/b/1.png", 1)],
+        "test": [("test/b/1.png", 1)],
+        "validation": [(f"{validation}/1.png", None)],
+    }
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    assert found(tmp_path, "bus/1.png", "train/1.png") == {"train": [("bus/1.png", 0), ("train/1.png", 1)]}
+
+
+def test_a_lone_train_folder_is_split_and_its_classes_are_labels(tmp_path: Path) -> None:
+    assert found(tmp_path, "train/a/1.png", "train/b/1.png") == {"train": [("train/a/1.png", 0), ("train/b/1.png", 1)]}
+
+
+def test_only_pictures_of_a_zip_are_read(tmp_path: Path) -> None:
+    members = {"a.png": png(1), "b.PNG": png(2), "c/": b"", "notes.txt": b"no", "c/d.npy": b"no", "../e.png": png(3)}
+    dataset = data.read(zipped(tmp_path / "some.zip", **members))
+    assert sorted([*dataset.train[:, 0, 0, 0], *dataset.test[:, 0, 0, 0]]) == [1, 2]
+
+
+def test_a_picture_that_would_unpack_to_too_much_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "MAX_FILE_BYTES", 10_000)
+    path = zipped(tmp_path / "some.zip", **{"a.png": png(1), "bomb.png": png(2) + bytes(100_000)})
+    with pytest.raises(BadData, match=r"bomb\.png: got 10\d+ bytes when unpacked, expected at most 10000"):
+        data.read(path)
+
+
+def test_a_damaged_member_of_a_zip_is_a_broken_picture(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "some.zip", **{f"{index:03}.png": png(index) for index in range(100)})
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.getinfo("007.png").header_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 40] ^= 0xFF
+    path.write_bytes(content)
+    dataset = data.read(path)
+    assert dataset.n_skipped == 1
+    assert dataset.skipped[0].startswith("007.png: got ")
+
+
+def test_a_zip_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="some: got no pictures"):
+        data.read(zipped(tmp_path / "some.zip", **{"notes.txt": b"no"}))
