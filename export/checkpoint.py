@@ -1,16 +1,18 @@
 """Our own checkpoint as the source of a bundle."""
 
+import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from export.bundle import bundle_files, manifest_of, write
+from export.bundle import CannotWrite, bundle_files, manifest_of, write
 from export.graphs import OPSET, decoder_module, encoder_module, freeze
 from export.verify import Float32, Source, Uint8, measure, probe_of, require
 from model import checkpoint
 from model.checkpoint import Checkpoint
+from model.likelihoods import Gaussian
 from model.vae import VAE
 from service.bundle import DECODER, ENCODER, Manifest, Tolerance
 from service.engine import Graph, decoder_signature, encoder_signature
@@ -25,9 +27,11 @@ def make(run: Path, folder: Path, *, name: str, licence: str | None) -> Manifest
     """A bundle of the checkpoint in `run`, measured against it with the engine that will serve.
 
     Raises:  BadCheckpoint if the run cannot be read, NotEqual if the graphs differ from it by more than TOLERANCE,
-             CannotWrite if the folder exists; nothing is written then
+             CannotWrite if the folder exists or the run is one of an autoencoder; nothing is written then
     """
     trained = checkpoint.read(run)
+    if trained.config.family != "vae":
+        raise CannotWrite(f"{run}: got an {trained.config.family}, expected a vae: bundles hold mu and logvar")
     graphs, source = freeze(trained.vae), source_of(trained.vae)
     shapes = trained.config.image_shape, (trained.config.latent_dim,)
     encoder = Graph(graphs.encoder, encoder_signature(*shapes), path=Path(ENCODER), device="cpu", threads=0)
@@ -71,24 +75,33 @@ def _described(trained: Checkpoint) -> dict[str, Any]:
     """What a manifest says of a model, from its config and its evaluation."""
     config = trained.config
     height, width, channels = config.image_shape
-    gaussian = config.likelihood == "gaussian"
     return {
         "family": "vae",
         "image": {"height": height, "width": width, "channels": channels},
         "latent_shape": (config.latent_dim,),
         "likelihood": {
             "kind": config.likelihood,
-            "sigma": config.sigma if gaussian else None,
-            "binarised_at": None if gaussian else _BINARISED_AT,
+            "sigma": _sigma(trained),
+            "binarised_at": _BINARISED_AT if config.likelihood == "bernoulli" else None,
         },
         "prior": "standard",
-        "scale_head": "logvar",
+        "scale_head": config.scale_head,
         "logvar_range": config.logvar_range,
         "opset": OPSET,
         "source": {"kind": "vaeserve", "version": version("vaeserve"), "preset": config.preset},
         "diagnostics": _diagnostics(trained.metrics) if trained.metrics else None,
         "metrics": trained.metrics,
     }
+
+
+def _sigma(trained: Checkpoint) -> float | None:
+    """The standard deviation of a gaussian likelihood, also where training found it."""
+    likelihood = trained.vae.likelihood
+    if not isinstance(likelihood, Gaussian):
+        return None
+    if isinstance(trained.config.sigma, float | int):
+        return trained.config.sigma
+    return math.sqrt(likelihood.sigma(torch.zeros(())).item())
 
 
 def _diagnostics(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from model.gaussian import DiagonalGaussian
+from model.training import to_x
 from model.vae import VAE
 
 OPSET = 20
@@ -30,8 +32,9 @@ class _Encoder(nn.Module):
         self.vae = vae
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        x = image.permute(0, 3, 1, 2).to(torch.float32) / 255
-        posterior = self.vae.encode(x)
+        posterior = self.vae.encode(self.vae.likelihood.settle(to_x(image)))
+        if not isinstance(posterior, DiagonalGaussian):
+            raise TypeError("encoder: got an autoencoder, expected a model with a posterior")
         return posterior.mu, posterior.logvar
 
 

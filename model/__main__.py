@@ -8,15 +8,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from model import checkpoint, data, run
 from model.checkpoint import DataConfig, RunConfig
 from model.errors import BadCheckpoint, BadData, BadSetting, NotANumber
-from model.training import TrainConfig
-from model.vae import LIKELIHOODS, PRESETS, ModelConfig
+from model.gaussian import SCALE_HEADS
+from model.machine import DEVICES, join
+from model.nll import SAMPLES, Precision
+from model.presets import PRESETS
+from model.run import NllRequest
+from model.schedules import BETA_SCHEDULES
+from model.training import PRECISIONS, TrainConfig
+from model.vae import FAMILIES, LIKELIHOODS, ModelConfig
 
 app = typer.Typer(help="Train variational autoencoders and measure them.", no_args_is_help=True, add_completion=False)
 
@@ -25,7 +31,7 @@ DataPath = Annotated[
     typer.Option(
         "--data",
         metavar="PATH",
-        help="A folder of pictures, a folder of IDX .gz files, or an .npz.",
+        help="A folder or zip of pictures, a folder of IDX files, an .npz, a .parquet, or hf:owner/name.",
         show_default="scikit-learn's digits",
     ),
 ]
@@ -35,8 +41,12 @@ def _default(kind: type[ModelConfig] | type[TrainConfig], name: str) -> str:
     return str(next(field.default for field in dataclasses.fields(kind) if field.name == name))
 
 
-def _option(kind: type[ModelConfig] | type[TrainConfig], name: str, flag: str, text: str) -> Any:
-    return typer.Option(flag, help=text, show_default=_default(kind, name))
+def _model(name: str, flag: str, text: str) -> Any:
+    return typer.Option(flag, help=text, show_default=_default(ModelConfig, name))
+
+
+def _training(name: str, flag: str, text: str) -> Any:
+    return typer.Option(flag, help=text, show_default=_default(TrainConfig, name))
 
 
 @app.command()
@@ -50,87 +60,151 @@ def fit(
     channels: Annotated[
         int | None, typer.Option(help="1 (grey) or 3 (RGB).", show_default="1 if all pictures are grey, else 3")
     ] = None,
-    preset: Annotated[
-        str | None, _option(ModelConfig, "preset", "--preset", f"Networks: {', '.join(PRESETS)}.")
+    validation: Annotated[
+        int | None, typer.Option(help="Training pictures to measure each epoch on instead.", show_default="0")
     ] = None,
-    width: Annotated[
-        int | None, _option(ModelConfig, "channels_base", "--width", "Channels of the widest feature map.")
+    validation_seed: Annotated[
+        int | None, typer.Option(help="Which pictures those are.", show_default="0", min=0)
     ] = None,
-    latent_dim: Annotated[int | None, _option(ModelConfig, "latent_dim", "--latent-dim", "Numbers in one z.")] = None,
+    device: Annotated[str, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}.")] = "auto",
+    save_every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Save at the end of an epoch, if so long after the last.")
+    ] = run.SAVE_EVERY_S,
+    family: Annotated[str | None, _model("family", "--family", f"{', '.join(FAMILIES)}.")] = None,
+    preset: Annotated[str | None, _model("preset", "--preset", f"Networks: {', '.join(PRESETS)}.")] = None,
+    features: Annotated[
+        int | None, typer.Option(help="Channels of the widest map, or units of a layer.", show_default="the preset's")
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Residual blocks at each size, or hidden layers.", show_default="the preset's")
+    ] = None,
+    latent_dim: Annotated[int | None, _model("latent_dim", "--latent-dim", "Numbers in one z.")] = None,
     likelihood: Annotated[
-        str | None, _option(ModelConfig, "likelihood", "--likelihood", f"p(x given z): {', '.join(LIKELIHOODS)}.")
+        str | None, _model("likelihood", "--likelihood", f"p(x given z): {', '.join(LIKELIHOODS)}.")
     ] = None,
     sigma: Annotated[
-        float | None, _option(ModelConfig, "sigma", "--sigma", "Standard deviation of the gaussian likelihood.")
+        str | None, _model("sigma", "--sigma", "Of the gaussian: a standard deviation, learned or optimal.")
     ] = None,
-    epochs: Annotated[
-        int | None, _option(TrainConfig, "epochs", "--epochs", "Passes over the training pictures.")
+    dequantised: Annotated[
+        bool | None, typer.Option("--dequantised", help="Add noise of one grey level, so that bits/dim can be given.")
     ] = None,
-    batch_size: Annotated[int | None, _option(TrainConfig, "batch_size", "--batch-size", "Pictures per step.")] = None,
+    scale_head: Annotated[
+        str | None, _model("scale_head", "--scale-head", f"What the encoder emits: {', '.join(SCALE_HEADS)}.")
+    ] = None,
+    epochs: Annotated[int | None, _training("epochs", "--epochs", "Passes over the training pictures.")] = None,
+    batch_size: Annotated[int | None, _training("batch_size", "--batch-size", "Pictures per step.")] = None,
+    accumulate: Annotated[
+        int | None, _training("accumulate", "--accumulate", "Slices that a step is worked through in.")
+    ] = None,
     learning_rate: Annotated[
-        float | None, _option(TrainConfig, "learning_rate", "--learning-rate", "Adam's largest step size.")
+        float | None, _training("learning_rate", "--learning-rate", "AdamW's largest step size.")
     ] = None,
     lr_warmup_steps: Annotated[
-        int | None, _option(TrainConfig, "lr_warmup_steps", "--lr-warmup-steps", "Steps in which it rises from 0.")
+        int | None, _training("lr_warmup_steps", "--lr-warmup-steps", "Steps in which it rises from 0.")
     ] = None,
-    beta: Annotated[
-        float | None, _option(TrainConfig, "beta", "--beta", "Weight of the KL term after its warm-up.")
+    weight_decay: Annotated[float | None, _training("weight_decay", "--weight-decay", "AdamW's decay.")] = None,
+    beta: Annotated[float | None, _training("beta", "--beta", "Weight of the KL term after its warm-up.")] = None,
+    beta_schedule: Annotated[
+        str | None, _training("beta_schedule", "--beta-schedule", f"How it rises: {', '.join(BETA_SCHEDULES)}.")
     ] = None,
     kl_warmup_epochs: Annotated[
-        float | None,
-        _option(TrainConfig, "kl_warmup_epochs", "--kl-warmup-epochs", "Epochs in which that weight rises from 0."),
+        float | None, _training("kl_warmup_epochs", "--kl-warmup-epochs", "Epochs in which that weight rises from 0.")
     ] = None,
-    grad_clip: Annotated[
-        float | None, _option(TrainConfig, "grad_clip", "--grad-clip", "Largest norm of the gradient.")
+    free_bits: Annotated[
+        float | None, _training("free_bits", "--free-bits", "Nats of KL per latent dimension that cost nothing more.")
     ] = None,
+    iw_samples: Annotated[
+        int | None, _training("iw_samples", "--iw-samples", "Draws of the importance-weighted bound, in a last phase.")
+    ] = None,
+    iw_epochs: Annotated[float | None, _training("iw_epochs", "--iw-epochs", "Epochs of that last phase.")] = None,
+    grad_clip: Annotated[float | None, _training("grad_clip", "--grad-clip", "Largest norm of the gradient.")] = None,
     average_decay: Annotated[
-        float | None,
-        _option(TrainConfig, "average_decay", "--average-decay", "What the averaged weights keep at each step."),
+        float | None, _training("average_decay", "--average-decay", "What the averaged weights keep at each step.")
     ] = None,
-    seed: Annotated[
-        int | None, _option(TrainConfig, "seed", "--seed", "Where all randomness of the run starts.")
+    precision: Annotated[
+        str | None, _training("precision", "--precision", f"Of the networks: {', '.join(PRECISIONS)}.")
     ] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile", help="Let torch.compile translate the networks.")
+    ] = None,
+    processes: Annotated[
+        int | None, _training("processes", "--processes", "Processes that share each step, started by torchrun.")
+    ] = None,
+    seed: Annotated[int | None, _training("seed", "--seed", "Where all randomness of the run starts.")] = None,
 ) -> None:
     """Train a VAE into a checkpoint; Ctrl-C saves, --resume goes on."""
     model_options = {
+        "family": family,
         "preset": preset,
-        "channels_base": width,
+        "features": features,
+        "depth": depth,
         "latent_dim": latent_dim,
         "likelihood": likelihood,
-        "sigma": sigma,
+        "sigma": None if sigma is None else _parse_sigma(sigma),
+        "dequantised": dequantised,
+        "scale_head": scale_head,
     }
     training_options = {
         "epochs": epochs,
         "batch_size": batch_size,
+        "accumulate": accumulate,
         "learning_rate": learning_rate,
         "lr_warmup_steps": lr_warmup_steps,
+        "weight_decay": weight_decay,
         "beta": beta,
+        "beta_schedule": beta_schedule,
         "kl_warmup_epochs": kl_warmup_epochs,
+        "free_bits": free_bits,
+        "iw_samples": iw_samples,
+        "iw_epochs": iw_epochs,
         "grad_clip": grad_clip,
         "average_decay": average_decay,
+        "precision": precision,
+        "compile": compiled,
+        "processes": processes,
         "seed": seed,
     }
     with _sentences():
         stored = checkpoint.read_config(out) if resume else None
+        training = _training_config(_given(training_options), stored=stored)
+        machine = join(device, processes=training.processes)
         shape = {"height": None, "width": None, "channels": channels}
         if size is not None:
             shape["height"], shape["width"] = _parse_size(size)
         if stored is not None:
             shape = {name: value or getattr(stored.model, name) for name, value in shape.items()}
-        dataset = data.read(
+            validation = stored.data.n_validation if validation is None else validation
+            validation_seed = stored.data.validation_seed if validation_seed is None else validation_seed
+        dataset = _read(
             data_path,
             size=(shape["height"], shape["width"]) if shape["height"] and shape["width"] else None,
             channels=shape["channels"],
+            validation=validation or 0,
+            validation_seed=validation_seed or 0,
         )
         config = RunConfig(
             model=_model_config(dataset, _given(model_options), stored=stored),
-            training=_training_config(_given(training_options), stored=stored),
+            training=training,
             data=DataConfig(
-                name=dataset.name, n_train=len(dataset.train), n_test=len(dataset.test), sha256=dataset.sha256
+                name=dataset.name,
+                n_train=len(dataset.train),
+                n_validation=len(dataset.validation),
+                validation_seed=validation_seed or 0,
+                n_test=len(dataset.test),
+                sha256=dataset.sha256,
             ),
         )
-        learner = run.resume(out, config) if resume else run.start(out, config, dataset=dataset)
-        outcome = run.train(out, learner, dataset)
+        learner = (
+            run.resume(out, config, machine=machine)
+            if resume
+            else run.start(out, config, dataset=dataset, machine=machine)
+        )
+        if resume and machine.is_main:
+            for change in run.changed_machine(out, learner):
+                print(f"vae-train: warning: {change}; the last digits may differ from now on", file=sys.stderr)
+        outcome = run.train(out, learner, dataset, save_every_s=save_every)
+        if not machine.is_main:
+            return
         if outcome.signal_number is not None:
             print(
                 f"Stopped and saved at step {outcome.step} of {outcome.steps}."
@@ -145,19 +219,56 @@ def fit(
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A checkpoint folder.")],
     data_path: DataPath = None,
-    draws: Annotated[int, typer.Option(min=1, help="Draws of z per picture.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of z per picture for the elbo.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Where the draws start.")] = 0,
+    nll: Annotated[
+        bool, typer.Option("--nll", help="Estimate log p(x) too: takes long, goes on where it stopped.")
+    ] = False,
+    nll_images: Annotated[
+        int | None, typer.Option(min=1, help="Test pictures for that, chosen by the seed.", show_default="all")
+    ] = None,
+    nll_draws: Annotated[int, typer.Option(min=1, help="Times that each is binarised or dequantised anew.")] = 1,
+    nll_samples: Annotated[
+        str, typer.Option(metavar="K,…", help="Draws of z at which the estimate is read off.")
+    ] = ",".join(map(str, SAMPLES)),
+    precision: Annotated[str, typer.Option(help=f"Of the decoder for that: {', '.join(PRECISIONS)}.")] = "fp32",
 ) -> None:
-    """Measure a checkpoint on test pictures; writes metrics.json and pictures/ and prints the metrics."""
+    """Measure a checkpoint on test pictures: metrics.json, card.md, pictures/, and a prior fitted to its latents."""
     with _sentences():
-        model = checkpoint.read_config(folder).model
-        dataset = data.read(data_path, size=(model.height, model.width), channels=model.channels)
-        print(json.dumps(run.measure(folder, dataset=dataset, draws=draws, seed=seed), indent=2))
+        stored = checkpoint.read_config(folder)
+        dataset = _read(
+            data_path,
+            size=(stored.model.height, stored.model.width),
+            channels=stored.model.channels,
+            validation=stored.data.n_validation,
+            validation_seed=stored.data.validation_seed,
+        )
+        request = None
+        if nll:
+            request = NllRequest(
+                images=nll_images,
+                draws=nll_draws,
+                samples=_parse_samples(nll_samples),
+                precision=_parse_precision(precision),
+            )
+        metrics = run.measure(folder, dataset=dataset, draws=draws, seed=seed, nll=request)
+        print(json.dumps(metrics, indent=2))
+
+
+def _read(
+    path: Path | None, *, size: tuple[int, int] | None, channels: int | None, validation: int, validation_seed: int
+) -> data.Dataset:
+    """The data set at a path; broken pictures in it are named."""
+    dataset = data.read(path, size=size, channels=channels)
+    if dataset.n_skipped:
+        named = "".join(f"\n  {name}" for name in dataset.skipped)
+        print(f"vae-train: skipped {dataset.n_skipped} broken pictures:{named}", file=sys.stderr)
+    return data.with_validation(dataset, validation, seed=validation_seed)
 
 
 def _model_config(dataset: data.Dataset, options: dict[str, Any], *, stored: RunConfig | None) -> ModelConfig:
     height, width, channels = dataset.image_shape
-    if options.get("likelihood") == "bernoulli":
+    if options.get("likelihood", "gaussian") != "gaussian":
         options = {"sigma": None, **options}
     options |= {"height": height, "width": width, "channels": channels}
     return ModelConfig(**options) if stored is None else dataclasses.replace(stored.model, **options)
@@ -171,6 +282,27 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _parse_sigma(text: str) -> float | str:
+    """A number if it is one; any other word is the config's to judge."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _parse_samples(text: str) -> tuple[int, ...]:
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", text) is None:
+        raise BadSetting(f"--nll-samples: got {text!r}, expected whole numbers between commas, as 128,1000,5000")
+    return tuple(sorted(map(int, text.split(","))))
+
+
+def _parse_precision(text: str) -> Precision:
+    for precision in get_args(Precision):
+        if text == precision:
+            return precision
+    raise BadSetting(f"--precision: got {text!r}, expected one of {', '.join(get_args(Precision))}")
+
+
 def _parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if match is None:
@@ -179,11 +311,11 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _report(metrics: dict[str, Any], *, folder: Path) -> None:
-    latent_dim = len(metrics["kl_per_dimension"])
+    bound = "" if metrics["elbo"] is None else f"elbo {metrics['elbo']:.2f}, kl {metrics['kl']:.2f}, "
     print(
-        f"{folder}: elbo {metrics['elbo']:.2f}, recon {metrics['recon']:.2f}, kl {metrics['kl']:.2f} nats,"
-        f" psnr {metrics['psnr']:.2f} dB, {metrics['active_units']} of {latent_dim} latents active,"
-        f" over {metrics['protocol']['images']} test images of {metrics['protocol']['data']}"
+        f"{folder}: {bound}recon {metrics['recon']:.2f} nats, psnr {metrics['psnr']:.2f} dB,"
+        f" {metrics['active_units']} of {len(metrics['mu']['mean'])} latents active,"
+        f" over {metrics['protocol']['images']} test images of {metrics['protocol']['data']}; {folder / 'card.md'}"
     )
 
 
@@ -196,7 +328,7 @@ def _sentences() -> Iterator[None]:
         print(f"vae-train: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     except NotANumber as error:
-        print(f"vae-train: {error}; what was saved before is kept", file=sys.stderr)
+        print(f"vae-train: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         raise typer.Exit(128 + signal.SIGINT) from None

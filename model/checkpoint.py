@@ -18,14 +18,16 @@ from model.errors import BadCheckpoint
 from model.training import Images, Learner, TrainConfig
 from model.vae import VAE, ModelConfig
 
-FORMAT = 1
+FORMAT = 2
 PROBE_ROWS = 64
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _STATE = "state/training.safetensors"
+_MACHINE = "state/machine.json"
 _METRICS = "metrics.json"
 _PROBE = "probe.safetensors"
+_PRIOR = "prior.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class DataConfig:
     """Name of the folder or file."""
     n_train: int
     """Pictures trained on."""
+    n_validation: int
+    """Pictures that the averaged weights are measured on after each epoch."""
+    validation_seed: int
+    """What drew them from the training pictures, where the data has no such part of its own."""
     n_test: int
     """Pictures kept back."""
     sha256: str
@@ -124,9 +130,29 @@ def save(folder: Path, learner: Learner) -> None:
     """The state that a resumed run starts from, then the weights that are evaluated and exported.
 
     Each file is whole or absent, and the state alone is what resuming reads: a kill between the two loses nothing.
+    All processes of a run come here together; one writes.
     """
-    _write_tensors(folder / _STATE, learner.state())
-    _write_tensors(folder / _WEIGHTS, learner.average.state_dict())
+    state = learner.state()
+    if learner.machine.is_main:
+        _write_json(folder / _MACHINE, learner.machine.facts())
+        _write_tensors(folder / _STATE, state)
+        _write_tensors(folder / _WEIGHTS, learner.average.state_dict())
+
+
+def saved_step(folder: Path) -> int | None:
+    """The step of the last save; none before the first.
+
+    Raises:  BadCheckpoint if the state cannot be read
+    """
+    return int(_read_tensors(folder / _STATE)["step"]) if (folder / _STATE).exists() else None
+
+
+def machine_facts(folder: Path) -> dict[str, Any]:
+    """What the machine of the last save was, as `Machine.facts` says it; empty before the first.
+
+    Raises:  BadCheckpoint if the file cannot be read
+    """
+    return _read_json(folder / _MACHINE) if (folder / _MACHINE).exists() else {}
 
 
 def load_state(folder: Path, learner: Learner) -> None:
@@ -144,6 +170,14 @@ def load_state(folder: Path, learner: Learner) -> None:
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """What an evaluation found, beside the weights it was found with."""
     _write_json(folder / _METRICS, metrics)
+
+
+def write_prior(folder: Path, tensors: Mapping[str, Tensor] | None) -> None:
+    """The fitted prior that an evaluation kept; without one, an earlier one goes, for it belonged to other weights."""
+    if tensors is None:
+        (folder / _PRIOR).unlink(missing_ok=True)
+    else:
+        _write_tensors(folder / _PRIOR, tensors)
 
 
 def _parse(path: Path, part: str, content: Mapping[str, Any], *, kind: type[Config]) -> Config:
@@ -191,7 +225,7 @@ def _check_shapes(path: Path, *, got: Mapping[str, Tensor], expected: Mapping[st
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    _write(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    _write(path, safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -202,8 +236,12 @@ def _write(path: Path, content: bytes) -> None:
     """The whole file or none of it, also if the machine stops half way."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # of a disk that is full, what did get written would fill the rest
+        raise

@@ -1,22 +1,31 @@
-"""One training run in its folder: started or resumed, saved as it goes, measured and drawn at its end."""
+"""One training run in its folder: started or resumed, logged and saved as it goes, measured and drawn at its end."""
 
 import dataclasses
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+import torch
 from tqdm import tqdm
 
-from model import checkpoint, pictures
-from model.checkpoint import RunConfig
+from model import card, checkpoint, pictures
+from model.checkpoint import Checkpoint, RunConfig
 from model.data import Dataset
-from model.errors import BadData, BadSetting
+from model.errors import BadData, BadSetting, NotANumber
 from model.evaluation import evaluate
-from model.training import Learner
+from model.generation import Generation, generate
+from model.log import Log, read_history
+from model.machine import Machine
+from model.nll import Precision, estimate, fingerprint
+from model.training import Learner, StepReport
+
+SAVE_EVERY_S = 60.0
+# Latents of the fitted prior that a picture shows.
+_SHOWN = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +37,22 @@ class Outcome:
     signal_number: int | None
 
 
-def start(folder: Path, config: RunConfig, *, dataset: Dataset) -> Learner:
+def start(folder: Path, config: RunConfig, *, dataset: Dataset, machine: Machine | None = None) -> Learner:
     """A learner at step 0, in a folder that is made for it.
 
     Raises:  BadSetting if the folder holds something already
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    learner = Learner(config.model, training=config.training, n_images=len(dataset.train), machine=machine)
+    is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    # All processes look before one writes.
+    if learner.machine.any(is_taken):
         raise BadSetting(f"{folder}: got a place with something in it, expected a new folder, or --resume to go on")
-    checkpoint.write_config(folder, config, probe=dataset.test[: checkpoint.PROBE_ROWS])
-    return Learner(config.model, training=config.training, n_images=len(dataset.train))
+    if learner.machine.is_main:
+        checkpoint.write_config(folder, config, probe=dataset.test[: checkpoint.PROBE_ROWS])
+    return learner
 
 
-def resume(folder: Path, config: RunConfig) -> Learner:
+def resume(folder: Path, config: RunConfig, *, machine: Machine | None = None) -> Learner:
     """A learner at the step of the last save.
 
     Raises:  BadCheckpoint if the folder holds no run; BadSetting if its run was started with other settings
@@ -50,41 +63,151 @@ def resume(folder: Path, config: RunConfig) -> Learner:
         for name in was:
             if was[name] != now[name]:
                 raise BadSetting(f"{name}: got {now[name]}, expected {was[name]}, with which {folder} was started")
-    learner = Learner(config.model, training=config.training, n_images=config.data.n_train)
+    learner = Learner(config.model, training=config.training, n_images=config.data.n_train, machine=machine)
     checkpoint.load_state(folder, learner)
     return learner
 
 
-def train(folder: Path, learner: Learner, dataset: Dataset) -> Outcome:
-    """Steps to the end of the run, saving after each epoch; SIGINT and SIGTERM save and stop.
+def changed_machine(folder: Path, learner: Learner) -> list[str]:
+    """What differs from the machine of the last save, a phrase each: the last digits of a resumed run may too."""
+    now = learner.machine.facts()
+    was = checkpoint.machine_facts(folder)
+    return [f"{name} was {was[name]}, is {now[name]}" for name in was if was[name] != now[name]]
 
-    Raises:  NotANumber when a term or the gradient stops being finite
+
+def train(folder: Path, learner: Learner, dataset: Dataset, *, save_every_s: float = SAVE_EVERY_S) -> Outcome:
+    """Steps to the end of the run; SIGINT and SIGTERM save and stop.
+
+    Saves at the end of an epoch, if the last save is longer ago than save_every_s, and at the end of the run.
+
+    Raises:  NotANumber when a term or the gradient stops being finite; it names the last save
     """
     stopping = False
-    with _asked_to_stop() as asked, _Bar(learner) as bar:
-        for report in learner.run(dataset.train):
+    saved_at_s = time.monotonic()
+    machine = learner.machine
+    with ExitStack() as stack:
+        asked = stack.enter_context(_asked_to_stop())
+        bar = stack.enter_context(_Bar(learner))
+        log = stack.enter_context(Log(folder, learner)) if machine.is_main else None
+        for report in _steps(folder, learner, dataset):
             bar.show(n=report.n, recon=report.recon, kl=report.kl)
-            stopping = bool(asked)  # read once: a signal between two looks would stop without a save
-            if stopping or learner.step % learner.steps_per_epoch == 0:
+            ends_epoch = learner.step % learner.steps_per_epoch == 0
+            if log is not None:
+                log.add(report)
+                if log.is_due:
+                    has_validation = ends_epoch and len(dataset.validation) > 0
+                    log.write(validation=learner.validate(dataset.validation) if has_validation else None)
+            # Asked once a step, and of all processes: they must stop at the same one.
+            stopping = machine.any(bool(asked))
+            is_late = ends_epoch and machine.any(time.monotonic() - saved_at_s >= save_every_s)
+            if stopping or is_late or learner.step == learner.steps:
                 checkpoint.save(folder, learner)
+                saved_at_s = time.monotonic()
             if stopping:
                 break
-    return Outcome(step=learner.step, steps=learner.steps, signal_number=asked[0] if stopping else None)
+    # Another process may have been asked: then this one answers as if it had been too.
+    number = asked[0] if asked else signal.SIGINT
+    return Outcome(step=learner.step, steps=learner.steps, signal_number=number if stopping else None)
 
 
-def measure(folder: Path, *, dataset: Dataset, draws: int = 1, seed: int = 0) -> dict[str, Any]:
-    """The metrics of the checkpoint in a folder, written into it together with pictures, from test pictures.
+@dataclasses.dataclass(frozen=True)
+class NllRequest:
+    """How log p(x) is to be estimated."""
 
-    Raises:  BadCheckpoint if there is none; BadData if the pictures have another shape
+    images: int | None
+    """Test pictures, or all."""
+    draws: int
+    """Times that each is binarised or dequantised anew."""
+    samples: tuple[int, ...]
+    """Draws of z after which an estimate is read off."""
+    precision: Precision
+    """Of the decoder."""
+
+
+def measure(
+    folder: Path, *, dataset: Dataset, draws: int = 1, seed: int = 0, nll: NllRequest | None = None
+) -> dict[str, Any]:
+    """The metrics of the checkpoint in a folder, written into it with a fitted prior, pictures and a card.
+
+    An estimate of log p(x) goes on where an earlier one of the same protocol stopped; without a request, the estimate
+    of an earlier evaluation of these weights is kept.
+
+    Raises:  BadCheckpoint if there is none; BadData if the pictures have another shape; BadSetting if the model has no
+             p(x) to estimate
     """
     found = checkpoint.read(folder)
     if dataset.image_shape != found.config.image_shape:
         got, expected = dataset.image_shape, found.config.image_shape
         raise BadData(f"{dataset.name}: got pictures of shape {got}, expected {expected} as {folder} was trained on")
     metrics = evaluate(found.vae, dataset.test, data=dataset.name, draws=draws, seed=seed)
+    generation = generate(found.vae, training=dataset.train, test=dataset.test, seed=seed)
+    metrics["samples"] = generation.metrics if generation else None
+    metrics["nll"] = _kept_nll(found) if nll is None else _estimated_nll(folder, found, dataset, nll, seed=seed)
+    fitted = generation.fitted if generation else None
     checkpoint.write_metrics(folder, metrics)
-    pictures.write_all(folder / "pictures", found.vae, dataset.test)
+    checkpoint.write_prior(folder, fitted.tensors() if fitted else None)
+    _report(folder, found, dataset, metrics=metrics, generation=generation)
     return metrics
+
+
+def _estimated_nll(
+    folder: Path, found: Checkpoint, dataset: Dataset, request: NllRequest, *, seed: int
+) -> dict[str, Any]:
+    return estimate(
+        found.vae,
+        dataset.test,
+        n_images=request.images,
+        draws=request.draws,
+        samples=request.samples,
+        seed=seed,
+        precision=request.precision,
+        state=folder / "state" / "nll.safetensors",
+    ).metrics()
+
+
+def _kept_nll(found: Checkpoint) -> dict[str, Any] | None:
+    """The estimate that metrics.json holds, if these are the weights that it was made with."""
+    kept: dict[str, Any] | None = (found.metrics or {}).get("nll")
+    return kept if kept and kept["protocol"]["model_sha256"] == fingerprint(found.vae) else None
+
+
+def _report(
+    folder: Path, found: Checkpoint, dataset: Dataset, *, metrics: dict[str, Any], generation: Generation | None
+) -> None:
+    """`pictures/` and `card.md`."""
+    history = read_history(folder)
+    fitted_z = None
+    if generation and generation.fitted:
+        fitted_z = generation.fitted.sample(_SHOWN, generator=torch.Generator().manual_seed(0))
+    drawn = pictures.write_all(
+        folder / "pictures",
+        found.vae,
+        dataset.test,
+        metrics=metrics,
+        history=history,
+        labels=dataset.test_labels,
+        fitted_z=fitted_z,
+        nearest=generation.nearest if generation else None,
+    )
+    card.write(
+        folder,
+        RunConfig(model=found.config, training=found.training, data=found.data),
+        metrics=metrics,
+        pictures=drawn,
+        n_weights=sum(weight.numel() for weight in found.vae.parameters()),
+        history=history,
+        machine=checkpoint.machine_facts(folder),
+    )
+
+
+def _steps(folder: Path, learner: Learner, dataset: Dataset) -> Iterator[StepReport]:
+    """The learner's steps; where one fails, the error says what is left."""
+    try:
+        yield from learner.run(dataset.train)
+    except NotANumber as error:
+        saved = checkpoint.saved_step(folder)
+        left = "nothing was saved before" if saved is None else f"the last save, of step {saved}, is whole"
+        raise NotANumber(f"{error}; {left}") from error
 
 
 @contextmanager
@@ -124,6 +247,7 @@ class _Bar:
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
+            disable=not learner.machine.is_main,
         )
         return self
 

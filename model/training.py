@@ -3,50 +3,82 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.errors import BadSetting, NotANumber
-from model.objectives import elbo_terms, mean_loss, warmed_beta
+from model.machine import Machine, deterministic
+from model.objectives import elbo_terms, importance_weighted, mean_loss
+from model.schedules import BETA_SCHEDULES, BetaSchedule, epoch_order, learning_rate, scheduled_beta
 from model.vae import VAE, ModelConfig
 
 Images = npt.NDArray[np.uint8]
+
+PRECISIONS = ("fp32", "bf16")
+# Pictures stay on a GPU if they take no more of its free memory than this.
+_SHARE_OF_GPU = 0.5
+_VALIDATION_ROWS = 500
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """What an experiment chose, saved with its weights.
 
-    Raises:  BadSetting if a field lies outside its range
+    Raises:  BadSetting if a field lies outside its range, or two contradict each other
     """
 
     epochs: int = 30
     """Passes over the training pictures."""
     batch_size: int = 128
-    """Pictures per step."""
+    """Pictures per step, over all processes."""
+    accumulate: int = 1
+    """Slices that a step's pictures are worked through in, so that large steps fit into memory."""
     learning_rate: float = 2e-3
-    """Adam's step size at its highest; it falls along a cosine to 0 at the last step."""
+    """AdamW's step size at its highest; it falls along a cosine to 0 at the last step."""
     lr_warmup_steps: int = 200
     """Steps in which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """Share of itself that a weight loses per step, times the learning rate."""
     beta: float = 1.0
-    """Weight of the KL term after its warm-up."""
+    """Weight of the KL term after its warm-up; 0 trains without that term."""
+    beta_schedule: BetaSchedule = "linear"
+    """How beta comes about: `linear` or `cosine` once, or `cyclic`: rise, stay as long, begin anew."""
     kl_warmup_epochs: float = 2.0
     """Epochs in which the weight of the KL term rises from 0 to beta."""
+    free_bits: float = 0.0
+    """KL per latent dimension below which nothing presses it further, nats."""
+    iw_samples: int = 1
+    """Draws per picture of the importance-weighted bound, in the last phase."""
+    iw_epochs: float = 0.0
+    """Epochs at the end of the run that raise the importance-weighted bound instead of the elbo."""
     grad_clip: float = 10.0
     """Largest norm of the gradient, nats per data dimension; longer ones are shortened to it."""
     average_decay: float = 0.999
     """What the averaged weights keep of themselves at each step; 0 takes the last weights."""
+    precision: str = "fp32"
+    """What networks compute in: `fp32`, or `bf16` with weights, likelihood and KL in float32."""
+    compile: bool = False
+    """Whether torch.compile translates the networks first."""
+    processes: int = 1
+    """Processes that share each step."""
     seed: int = 0
     """Where all randomness starts: initial weights, order of pictures, noise."""
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("lr_warmup_steps", 0), ("seed", 0)):
+        for name, low in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulate", 1),
+            ("lr_warmup_steps", 0),
+            ("iw_samples", 1),
+            ("processes", 1),
+            ("seed", 0),
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:
                 raise BadSetting(f"{name}: got {value!r}, expected a whole number from {low}")
@@ -54,19 +86,37 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise BadSetting(f"{name}: got {value!r}, expected a number above 0")
-        for name in ("beta", "kl_warmup_epochs"):
+        for name in ("beta", "kl_warmup_epochs", "weight_decay", "free_bits", "iw_epochs"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise BadSetting(f"{name}: got {value!r}, expected a number from 0")
         if not 0 <= self.average_decay < 1:
             raise BadSetting(f"average_decay: got {self.average_decay!r}, expected a number from 0 to below 1")
+        for name, known in (("beta_schedule", BETA_SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise BadSetting(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if self.batch_size < self.accumulate * self.processes:
+            expected = f"at least one for each of {self.accumulate} slices on each of {self.processes} processes"
+            raise BadSetting(f"batch_size: got {self.batch_size}, expected {expected}")
+        self._check_last_phase()
+
+    def _check_last_phase(self) -> None:
+        if self.iw_epochs > self.epochs:
+            raise BadSetting(f"iw_epochs: got {self.iw_epochs}, expected at most all {self.epochs} epochs")
+        if (self.iw_epochs > 0) != (self.iw_samples > 1):
+            got = f"{self.iw_samples} for {self.iw_epochs} epochs"
+            raise BadSetting(f"iw_samples: got {got}, expected 2 or more of them together with iw_epochs above 0")
+        if self.iw_epochs > 0 and (self.beta != 1 or self.free_bits > 0):
+            got = f"beta {self.beta} and free_bits {self.free_bits}"
+            raise BadSetting(f"iw_epochs: got {got}, expected beta 1 and free_bits 0, or the bound would be none")
 
 
 @dataclass(frozen=True)
 class StepReport:
     """What one step saw, averaged over its pictures.
 
-    Units:   elbo, recon, kl in nats per picture
+    Units:   elbo, recon, kl, bound in nats per picture; bound is the importance-weighted one of the last phase;
+             gradient_norm before it was shortened
     """
 
     step: int
@@ -74,28 +124,40 @@ class StepReport:
     elbo: float
     recon: float
     kl: float
+    bound: float | None
+    beta: float
+    learning_rate: float
+    gradient_norm: float
 
 
 class Learner:
     """A VAE in training: weights, their average, the optimiser, the noise generator and the step reached."""
 
-    def __init__(self, model: ModelConfig, *, training: TrainConfig, n_images: int) -> None:
+    def __init__(
+        self, model: ModelConfig, *, training: TrainConfig, n_images: int, machine: Machine | None = None
+    ) -> None:
+        _check_together(model, training, n_images=n_images)
         self.training = training
         self.n_images = n_images
+        self.machine = machine or Machine(torch.device("cpu"))
         self.steps_per_epoch = math.ceil(n_images / training.batch_size)
         self.steps = self.steps_per_epoch * training.epochs
         self.step = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            self.vae = VAE(model)
+            self.vae = VAE(model).to(self.machine.device)
         self.average = copy.deepcopy(self.vae).eval().requires_grad_(False)
-        self.optimiser = torch.optim.Adam(self.vae.parameters(), lr=training.learning_rate)
+        self.optimiser = _adamw(self.vae, training)
         for weight in self.vae.parameters():
-            # As Adam would at its first step, but before it, so that a state has the same tensors at any step.
+            # As AdamW would at its first step, but before it, so that a state has the same tensors at any step.
             moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-            self.optimiser.state[weight] = {"step": torch.tensor(0.0), **moments}
-        # A stream of its own: the same seed would draw the numbers again that made the initial weights.
-        self.noise = torch.Generator().manual_seed(int(np.random.default_rng(training.seed).integers(2**63)))
+            self.optimiser.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
+        # A stream of its own for each process: the seed itself would draw the numbers again that made the weights.
+        streams = np.random.default_rng(training.seed).integers(2**63, size=training.processes)
+        self.noise = torch.Generator(self.machine.device).manual_seed(int(streams[self.machine.rank]))
+        if training.compile:
+            self.vae.encoder.compile()
+            self.vae.decoder.compile()
 
     @property
     def images_seen(self) -> int:
@@ -110,100 +172,181 @@ class Learner:
         Raises:  NotANumber when a term or the gradient stops being finite
         """
         self.vae.train()
+        held = _held(images, self.machine.device)
         while self.step < self.steps:
             epoch, index = divmod(self.step, self.steps_per_epoch)
             order = epoch_order(self.n_images, seed=self.training.seed, epoch=epoch)
             for batch in torch.split(order, self.training.batch_size)[index:]:
                 # Entered per step, as a generator must not leave a global setting behind while it waits.
-                with _deterministic():
-                    report = self._step(pixels(images[batch.numpy()]))
+                with deterministic(self.machine):
+                    report = self._step(held, batch)
                 yield report
 
-    def _step(self, x: Tensor) -> StepReport:
+    @torch.no_grad()
+    def validate(self, images: Images) -> dict[str, float]:
+        """elbo, recon and kl of the averaged weights on pictures kept back; the same draws every time.
+
+        Shapes:  images (n, h, w, c)
+        Units:   nats per picture
+        """
+        generator = torch.Generator(self.machine.device).manual_seed(self.training.seed)
+        recon = kl = 0.0
+        for rows in torch.split(torch.from_numpy(images), _VALIDATION_ROWS):
+            with deterministic(self.machine), self._networks_precision():
+                x = self.average.likelihood.draw(to_x(rows.to(self.machine.device)), generator)
+                eps = torch.randn(len(x), self.vae.config.latent_dim, generator=generator, device=x.device)
+                terms = elbo_terms(self.average, x, eps)
+            recon += terms.recon.double().sum().item() / len(images)
+            kl += terms.kl.double().sum().item() / len(images)
+        return {"elbo": -(recon + kl), "recon": recon, "kl": kl}
+
+    def _step(self, held: Tensor, batch: Tensor) -> StepReport:
         training = self.training
-        x = self.vae.likelihood.draw(x, self.noise)
-        eps = torch.randn(x.shape[0], self.vae.config.latent_dim, generator=self.noise)
-        terms = elbo_terms(self.vae, x, eps)
-        warmup_steps = round(training.kl_warmup_epochs * self.steps_per_epoch)
-        beta = warmed_beta(self.step, warmup_steps=warmup_steps, beta=training.beta)
-        self.optimiser.zero_grad()
-        mean_loss(terms, beta=beta).backward()  # type: ignore[no-untyped-call]
-        dims = x[0].numel()
-        gradient_norm = nn.utils.clip_grad_norm_(self.vae.parameters(), training.grad_clip * dims)
-        recon, kl = terms.recon.mean().item(), terms.kl.mean().item()
-        for term, value in (("recon", recon), ("kl", kl), ("gradient", gradient_norm.item())):
+        rate = learning_rate(
+            self.step, steps=self.steps, warmup_steps=training.lr_warmup_steps, highest=training.learning_rate
+        )
+        beta = scheduled_beta(
+            self.step,
+            steps=self.steps,
+            warmup_steps=round(training.kl_warmup_epochs * self.steps_per_epoch),
+            beta=training.beta,
+            schedule=training.beta_schedule,
+        )
+        self.optimiser.zero_grad(set_to_none=False)
+        in_last_phase = self.step >= self.steps - round(training.iw_epochs * self.steps_per_epoch)
+        sums = torch.zeros(3, device=self.machine.device)
+        for rows in batch[self.machine.rank :: self.machine.processes].tensor_split(training.accumulate):
+            if len(rows) > 0:
+                x = to_x(held[rows.to(held.device)].to(self.machine.device, non_blocking=True))
+                sums += self._accumulate(x, share=len(rows) / len(batch), beta=beta, in_last_phase=in_last_phase)
+        (sums,) = self._exchanged(sums)
+        norm = nn.utils.clip_grad_norm_(self.vae.parameters(), training.grad_clip * math.prod(held.shape[1:]))
+        recon, kl, bound, gradient_norm = torch.cat([sums, norm.reshape(1)]).tolist()
+        for term, value in (("recon", recon), ("kl", kl), ("gradient", gradient_norm)):
             if not math.isfinite(value):
                 raise NotANumber(f"step {self.step}: {term} is {value}, expected a finite number")
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, steps=self.steps, training=training)
+            group["lr"] = rate
         self.optimiser.step()
         self.step += 1
         self._move_average()
-        return StepReport(step=self.step, n=x.shape[0], elbo=-(recon + kl), recon=recon, kl=kl)
+        return StepReport(
+            step=self.step,
+            n=len(batch),
+            elbo=-(recon + kl),
+            recon=recon,
+            kl=kl,
+            bound=bound if in_last_phase else None,
+            beta=beta,
+            learning_rate=rate,
+            gradient_norm=gradient_norm,
+        )
+
+    def _accumulate(self, x: Tensor, *, share: float, beta: float, in_last_phase: bool) -> Tensor:
+        """Add these pictures' share to the gradient; their shares of recon, kl and bound: (3,)."""
+        x = self.vae.likelihood.draw(x, self.noise)
+        n, latent_dim = len(x), self.vae.config.latent_dim
+        with self._networks_precision():
+            if in_last_phase:
+                shape = (self.training.iw_samples, n, latent_dim)
+                weighted = importance_weighted(self.vae, x, self._normal(shape))
+                terms, bound, loss = weighted.terms, weighted.bound.mean(), weighted.loss
+            else:
+                terms = elbo_terms(self.vae, x, self._normal((n, latent_dim)))
+                bound = terms.elbo.mean()
+                loss = mean_loss(terms, beta=beta, free_bits=self.training.free_bits)
+        torch.autograd.backward(share * loss)
+        return share * torch.stack([terms.recon.mean(), terms.kl.mean(), bound]).detach()
+
+    def _normal(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self.noise, device=self.machine.device)
+
+    def _networks_precision(self) -> torch.autocast:
+        return torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
+
+    def _exchanged(self, sums: Tensor) -> list[Tensor]:
+        """Sums over all processes; the gradient becomes its sum too, and running means become their mean."""
+        if self.machine.processes == 1:
+            return [sums]
+        gradients = [weight.grad for weight in self.vae.parameters() if weight.grad is not None]
+        means = [buffer for buffer in self.vae.buffers() if buffer.is_floating_point()]
+        sums, *rest = self.machine.summed([sums, *gradients, *means])
+        for gradient, total in zip(gradients, rest, strict=False):
+            gradient.copy_(total)
+        for mean, total in zip(means, rest[len(gradients) :], strict=True):
+            mean.copy_(total / self.machine.processes)
+        return [sums]
 
     @torch.no_grad()
     def _move_average(self) -> None:
         # A young average keeps less of itself, else it would remember the initial weights for long.
         decay = min(self.training.average_decay, self.step / (self.step + 9))
-        for average, weight in zip(self.average.parameters(), self.vae.parameters(), strict=True):
-            average.lerp_(weight, 1 - decay)
+        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        move(list(self.average.parameters()), list(self.vae.parameters()), self.step)
+        for average, buffer in zip(self.average.buffers(), self.vae.buffers(), strict=True):
+            average.copy_(buffer)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, but for its configs: tensors by name, the live ones."""
-        tensors = {"step": torch.tensor(self.step), "noise": self.noise.get_state()}
+        """Everything that a resumed run needs, but for its configs: tensors by name, the live ones where it has any."""
+        tensors = {"step": torch.tensor(self.step), "noise": self.machine.gathered(self.noise.get_state())}
+        tensors |= {f"weights.{name}": tensor for name, tensor in self.vae.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for name, weight in self.vae.named_parameters():
-            tensors[f"weights.{name}"] = weight.detach()
             for key, value in self.optimiser.state[weight].items():
                 tensors[f"optimiser.{key}.{name}"] = value
-        for name, weight in self.average.named_parameters():
-            tensors[f"average.{name}"] = weight
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Stand where the learner stood whose state this is; names, shapes and types are those of `state`."""
         self.step = int(tensors["step"])
-        self.noise.set_state(tensors["noise"])
+        self.noise.set_state(tensors["noise"][self.machine.rank])
         for name, tensor in self.state().items():
             # In place, as the memory layout stays: with another one sums have another order, and other bits.
             tensor.copy_(tensors[name])
 
 
 def pixels(images: Images) -> Tensor:
-    """Pictures as a network takes them.
+    """Pictures as networks take them.
 
     Shapes:  (n, h, w, c) uint8 -> x (n, c, h, w) float32 in [0, 1], channels last in memory
     """
-    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
+    return to_x(torch.from_numpy(images))
 
 
-def epoch_order(n: int, *, seed: int, epoch: int) -> Tensor:
-    """The order in which an epoch visits its pictures: a function of seed and epoch alone.
+def to_x(images: Tensor) -> Tensor:
+    """As `pixels`, of a tensor on any device.
 
-    Shapes:  -> (n,) int64
+    Shapes:  (n, h, w, c) uint8 -> x (n, c, h, w) float32 in [0, 1], channels last in memory
     """
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
+    return images.permute(0, 3, 1, 2).to(torch.float32) / 255
 
 
-def learning_rate(step: int, *, steps: int, training: TrainConfig) -> float:
-    """Up a straight line for the warm-up, then down half a cosine to 0 at the run's end.
+def _adamw(vae: VAE, training: TrainConfig) -> torch.optim.AdamW:
+    """The optimiser; biases, norms and a learned sigma do not decay, for their place is not near 0.
 
-    Source:  Loshchilov & Hutter 2017, equation 5, arXiv:1608.03983
+    Source:  Loshchilov & Hutter 2019, arXiv:1711.05101
     """
-    warmup = min(1.0, (step + 1) / (training.lr_warmup_steps + 1))
-    return training.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+    matrices = [weight for weight in vae.parameters() if weight.ndim > 1]
+    others = [weight for weight in vae.parameters() if weight.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """The same bits on every run; the caller's settings come back."""
-    memory: Any = torch.utils.deterministic  # its one attribute is made at run time, unseen by type checkers
-    were = torch.are_deterministic_algorithms_enabled()
-    filled = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    # Filling fresh memory costs time, and only hides reads that these networks do not make.
-    memory.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(were)
-        memory.fill_uninitialized_memory = filled
+def _held(images: Images, device: torch.device) -> Tensor:
+    """The pictures on the device if they fit, else in memory that a GPU copies from quickly: (n, h, w, c) uint8."""
+    tensor = torch.from_numpy(images)
+    if device.type == "cpu":
+        return tensor
+    free, _ = torch.cuda.mem_get_info(device)
+    return tensor.to(device) if tensor.nbytes <= _SHARE_OF_GPU * free else tensor.pin_memory()
+
+
+def _check_together(model: ModelConfig, training: TrainConfig, *, n_images: int) -> None:
+    """What a model and its training must agree on.
+
+    Raises:  BadSetting
+    """
+    if model.family == "autoencoder" and training.iw_epochs > 0:
+        raise BadSetting("iw_epochs: got some with an autoencoder, expected 0: a point has no importance weights")
+    if training.processes > n_images:
+        raise BadSetting(f"processes: got {training.processes}, expected at most one per picture, {n_images}")

@@ -49,7 +49,7 @@ class ImageSpec(_Part):
 class Likelihood(_Part):
     """p(x given z), as the source was trained with it."""
 
-    kind: Literal["gaussian", "bernoulli"]
+    kind: Literal["gaussian", "bernoulli", "continuous_bernoulli", "logistic"]
     sigma: float | None = Field(None, gt=0, description="of a gaussian, in units of x in [0, 1]")
     binarised_at: int | None = Field(
         None, ge=0, le=255, description="grey level at which the encoder thresholds its input"
@@ -119,7 +119,7 @@ class Manifest(_Part):
     latent_shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     likelihood: Likelihood
     prior: Literal["standard"]
-    scale_head: Literal["logvar"]
+    scale_head: Literal["logvar", "log_sigma", "variance", "sigma"]
     logvar_range: tuple[float, float]
     files: dict[RelativePath, FileEntry]
     opset: int

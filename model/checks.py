@@ -1,0 +1,197 @@
+"""What a run's figures say about serving it: each check is a sentence, and whether somebody should look closer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model.checkpoint import RunConfig
+
+# A handful of clamped values among thousands does no harm; more of them, and a figure is the clamp's.
+_CLAMPED_SHARE = 0.001
+# Moments of latents that the prior is taken for; samples start to differ visibly somewhere beyond them.
+_MEAN_MAX, _VARIANCE_MIN, _VARIANCE_MAX = 0.5, 0.5, 2.0
+_COVERED_SHARE = 0.5
+# The decoder's means are smoother than pictures, which alone brings them nearer; half the distance is more than that.
+_COPY_RATIO = 0.5
+# Nats lost to overfitting, as a share of what the latents carry.
+_LOST_SHARE = 0.1
+# Below this, the mean of the weights is that of a few of them.
+_EFFECTIVE_DRAWS_MIN = 10
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing to know before a model is served."""
+
+    name: str
+    is_fine: bool
+    found: str
+    """What was found, in a sentence with its number."""
+
+
+@dataclass(frozen=True)
+class NllEstimate:
+    """The negative log-likelihood by importance sampling.
+
+    Units:   nats, mean over pictures
+    """
+
+    draws: int
+    nats: float
+    standard_error: float | None
+    effective_draws: float | None
+
+
+def nll_estimates(metrics: Mapping[str, Any]) -> list[NllEstimate]:
+    """Estimates at all numbers of draws, the fewest first."""
+    found = figure(metrics, "nll") or {}
+    return [
+        NllEstimate(
+            draws=draws,
+            nats=found[str(draws)]["nll"],
+            standard_error=found[str(draws)].get("standard_error"),
+            effective_draws=found[str(draws)].get("effective_samples"),
+        )
+        for draws in sorted(int(name) for name in found if name.isdecimal())
+    ]
+
+
+def checks(config: RunConfig, metrics: Mapping[str, Any], *, history: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """What the figures at hand say; a check that lacks its figure is left out."""
+    found = [
+        _latents_in_use(config, metrics),
+        _logvar_in_range(metrics),
+        _latents_as_the_prior(config, metrics),
+        _prior(config, metrics),
+        _variety(metrics),
+        _copies(metrics),
+        _likelihood(metrics),
+        _training_at_its_end(config, history),
+        _overfitting(config, metrics, history),
+        _test_pictures(config, metrics),
+    ]
+    return [check for check in found if check is not None]
+
+
+def figure(metrics: Mapping[str, Any], *path: str) -> Any:
+    """The figure at a path of names, None where there is none."""
+    found: Any = metrics
+    for name in path:
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(name)
+    return found
+
+
+def _latents_in_use(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
+    active, latent_dim = figure(metrics, "active_units"), config.model.latent_dim
+    if active is None:
+        return None
+    sentence = f"{active:,} of {latent_dim:,} latents are active."
+    if active == 0:
+        sentence += " The decoder ignores z: every sample is the same picture."
+    elif active < latent_dim:
+        sentence += f" The {latent_dim - active:,} others carry nothing; a run with fewer would serve the same."
+    return Check("Latents in use", active == latent_dim, sentence)
+
+
+def _logvar_in_range(metrics: Mapping[str, Any]) -> Check | None:
+    share = figure(metrics, "aggregate", "logvar_at_clamp")
+    if share is None:
+        return None
+    sentence = (
+        f"{share:.2%} of log variances lie at an end of their range." if share else "None lies at an end of its range."
+    )
+    if share > _CLAMPED_SHARE:
+        sentence += " There, kl and scores are the clamp's and not the model's."
+    return Check("Log variances", share <= _CLAMPED_SHARE, sentence)
+
+
+def _latents_as_the_prior(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
+    means, variances = figure(metrics, "aggregate", "mean"), figure(metrics, "aggregate", "variance")
+    if config.model.family == "autoencoder" or not means or not variances:
+        return None
+    mean, low, high = max(map(abs, means)), min(variances), max(variances)
+    is_fine = mean <= _MEAN_MAX and low >= _VARIANCE_MIN and high <= _VARIANCE_MAX
+    sentence = (
+        f"Over the test pictures latents have means up to {mean:.2f} from 0 and variances of {low:.2f} to {high:.2f}."
+    )
+    if not is_fine:
+        sentence += " N(0, I) has 0 and 1: its samples come from places where few pictures are."
+    return Check("Latents against the prior", is_fine, sentence)
+
+
+def _prior(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
+    is_fitted = figure(metrics, "samples", "fitted") is not None
+    if config.model.family == "autoencoder":
+        sentence = (
+            "Samples come from the fitted prior." if is_fitted else "/sample will refuse: there is no fitted prior."
+        )
+        return Check("An autoencoder has no prior", is_fitted, sentence)
+    if config.training.beta == 0:
+        return Check("Prior", is_fitted, "Trained without the KL term: latents were never drawn towards N(0, I).")
+    return None
+
+
+def _variety(metrics: Mapping[str, Any]) -> Check | None:
+    name, where = ("fitted", "the fitted prior") if figure(metrics, "samples", "fitted") else ("standard", "N(0, I)")
+    coverage = figure(metrics, "samples", name, "coverage")
+    if coverage is None:
+        return None
+    expected = figure(metrics, "samples", name, "expected_coverage") or 1.0
+    sentence = (
+        f"Samples from {where} cover {coverage:.0%} of the test pictures; real pictures would cover {expected:.0%}."
+    )
+    return Check("Variety of samples", coverage >= _COVERED_SHARE * expected, sentence)
+
+
+def _copies(metrics: Mapping[str, Any]) -> Check | None:
+    samples = figure(metrics, "samples", "standard") or figure(metrics, "samples", "fitted")
+    near, usual = figure(samples or {}, "neighbour_distance"), figure(samples or {}, "test_neighbour_distance")
+    if near is None or usual is None:
+        return None
+    sentence = f"Samples lie {near:.3g} from their nearest training picture, test pictures {usual:.3g}."
+    is_fine = near >= _COPY_RATIO * usual
+    if not is_fine:
+        sentence += " So near may mean that training pictures are given away: look at the nearest pairs."
+    return Check("Copies of training pictures", is_fine, sentence)
+
+
+def _likelihood(metrics: Mapping[str, Any]) -> Check | None:
+    estimates = nll_estimates(metrics)
+    if not estimates or estimates[-1].effective_draws is None:
+        return None
+    draws, effective = estimates[-1].draws, estimates[-1].effective_draws
+    sentence = f"nll at {draws:,} draws rests on {effective:,.1f} effective ones."
+    is_fine = effective >= _EFFECTIVE_DRAWS_MIN
+    return Check("Likelihood estimate", is_fine, sentence + ("" if is_fine else " It is too pessimistic."))
+
+
+def _training_at_its_end(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> Check | None:
+    if not history:
+        return None
+    epoch, epochs = history[-1]["epoch"], config.training.epochs
+    sentence = f"{epoch:,.4g} of {epochs:,} epochs."
+    is_fine = epoch >= epochs
+    return Check("Training", is_fine, sentence + ("" if is_fine else " The run has not come to its end."))
+
+
+def _overfitting(config: RunConfig, metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Check | None:
+    kl = figure(metrics, "kl")
+    validation = [record["validation"]["elbo"] for record in history if record.get("validation")]
+    if not validation or not kl or config.model.family == "autoencoder":
+        return None
+    best, last, training = max(validation), validation[-1], history[-1]["elbo"]
+    sentence = f"At its end, elbo is {training:,.2f} nats in training, {last:,.2f} in validation ({best:,.2f} at best)."
+    is_fine = max(best, training) - last <= _LOST_SHARE * kl
+    return Check("Overfitting", is_fine, sentence)
+
+
+def _test_pictures(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
+    images, name = figure(metrics, "protocol", "images"), figure(metrics, "protocol", "data")
+    if images is None:
+        return None
+    sentence = f"Figures are over {images:,} of {config.data.n_test:,} test pictures of {config.data.name}."
+    if name != config.data.name:
+        sentence = f"Figures are over {images:,} pictures of {name}; the run learnt from {config.data.name}."
+    return Check("Test pictures", images == config.data.n_test and name == config.data.name, sentence)

@@ -1,0 +1,87 @@
+"""What a run has to say as it goes: `metrics.jsonl` for programs, TensorBoard's files for people."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from model.training import Learner, StepReport
+
+_FILE = "metrics.jsonl"
+_FOLDER = "tensorboard"
+_STEPS_PER_LINE = 100
+
+
+class Log:
+    """Means over the steps since the last line, a line every 100 steps and at the end of each epoch.
+
+    A resumed run goes on after the line of its last save: what was logged beyond it is dropped, for it will come again.
+    """
+
+    def __init__(self, folder: Path, learner: Learner) -> None:
+        self._learner = learner
+        self._path = folder / _FILE
+        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= learner.step]
+        self._spent_s = json.loads(kept[-1])["seconds"] if kept else 0.0
+        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._board = SummaryWriter(folder / _FOLDER, purge_step=learner.step + 1)
+        self._reports: list[StepReport] = []
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
+
+    def add(self, report: StepReport) -> None:
+        """Remember a step."""
+        self._reports.append(report)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the steps so far make a line."""
+        return len(self._reports) == _STEPS_PER_LINE or self._learner.step % self._learner.steps_per_epoch == 0
+
+    def write(self, *, validation: dict[str, float] | None) -> None:
+        """A line of what was remembered, and what validation found at this step if it ran."""
+        reports, self._reports = self._reports, []
+        images = sum(report.n for report in reports)
+        now = time.monotonic()
+        spent_s, self._began = now - self._began, now
+        self._spent_s += spent_s
+        last = reports[-1]
+
+        def mean(name: str) -> float:
+            total: float = sum(getattr(report, name) * report.n for report in reports)
+            return total / images
+
+        line: dict[str, Any] = {
+            "step": last.step,
+            "epoch": last.step / self._learner.steps_per_epoch,
+            "seconds": round(self._spent_s, 3),
+            "images_per_s": round(images / spent_s, 1),
+            **{name: mean(name) for name in ("elbo", "recon", "kl")},
+            "bound": mean("bound") if all(report.bound is not None for report in reports) else None,
+            "beta": last.beta,
+            "learning_rate": last.learning_rate,
+            "gradient_norm": mean("gradient_norm"),
+            "validation": validation,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in (line | {f"validation/{name}": value for name, value in (validation or {}).items()}).items():
+            if isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(name if "/" in name else f"train/{name}", value, last.step)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, in the order of its steps; none if it has no log."""
+    return [json.loads(line) for line in _lines(folder / _FILE)]
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a log; a line that a kill cut short is none."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []

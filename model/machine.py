@@ -1,0 +1,129 @@
+"""Where a run computes: its device, its processes and what they tell each other, and how exactly it repeats itself."""
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from model.errors import BadSetting
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class Accelerator(Protocol):
+    """The part of Hugging Face accelerate's `Accelerator` that several processes need."""
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        """The sum over processes, the same on each."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, in the order of their ranks, one after another."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One process of a run: its device, its rank among how many, and its line to the others."""
+
+    device: torch.device
+    rank: int = 0
+    processes: int = 1
+    accelerator: Accelerator | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks to people."""
+        return self.rank == 0
+
+    def summed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The sum of each tensor over all processes, in one exchange.
+
+        Shapes:  as they come, float32
+        """
+        if self.accelerator is None:
+            return list(tensors)
+        flat = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, in the order of their ranks.
+
+        Shapes:  (*shape) -> (processes, *shape)
+        """
+        if self.accelerator is None:
+            return tensor.unsqueeze(0)
+        return self.accelerator.gather(tensor.unsqueeze(0).to(self.device)).cpu()
+
+    def any(self, said: bool) -> bool:
+        """Whether any process says so; all of them hear the same."""
+        (votes,) = self.summed([torch.tensor([float(said)], device=self.device)])
+        return bool(votes.item())
+
+    def facts(self) -> dict[str, Any]:
+        """What the last digits of a run hang on, beside its settings."""
+        return {
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu_model(),
+            "threads": torch.get_num_threads(),
+            "processes": self.processes,
+        }
+
+
+def join(device: str, *, processes: int) -> Machine:
+    """This process's place in a run of so many processes, started by `torchrun` or `accelerate launch`.
+
+    Raises:  BadSetting if the device is not there, or if another number of processes came up than was asked for
+    """
+    if device not in DEVICES:
+        raise BadSetting(f"device: got {device!r}, expected one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadSetting("device: got cuda, expected a GPU that torch can use; this torch sees none")
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != processes:
+        how = f"`torchrun --nproc_per_node {processes} -m model fit … --processes {processes}`"
+        raise BadSetting(f"processes: got {started} of them started, expected {processes}; start them with {how}")
+    if processes == 1:
+        return Machine(torch.device(kind))
+    import accelerate  # takes seconds to import, and a single process never needs it
+
+    accelerator = accelerate.Accelerator(cpu=kind == "cpu")
+    if accelerator.num_processes != processes:
+        raise BadSetting(f"processes: got {accelerator.num_processes} that found each other, expected {processes}")
+    return Machine(accelerator.device, accelerator.process_index, processes, accelerator)
+
+
+@contextmanager
+def deterministic(machine: Machine) -> Iterator[None]:
+    """The same bits on every run on a CPU; the caller's settings come back.
+
+    A GPU is left as it is: its deterministic kernels are slower, and other GPUs would round otherwise all the same.
+    """
+    if machine.device.type != "cpu":
+        yield
+        return
+    memory: Any = torch.utils.deterministic  # its one attribute is made at run time, unseen by type checkers
+    were = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory costs time, and only hides reads that these networks do not make.
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(were, warn_only=only_warned)
+        memory.fill_uninitialized_memory = filled
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  # a device of the kernel, not a file
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

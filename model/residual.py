@@ -1,0 +1,116 @@
+"""The `residual` networks: convolutions that add to what came before, normalised by groups, for best likelihoods."""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.pyramid import Shape, pyramid
+
+_GROUPS = 8
+
+
+class ResidualBlock(nn.Module):
+    """A picture's features, plus what two convolutions make of them; at first nothing.
+
+    Shapes:  (n, before, h, w) -> (n, after, h, w)
+    Source:  He et al. 2016, section 3, arXiv:1603.05027; group norm: Wu & He 2018, arXiv:1803.08494
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.first_norm, self.second_norm = _norm(before), _norm(after)
+        self.first = nn.Conv2d(before, after, 3, padding=1)
+        self.second = nn.Conv2d(after, after, 3, padding=1)
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The sum."""
+        change = self.first(functional.silu(self.first_norm(features)))
+        change = self.second(functional.silu(self.second_norm(change)))
+        added: Tensor = self.skip(features) + change
+        return added
+
+
+class ResidualEncoder(nn.Module):
+    """Pictures to what a posterior is made of.
+
+    Shapes:  x (n, c, h, w) -> (n, outputs)
+    """
+
+    def __init__(self, shape: Shape, *, outputs: int) -> None:
+        super().__init__()
+        sizes = pyramid(shape.height, shape.width)
+        widths = _widths(shape.features, len(sizes))
+        self.pixels = nn.Conv2d(shape.channels, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList(_blocks(width, width, depth=shape.depth) for width in widths)
+        self.down = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in itertools.pairwise(widths)
+        )
+        self.norm = _norm(widths[-1])
+        self.head = _head(widths[-1] * sizes[-1][0] * sizes[-1][1], outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw outputs, before any conversion or clamp."""
+        features = self.pixels(x.contiguous())
+        for blocks, down in zip(self.blocks, [*self.down, nn.Identity()], strict=True):
+            features = down(blocks(features))
+        outputs: Tensor = self.head(functional.silu(self.norm(features)).flatten(1))
+        return outputs
+
+
+class ResidualDecoder(nn.Module):
+    """Latents to logits of pictures, up through the sizes that the encoder came down.
+
+    Shapes:  z (n, latent_dim) -> logits (n, c, h, w)
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.sizes = pyramid(shape.height, shape.width)[::-1]
+        widths = _widths(shape.features, len(self.sizes))[::-1]
+        self.bottom_shape = (widths[0], *self.sizes[0])
+        self.dense = nn.Linear(shape.latent_dim, math.prod(self.bottom_shape))
+        self.bottom = _blocks(widths[0], widths[0], depth=shape.depth)
+        self.up = nn.ModuleList(
+            _blocks(before, after, depth=shape.depth) for before, after in itertools.pairwise(widths)
+        )
+        self.norm = _norm(widths[-1])
+        self.pixels = nn.Conv2d(widths[-1], shape.channels, 3, padding=1)
+        with torch.no_grad():
+            self.pixels.weight.mul_(0.1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits, as likelihoods read them."""
+        features = self.bottom(self.dense(z).reshape(-1, *self.bottom_shape))
+        for blocks, (height, width) in zip(self.up, self.sizes[1:], strict=True):
+            # Twice the size, then cropped, as halving rounded up.
+            larger = functional.interpolate(features, scale_factor=2.0, mode="nearest")
+            features = blocks(larger[:, :, :height, :width])
+        logits: Tensor = self.pixels(functional.silu(self.norm(features)))
+        return logits
+
+
+def _widths(features: int, stages: int) -> list[int]:
+    """The largest map has so many channels, all smaller ones twice as many."""
+    return [features, *[2 * features] * (stages - 1)]
+
+
+def _blocks(before: int, after: int, *, depth: int) -> nn.Sequential:
+    return nn.Sequential(ResidualBlock(before, after), *(ResidualBlock(after, after) for _ in range(depth - 1)))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+
+
+def _head(features: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts small, so that q starts near N(0, I)."""
+    head = nn.Linear(features, outputs)
+    with torch.no_grad():
+        head.weight.mul_(0.1)
+        head.bias.zero_()
+    return head
