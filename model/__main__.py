@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -297,10 +297,9 @@ def _parse_samples(text: str) -> tuple[int, ...]:
 
 
 def _parse_precision(text: str) -> Precision:
-    for precision in get_args(Precision):
-        if text == precision:
-            return precision
-    raise BadSetting(f"--precision: got {text!r}, expected one of {', '.join(get_args(Precision))}")
+    if text not in get_args(Precision):
+        raise BadSetting(f"--precision: got {text!r}, expected one of {', '.join(get_args(Precision))}")
+    return cast("Precision", text)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

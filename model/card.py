@@ -27,7 +27,7 @@ _PICTURES = {
     ),
     "samples_fitted": (
         "Samples of the fitted prior",
-        "What /sample gives with prior=fitted. It should look more like data than the sheet above.",
+        "What /sample gives with prior=fitted. It should look more like data than samples from N(0, I) do.",
     ),
     "neighbours": (
         "Nearest training pictures",
@@ -158,12 +158,13 @@ def _bounds(config: RunConfig, metrics: Mapping[str, Any]) -> Rows:
 def _latents(metrics: Mapping[str, Any]) -> Rows:
     aggregate = figure(metrics, "aggregate") or {}
     active, kl = metrics.get("active_units"), metrics.get("kl_per_dimension")
-    share = aggregate.get("logvar_at_clamp")
+    share, spread = aggregate.get("logvar_at_clamp"), aggregate.get("mmd_spread")
+    mmd = _number(aggregate.get("mmd"), 4) + ("" if spread is None else f" (spread {spread:.4f})")
     of_all = f" of {len(kl):,}" if kl else ""
     rows = [
         ("active units", "" if active is None else f"{active:,}{of_all}", "latents whose mu varies over pictures"),
         ("largest correlation", _number(aggregate.get("largest_correlation"), 3), "of two latents; the prior has 0"),
-        ("MMD to the prior", _number(aggregate.get("mmd"), 4), "distance of all latents to N(0, I); 0 is none"),
+        ("MMD to the prior", mmd, "squared distance of all latents to N(0, I), and how far equal ones would be spread"),
         ("logvar at its clamp", "" if share is None else f"{share:.2%}", "share of log variances"),
     ]
     return [row for row in rows if row[1]]
@@ -181,7 +182,7 @@ def _likenesses(metrics: Mapping[str, Any]) -> Rows:
 
 def _samples(metrics: Mapping[str, Any]) -> list[str]:
     """Figures of samples, a column for each prior that was measured."""
-    names = [name for name in ("standard", "fitted") if figure(metrics, "samples", name)]
+    names = [name for name in ("standard", "fitted", "rejected") if figure(metrics, "samples", name)]
     meanings = {
         "density": "how far samples lie among test pictures; real pictures have 1",
         "coverage": "share of test pictures with a sample near them",
@@ -196,7 +197,7 @@ def _samples(metrics: Mapping[str, Any]) -> list[str]:
             rows.append((key.replace("_", " "), *values, meaning))
     if not rows:
         return []
-    titles = {"standard": "N(0, I)", "fitted": "fitted prior"}
+    titles = {"standard": "N(0, I)", "fitted": "fitted prior", "rejected": "fitted prior, not kept"}
     head = ("samples", *(titles[name] for name in names), "meaning")
     return [_table(head, rows), _protocol("Samples", figure(metrics, "samples", "protocol"))]
 
@@ -247,7 +248,9 @@ def _settings(settings: Mapping[str, Any]) -> Rows:
 
 def _protocol(title: str, facts: Mapping[str, Any] | None) -> str:
     """One line of how figures came about; nothing where nothing is known."""
-    known = [f"{name.replace('_', ' ')} {_text(value)}" for name, value in (facts or {}).items() if value is not None]
+    # Hashes tell programs what belongs together, and a person nothing.
+    told = {name: value for name, value in (facts or {}).items() if value is not None and "sha256" not in name}
+    known = [f"{name.replace('_', ' ')} {_text(value)}" for name, value in told.items()]
     return f"{title}: {' · '.join(known)}." if known else ""
 
 

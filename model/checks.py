@@ -146,10 +146,12 @@ def _variety(metrics: Mapping[str, Any]) -> Check | None:
 
 
 def _copies(metrics: Mapping[str, Any]) -> Check | None:
-    samples = figure(metrics, "samples", "standard") or figure(metrics, "samples", "fitted")
-    near, usual = figure(samples or {}, "neighbour_distance"), figure(samples or {}, "test_neighbour_distance")
-    if near is None or usual is None:
+    # Looked for among the samples that are served: an autoencoder's come from the fitted prior.
+    served = [figure(metrics, "samples", name) or {} for name in ("standard", "fitted")]
+    found = next((samples for samples in served if "neighbour_distance" in samples), None)
+    if found is None:
         return None
+    near, usual = found["neighbour_distance"], found["test_neighbour_distance"]
     sentence = f"Samples lie {near:.3g} from their nearest training picture, test pictures {usual:.3g}."
     is_fine = near >= _COPY_RATIO * usual
     if not is_fine:

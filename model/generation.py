@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model import prior
-from model.coverage import NEAREST, CopyCheck, Coverage, check_copies, coverage
+from model.coverage import NEAREST, check_copies, coverage
 from model.errors import BadSetting
 from model.parts import Images
 from model.pictures import Nearest, to_uint8
@@ -38,17 +38,19 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
     """Density, coverage and copies of pictures drawn from N(0, I) and from a prior fitted to the training latents.
 
     The fitted prior is kept if it improves density and coverage among the test pictures. An autoencoder was never asked
-    to fill N(0, I), which is measured beside it all the same. None where there are too few test pictures to lie among.
+    to fill N(0, I), which is measured beside it all the same; its copies are looked for among samples of the fitted
+    prior, the only ones that are ever served. None where there are too few test pictures to lie among.
 
     Shapes:  training, test (n, h, w, c)
     Source:  Naeem et al. 2020, arXiv:2002.09797; Ghosh et al. 2020, section 4, arXiv:1903.12436
     """
-    real = test[: prior.PICTURES_MAX]
-    if len(real) <= NEAREST:
+    if len(test) <= NEAREST:
         return None
     generator = torch.Generator().manual_seed(seed)
+    # Chosen by lot, as the pictures of a test part may be sorted by class.
+    real = test[torch.randperm(len(test), generator=generator)[: prior.PICTURES_MAX].numpy()]
     metrics: dict[str, Any] = {"protocol": _protocol(real, training, seed=seed), "fitted": None, "rejected": None}
-    fitted = None
+    fitted, name = None, "standard"
     try:
         candidate = prior.fit(_draws(vae, training, generator), seed=seed)
     except BadSetting as error:
@@ -60,10 +62,17 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
         standard = found.standard
         fitted = candidate if found.keep else None
         metrics["fitted" if found.keep else "rejected"] = asdict(found.fitted) | {"components": len(candidate.weights)}
-    shown = torch.randn(COPY_CHECKED, vae.config.latent_dim, generator=generator)
+    metrics["standard"] = asdict(standard)
+    if fitted is not None and vae.config.family == "autoencoder":
+        name, shown = "fitted", fitted.sample(COPY_CHECKED, generator=generator)
+    else:
+        shown = torch.randn(COPY_CHECKED, vae.config.latent_dim, generator=generator)
     samples = _decode(vae, shown)
     copies = check_copies(samples, held_out=real[:COPY_CHECKED], training=training)
-    metrics["standard"] = _figures(standard, copies)
+    metrics[name] |= {
+        "neighbour_distance": float(np.median(copies.samples.distances)),
+        "test_neighbour_distance": float(np.median(copies.held_out.distances)),
+    }
     nearest = Nearest(samples, training[copies.samples.indices], copies.samples.distances)
     return Generation(metrics=metrics, nearest=nearest, fitted=fitted)
 
@@ -86,19 +95,13 @@ def _decode(vae: VAE, z: Tensor) -> Images:
     return np.concatenate([to_uint8(vae.decode(rows.to(device)).cpu()) for rows in torch.split(z, _BATCH_SIZE)])
 
 
-def _figures(found: Coverage, copies: CopyCheck) -> dict[str, Any]:
-    return asdict(found) | {
-        "neighbour_distance": float(np.median(copies.samples.distances)),
-        "test_neighbour_distance": float(np.median(copies.held_out.distances)),
-    }
-
-
 def _protocol(real: Images, training: Images, *, seed: int) -> dict[str, Any]:
     return {
         "samples": len(real),
         "test_images": len(real),
         "training_images": len(training),
         "copy_checked": COPY_CHECKED,
+        "fitted_prior_chosen_on": "the same test pictures",
         "distance": "Euclidean, on pixels from 0 to 1",
         "pictures": "means of p(x given z)",
         "seed": seed,

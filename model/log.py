@@ -25,7 +25,9 @@ class Log:
         self._path = folder / _FILE
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= learner.step]
         self._spent_s = json.loads(kept[-1])["seconds"] if kept else 0.0
-        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        rewritten = self._path.with_name(_FILE + ".tmp")
+        rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        rewritten.replace(self._path)
         self._board = SummaryWriter(folder / _FOLDER, purge_step=learner.step + 1)
         self._reports: list[StepReport] = []
         self._began = time.monotonic()
@@ -43,7 +45,8 @@ class Log:
     @property
     def is_due(self) -> bool:
         """Whether the steps so far make a line."""
-        return len(self._reports) == _STEPS_PER_LINE or self._learner.step % self._learner.steps_per_epoch == 0
+        # Counted from the epoch's start, not from the last line, so that a resumed run has its lines at the same steps.
+        return self._learner.step % self._learner.steps_per_epoch % _STEPS_PER_LINE == 0
 
     def write(self, *, validation: dict[str, float] | None) -> None:
         """A line of what was remembered, and what validation found at this step if it ran."""
@@ -75,6 +78,7 @@ class Log:
         for name, value in (line | {f"validation/{name}": value for name, value in (validation or {}).items()}).items():
             if isinstance(value, int | float) and name != "step":
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, last.step)
+        self._board.flush()
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -35,10 +35,10 @@ SAMPLES = (128, 1_000, 5_000)
 # Pictures encoded together.
 _CHUNK = 16
 _SAVE_EVERY_S = 10.0
-# A run of the decoder holds so many pixels: on a CPU its feature maps should stay in the cache, and a GPU wants to be
-# filled, within memory (64 float32 channels of them are 512 MiB).
-_PIXELS_PER_RUN = {"cpu": 2**17}
-_PIXELS_PER_RUN_ELSEWHERE = 2**21
+# What one run of the decoder holds at most: (rows, values of its largest feature map). A CPU is quickest while maps
+# stay in its cache; a GPU wants to be filled, and 2²⁷ values are 512 MiB of float32.
+_CPU_BUDGET = (256, 2**21)
+_GPU_BUDGET = (2**15, 2**27)
 # Streams of random numbers that must not share any.
 _CHOICE, _DATA, _NOISE = range(3)
 
@@ -188,7 +188,8 @@ def _weigh(vae: VAE, images: Images, keys: Sequence[tuple[int, int]], protocol: 
     posterior = vae.encode(x)
     if not isinstance(posterior, DiagonalGaussian):
         raise BadSetting("family: got autoencoder, expected vae: a code without a density gives no p(x)")
-    rows = max(1, _PIXELS_PER_RUN.get(device.type, _PIXELS_PER_RUN_ELSEWHERE) // math.prod(x.shape[-2:]))
+    most_rows, most_values = _CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET
+    rows = max(1, min(most_rows, most_values // _values_per_row(vae, posterior.mu[:1])))
     longest = max(protocol.samples)
     together = max(1, rows // longest)
     estimates = []
@@ -208,6 +209,22 @@ def _weigh(vae: VAE, images: Images, keys: Sequence[tuple[int, int]], protocol: 
         if not row.isfinite().all():
             raise NotANumber(f"picture {key[1]}: log p(x) is {row.tolist()}, expected finite numbers")
     return log_likelihood, effective_samples
+
+
+def _values_per_row(vae: VAE, z: Tensor) -> int:
+    """Values of the largest feature map that decoding one row passes through.
+
+    Shapes:  z (1, latent_dim)
+    """
+    seen: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.numel()))
+        for module in vae.decoder.modules()
+    ]
+    vae.logits(z)
+    for hook in hooks:
+        hook.remove()
+    return max(seen)
 
 
 def _observed(vae: VAE, images: Images, *, draw: int, index: int, seed: int) -> Tensor:

@@ -185,7 +185,7 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Line]) -> None:
             axes.plot(epochs, values, color=colours[label], linewidth=1.4, marker=marker, markersize=3.5, label=label)
     axes.grid(axis="y")
     _frame(axes, [*lines.values()])
-    if len(axes.lines) > 1:
+    if len(axes.lines):
         axes.legend(loc="best")
 
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from model.coverage import Coverage, coverage
 from model.errors import BadCheckpoint, BadSetting
 
-# Above this a full covariance has more numbers than draws could settle, and fitting takes minutes.
+# Above this the full covariance of one component has more than 33,000 numbers.
 LATENT_DIM_MAX = 256
-# More draws than this are thinned: with as many, fitting took at most 18 s of one core in trials of 2 to 256 dimensions.
+# More draws than this are thinned: with as many, fitting took at most 18 s of one core in trials with 2 to 256
+# dimensions.
 DRAWS_MAX = 10_000
 # Pictures on either side of the comparison with N(0, I): a share of so many has a standard error of at most 0.007.
 PICTURES_MAX = 5_000
@@ -122,7 +123,7 @@ class Comparison:
 def fit(z: Tensor, *, seed: int) -> FittedPrior:
     """The full-covariance Gaussian mixture that describes draws of z best.
 
-    It has 1, 10, 50 or 100 components: the number grows while there are five draws for each dimension of each component,
+    It has 1, 10, 50 or 100 components: the number grows while there are five draws for each dimension of each of them,
     and while that makes a tenth of the draws, held back, more probable. One seed gives one mixture, on one machine and
     number of threads.
 

@@ -18,9 +18,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = data.read(None, size=None, channels=None)
     height, width, channels = dataset.image_shape
     config = RunConfig(
-        model=ModelConfig(height=height, width=width, channels=channels, latent_dim=5, channels_base=8),
+        model=ModelConfig(height=height, width=width, channels=channels, latent_dim=5, features=8),
         training=TrainConfig(epochs=1),
-        data=DataConfig(dataset.name, len(dataset.train), len(dataset.test), dataset.sha256),
+        data=DataConfig(
+            name=dataset.name,
+            n_train=len(dataset.train),
+            n_validation=0,
+            validation_seed=0,
+            n_test=len(dataset.test),
+            sha256=dataset.sha256,
+        ),
     )
     run.train(folder, run.start(folder, config, dataset=dataset), dataset)
     run.measure(folder, dataset=dataset)

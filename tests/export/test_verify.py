@@ -19,7 +19,7 @@ PICTURES = np.random.default_rng(3).integers(0, 256, (20, *SHAPE), dtype=np.uint
 @pytest.fixture(scope="module")
 def frozen() -> tuple[Source, Graph, Graph]:
     torch.manual_seed(1)
-    vae = VAE(ModelConfig(height=12, width=10, channels=3, latent_dim=4, channels_base=8)).eval()
+    vae = VAE(ModelConfig(height=12, width=10, channels=3, latent_dim=4, features=8)).eval()
     graphs = freeze(vae)
     encoder = Graph(graphs.encoder, encoder_signature(SHAPE, (4,)), path=Path("e"), device="cpu", threads=1)
     decoder = Graph(graphs.decoder, decoder_signature(SHAPE, (4,)), path=Path("d"), device="cpu", threads=1)

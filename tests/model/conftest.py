@@ -1,4 +1,4 @@
-"""Small pictures and small runs that the tests of `model` share."""
+"""Small pictures and small models that the tests of `model` share."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from model.data import Dataset
-from model.training import Learner, TrainConfig
 from model.vae import VAE, ModelConfig
 
-TINY = {"latent_dim": 3, "channels_base": 4}
+TINY = {"latent_dim": 3, "features": 4}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,6 +19,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(were)
+
+
+@pytest.fixture(autouse=True)
+def _weights_do_not_depend_on_which_tests_ran_before() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture
@@ -36,4 +42,4 @@ def dataset(images: np.ndarray) -> Dataset:
 
 @pytest.fixture
 def vae() -> VAE:
-    return Learner(ModelConfig(9, 6, 1, **TINY), training=TrainConfig(seed=1), n_images=30).vae.eval()
+    return VAE(ModelConfig(9, 6, 1, **TINY)).eval()

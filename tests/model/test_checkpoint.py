@@ -1,6 +1,10 @@
 """Checkpoints come back as they went, and a wrong one is refused with a sentence."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +20,11 @@ from model.training import Learner, TrainConfig, pixels
 from model.vae import ModelConfig
 
 CONFIG = RunConfig(
-    model=ModelConfig(9, 6, 1, latent_dim=3, channels_base=4, logvar_range=(-9.0, 9.0)),
+    model=ModelConfig(9, 6, 1, latent_dim=3, features=4, sigma="optimal", logvar_range=(-9.0, 9.0)),
     training=TrainConfig(epochs=2, batch_size=8, seed=3),
-    data=DataConfig(name="blocks", n_train=30, n_test=10, sha256="0" * 64),
+    data=DataConfig(name="blocks", n_train=30, n_validation=0, validation_seed=0, n_test=10, sha256="0" * 64),
 )
+FILES = ["config.json", "model.safetensors", "probe.safetensors", "state/machine.json", "state/training.safetensors"]
 
 
 @pytest.fixture
@@ -54,8 +59,8 @@ def test_metrics_may_be_absent(folder: Path) -> None:
 
 def test_a_folder_holds_json_and_tensors_and_no_rest_of_writing(folder: Path) -> None:
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    assert files == ["config.json", "model.safetensors", "probe.safetensors", "state/training.safetensors"]
-    assert json.loads((folder / "config.json").read_text())["format"] == 1
+    assert files == FILES
+    assert json.loads((folder / "config.json").read_text())["format"] == 2
 
 
 def test_a_state_comes_back_bit_for_bit(folder: Path, learner: Learner) -> None:
@@ -88,11 +93,103 @@ def test_a_save_that_fails_leaves_the_one_before(
 
 
 def test_a_state_of_another_model_is_refused(folder: Path) -> None:
-    other = Learner(ModelConfig(9, 6, 1, latent_dim=4, channels_base=4), training=CONFIG.training, n_images=30)
+    other = Learner(dataclasses.replace(CONFIG.model, latent_dim=4), training=CONFIG.training, n_images=30)
     with pytest.raises(
         BadCheckpoint, match=r"training\.safetensors, average\.decoder\.dense\.weight: got .*3\), expected .*4\)"
     ):
         checkpoint.load_state(folder, other)
+
+
+KILLED_WHILE_SAVING = """
+import os, random, signal, sys, time
+from pathlib import Path
+from model import checkpoint
+from model.training import Learner
+import safetensors.torch
+
+folder = Path(sys.argv[1])
+config = checkpoint.read_config(folder)
+learner = Learner(config.model, training=config.training, n_images=30)
+random.seed(0)
+cut_short = 0
+for _ in range(20):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        while True:
+            learner.step += 1
+            checkpoint.save(folder, learner)
+            os.write(writing, learner.step.to_bytes(4, "big"))
+    said = os.read(reading, 4)
+    time.sleep(random.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(writing)
+    while more := os.read(reading, 4):
+        said = more
+    confirmed = int.from_bytes(said, "big")
+    os.close(reading)
+    saved = checkpoint.saved_step(folder)
+    assert confirmed <= saved <= confirmed + 1, (confirmed, saved)
+    checkpoint.load_state(folder, learner)
+    checkpoint.read(folder)
+    assert learner.step == saved
+    cut_short += any(folder.rglob("*.tmp"))
+checkpoint.save(folder, learner)
+print(cut_short, len(list(folder.rglob("*.tmp"))))
+"""
+
+
+def test_a_kill_while_saving_never_loses_the_save_before(folder: Path) -> None:
+    """Twenty kills of a process that does nothing but save; what one cut short is overwritten by the next save."""
+    command = (sys.executable, "-c", KILLED_WHILE_SAVING, folder)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    cut_short, left = map(int, done.stdout.split())
+    assert cut_short > 0, "no kill came in the middle of writing"
+    assert left == 0
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from model import checkpoint
+from model.training import Learner
+
+folder = Path(sys.argv[1])
+config = checkpoint.read_config(folder)
+learner = Learner(config.model, training=config.training, n_images=30)
+checkpoint.load_state(folder, learner)
+learner.step += 1
+# Python ignores the signal that would kill it here, so that writing raises, as it does on a disk that is full.
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+checkpoint.save(folder, learner)
+"""
+
+
+@pytest.mark.parametrize(
+    ("room_bytes", "cut_short"), [(10, "state/machine.json"), (5000, "state/training.safetensors")]
+)
+def test_a_full_disk_leaves_the_save_before_and_no_half_file(folder: Path, room_bytes: int, cut_short: str) -> None:
+    assert (folder / cut_short).stat().st_size > room_bytes
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    command = (sys.executable, "-c", FULL_DISK, folder, str(room_bytes))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "OSError: [Errno 27] File too large" in done.stderr
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    assert {name: (folder / name).read_bytes() for name in files} == before
+
+
+def test_a_save_says_what_machine_it_was_made_on(folder: Path, learner: Learner) -> None:
+    assert checkpoint.machine_facts(folder) == learner.machine.facts()
+    assert checkpoint.saved_step(folder) == 1
+
+
+def test_before_the_first_save_there_is_no_step_and_no_machine(tmp_path: Path) -> None:
+    assert checkpoint.saved_step(tmp_path) is None
+    assert checkpoint.machine_facts(tmp_path) == {}
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "probe.safetensors"])
@@ -119,10 +216,11 @@ def test_a_config_that_is_no_json_object_is_refused(folder: Path, content: str) 
 @pytest.mark.parametrize(
     ("part", "change", "sentence"),
     [
-        (None, {"format": 2}, "got format 2, expected 1"),
-        (None, {"format": None}, "got format None, expected 1"),
-        (None, {"model": None}, "config.json, model: got None, expected channels, channels_base"),
-        ("model", {"depth": 3}, "config.json, model: got .*depth.*, expected"),
+        (None, {"format": 1}, "got format 1, expected 2"),
+        (None, {"format": None}, "got format None, expected 2"),
+        (None, {"model": None}, "config.json, model: got None, expected channels, depth"),
+        ("model", {"width_of_a_layer": 3}, "config.json, model: got .*width_of_a_layer, expected"),
+        ("model", {"depth": 3}, "config.json, model: depth: got 3, expected at most 1 with small"),
         ("model", {"latent_dim": 0}, "config.json, model: latent_dim: got 0"),
         ("model", {"latent_dim": "3"}, "config.json, model: latent_dim: got '3'"),
         ("model", {"logvar_range": [1.0]}, "config.json, model: "),
@@ -142,11 +240,11 @@ def test_weights_of_another_shape_name_or_type_are_refused(folder: Path) -> None
     path = folder / "model.safetensors"
     weights = safetensors.torch.load_file(path)
     wrong = {
-        "got none, expected torch.float32": {k: v for k, v in weights.items() if k != "encoder.mu.bias"},
-        "got torch.float32 .4,., expected none": weights | {"extra": torch.zeros(4)},
-        "got torch.float32 .4,., expected torch.float32 .3,.": weights | {"encoder.mu.bias": torch.zeros(4)},
-        "got torch.float16 .3,., expected torch.float32 .3,.": weights
-        | {"encoder.mu.bias": torch.zeros(3, dtype=torch.float16)},
+        "got none, expected torch.float32": {k: v for k, v in weights.items() if k != "encoder.head.bias"},
+        "got torch.float32 .6,., expected none": weights | {"extra": torch.zeros(6)},
+        "got torch.float32 .4,., expected torch.float32 .6,.": weights | {"encoder.head.bias": torch.zeros(4)},
+        "got torch.float16 .6,., expected torch.float32 .6,.": weights
+        | {"encoder.head.bias": torch.zeros(6, dtype=torch.float16)},
     }
     for sentence, tensors in wrong.items():
         safetensors.torch.save_file(tensors, path)

@@ -1,26 +1,55 @@
-"""A run in its folder: started, resumed, refused."""
+"""A run in its folder: started, stopped, resumed, refused."""
 
 import dataclasses
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from model import checkpoint, run
 from model.checkpoint import DataConfig, RunConfig
-from model.data import Dataset
-from model.errors import BadData, BadSetting
-from model.training import TrainConfig
+from model.data import Dataset, with_validation
+from model.errors import BadCheckpoint, BadData, BadSetting, NotANumber
+from model.machine import Machine
+from model.training import Learner, StepReport, TrainConfig
 from model.vae import ModelConfig
+
+TENSORS = ("model.safetensors", "state/training.safetensors")
 
 
 @pytest.fixture
 def config(dataset: Dataset) -> RunConfig:
+    """Twelve steps: three epochs of four."""
     return RunConfig(
-        model=ModelConfig(9, 6, 1, latent_dim=3, channels_base=4),
-        training=TrainConfig(epochs=2, batch_size=8),
-        data=DataConfig(name="blocks", n_train=30, n_test=10, sha256=dataset.sha256),
+        model=ModelConfig(9, 6, 1, latent_dim=3, features=4),
+        training=TrainConfig(epochs=3, batch_size=8, lr_warmup_steps=2),
+        data=DataConfig(name="blocks", n_train=30, n_validation=0, validation_seed=0, n_test=10, sha256=dataset.sha256),
     )
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, *, send: signal.Signals) -> None:
+    """From now on, a learner that has made this step is sent a signal."""
+    steps = Learner.run
+
+    def interrupted(learner: Learner, images: np.ndarray) -> Iterator[StepReport]:
+        for report in steps(learner, images):
+            if report.step == step:
+                os.kill(os.getpid(), send)
+            yield report
+
+    monkeypatch.setattr(Learner, "run", interrupted)
 
 
 def test_a_run_ends_as_a_checkpoint_with_metrics_and_pictures(
@@ -28,22 +57,121 @@ def test_a_run_ends_as_a_checkpoint_with_metrics_and_pictures(
 ) -> None:
     folder = tmp_path / "run"
     outcome = run.train(folder, run.start(folder, config, dataset=dataset), dataset)
-    assert outcome == run.Outcome(step=8, steps=8, signal_number=None)
+    assert outcome == run.Outcome(step=12, steps=12, signal_number=None)
     metrics = run.measure(folder, dataset=dataset, draws=2, seed=7)
     assert metrics["protocol"]["draws"] == 2
     found = checkpoint.read(folder)
-    assert found.metrics == metrics
+    assert json.loads(json.dumps(metrics)) == found.metrics
     assert np.array_equal(found.probe, dataset.test)
-    assert len(list((folder / "pictures").glob("*.png"))) == 3
+    assert list((folder / "pictures").glob("*.png"))
+
+
+def test_a_run_is_its_learner_and_nothing_else(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
+    """Logging, saving and validating at every turn leaves the same bits as steps alone."""
+    alone = Learner(config.model, training=config.training, n_images=30)
+    list(alone.run(dataset.train))
+    validated = dataclasses.replace(dataset, validation=dataset.test)
+    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), validated, save_every_s=0)
+    saved = run.resume(tmp_path, config)
+    assert all(torch.equal(saved.state()[name], tensor) for name, tensor in alone.state().items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop_at", [1, 4, 7])
+def test_a_signal_saves_and_stops_and_the_resumed_run_is_the_one_that_never_stopped(
+    tmp_path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+    sent: signal.Signals,
+    precision: str,
+) -> None:
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision=precision))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run.train(whole, run.start(whole, config, dataset=dataset), dataset)
+    with monkeypatch.context() as patched:
+        at_step(patched, stop_at, send=sent)
+        outcome = run.train(stopped, run.start(stopped, config, dataset=dataset), dataset)
+    assert outcome == run.Outcome(step=stop_at, steps=12, signal_number=sent)
+    assert checkpoint.saved_step(stopped) == stop_at
+    assert run.train(stopped, run.resume(stopped, config), dataset).step == 12
+    for name in TENSORS:
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    assert [line["step"] for line in lines(stopped)] == [line["step"] for line in lines(whole)] == [4, 8, 12]
+
+
+def test_signals_are_the_callers_again_after_a_run(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_does_not_wait(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def saved_slowly(_folder: Path, _learner: Learner) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    learner = run.start(tmp_path, config, dataset=dataset)
+    at_step(monkeypatch, 2, send=signal.SIGINT)
+    monkeypatch.setattr(checkpoint, "save", saved_slowly)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(tmp_path, learner, dataset)
+
+
+@pytest.mark.parametrize(("save_every_s", "saved"), [(0.0, [4, 8, 12]), (math.inf, [12])])
+def test_a_run_saves_at_the_end_of_an_epoch_if_it_is_time_and_at_its_end(
+    tmp_path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    save_every_s: float,
+    saved: list[int],
+) -> None:
+    steps = []
+    save = checkpoint.save
+
+    def noted(folder: Path, learner: Learner) -> None:
+        steps.append(learner.step)
+        save(folder, learner)
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset, save_every_s=save_every_s)
+    assert steps == saved
+
+
+def test_validation_is_measured_at_the_end_of_each_epoch_and_nowhere_else(tmp_path: Path, config: RunConfig) -> None:
+    """150 steps an epoch, so that a line comes between."""
+    train = np.random.default_rng(0).integers(0, 256, (320, 9, 6, 1), np.uint8)
+    dataset = with_validation(Dataset(name="noise", train=train, test=train[:10]), 20, seed=1)
+    config = dataclasses.replace(config, training=TrainConfig(epochs=2, batch_size=2))
+    learner = run.start(tmp_path, config, dataset=dataset)
+    run.train(tmp_path, learner, dataset)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [100, 150, 250, 300]
+    assert [line["validation"] is None for line in found] == [True, False, True, False]
+    assert found[-1]["validation"] == learner.validate(dataset.validation)
+
+
+def test_without_a_validation_part_there_is_none(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
+    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
+    assert [line["validation"] for line in lines(tmp_path)] == [None] * 3
 
 
 def test_a_finished_run_that_is_resumed_has_nothing_left_to_do(
     tmp_path: Path, config: RunConfig, dataset: Dataset
 ) -> None:
     run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
-    weights = (tmp_path / "model.safetensors").read_bytes()
-    assert run.train(tmp_path, run.resume(tmp_path, config), dataset).step == 8
-    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    before = {name: (tmp_path / name).read_bytes() for name in (*TENSORS, "metrics.jsonl")}
+    assert run.train(tmp_path, run.resume(tmp_path, config), dataset) == run.Outcome(12, 12, None)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_a_run_that_never_saved_is_resumed_from_its_start(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
+    run.start(tmp_path, config, dataset=dataset)
+    assert run.resume(tmp_path, config).step == 0
 
 
 def test_a_place_with_something_in_it_is_refused(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
@@ -55,9 +183,23 @@ def test_a_place_with_something_in_it_is_refused(tmp_path: Path, config: RunConf
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_place_without_a_run_cannot_be_resumed(tmp_path: Path, config: RunConfig) -> None:
+    with pytest.raises(BadCheckpoint, match=r"config\.json: got No such file or directory"):
+        run.resume(tmp_path, config)
+
+
 @pytest.mark.parametrize(
     ("part", "field", "value"),
-    [("model", "latent_dim", 4), ("training", "epochs", 3), ("training", "seed", 1), ("data", "sha256", "0")],
+    [
+        ("model", "latent_dim", 4),
+        ("model", "sigma", "optimal"),
+        ("training", "epochs", 2),
+        ("training", "epochs", 4),
+        ("training", "precision", "bf16"),
+        ("training", "seed", 1),
+        ("data", "sha256", "0"),
+        ("data", "n_validation", 5),
+    ],
 )
 def test_resuming_with_another_setting_is_refused(
     tmp_path: Path, config: RunConfig, dataset: Dataset, part: str, field: str, value: object
@@ -70,6 +212,60 @@ def test_resuming_with_another_setting_is_refused(
         run.resume(tmp_path, other)
 
 
+def test_another_machine_is_said_in_phrases(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
+    learner = run.start(tmp_path, config, dataset=dataset)
+    assert run.changed_machine(tmp_path, learner) == []
+    run.train(tmp_path, learner, dataset)
+    assert run.changed_machine(tmp_path, learner) == []
+    facts = learner.machine.facts()
+    path = tmp_path / "state" / "machine.json"
+    path.write_text(json.dumps(facts | {"threads": 64, "torch": "1.0"}))
+    assert run.changed_machine(tmp_path, learner) == [
+        f"torch was 1.0, is {torch.__version__}",
+        f"threads was 64, is {torch.get_num_threads()}",
+    ]
+
+
+def nan_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """From now on, a learner that has made this step finds a weight that is no number."""
+    steps = Learner.run
+
+    def spoilt(learner: Learner, images: np.ndarray) -> Iterator[StepReport]:
+        for report in steps(learner, images):
+            yield report
+            if report.step == step:
+                with torch.no_grad():
+                    learner.vae.get_parameter("decoder.pixels.bias").fill_(math.nan)
+
+    monkeypatch.setattr(Learner, "run", spoilt)
+
+
+def test_a_number_that_is_none_names_step_term_and_last_save_and_leaves_the_save_alone(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = run.start(tmp_path, config, dataset=dataset)
+    with monkeypatch.context() as patched:
+        nan_at(patched, 10)
+        with pytest.raises(NotANumber) as stopped:
+            run.train(tmp_path, learner, dataset, save_every_s=0)
+    sentence = "step 10: recon is nan, expected a finite number; the last save, of step 8, is whole"
+    assert str(stopped.value) == sentence
+    expected = Learner(config.model, training=config.training, n_images=30)
+    list(islice(expected.run(dataset.train), 8))
+    resumed = run.resume(tmp_path, config)
+    assert all(torch.equal(resumed.state()[name], tensor) for name, tensor in expected.state().items())
+    assert run.train(tmp_path, resumed, dataset).step == 12
+
+
+def test_a_number_that_is_none_before_the_first_save_says_so(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan_at(monkeypatch, 2)
+    with pytest.raises(NotANumber, match="step 2: recon is nan, expected a finite number; nothing was saved before"):
+        run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
+    assert not (tmp_path / "state").exists()
+
+
 def test_pictures_of_another_size_cannot_measure_a_run(
     tmp_path: Path, config: RunConfig, dataset: Dataset, images: np.ndarray
 ) -> None:
@@ -77,3 +273,13 @@ def test_pictures_of_another_size_cannot_measure_a_run(
     other = Dataset(name="wide", train=images[:, :4], test=images[:, :4])
     with pytest.raises(BadData, match=r"wide: got pictures of shape \(4, 6, 1\), expected \(9, 6, 1\)"):
         run.measure(tmp_path, dataset=other)
+
+
+def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
+    folder = tmp_path / "run"
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, processes=2))
+    second = Machine(torch.device("cpu"), rank=1, processes=2)
+    learner = run.start(folder, config, dataset=dataset, machine=second)
+    run.train(folder, learner, dataset, save_every_s=0)
+    assert learner.step == 12
+    assert not folder.exists()

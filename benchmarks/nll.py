@@ -1,0 +1,179 @@
+"""Seconds for the log-likelihood of test pictures, against pythae's `get_nll` on the same weights.
+
+Run as `python -m benchmarks.nll PATH [--preset mlp]`. pythae is wanted beside torch as it is installed here, so in a
+folder of its own: `pip install --no-deps --target PYTHAE pythae==0.1.2 cloudpickle`, then `PYTHONPATH=PYTHAE python …`.
+
+Each network is trained briefly first, as weights from nowhere have a posterior that no q meets. Both sides then see
+the same binarised pictures and the same modules. pythae is called as its own scripts do, under `torch.no_grad()`.
+"""
+
+import statistics
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pythae import models as pythae_models
+from pythae.models.base.base_utils import ModelOutput
+from pythae.models.nn import BaseDecoder, BaseEncoder
+from torch import Tensor
+
+from benchmarks import results
+from model import data, nll
+from model.training import Images, Learner, TrainConfig, pixels
+from model.vae import VAE, ModelConfig
+
+PRESETS = ("mlp", "residual")
+LATENT_DIM = 40
+
+
+class Encoder(BaseEncoder):
+    """Our encoder in pythae's form."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor) -> ModelOutput:
+        """Mean and log variance."""
+        posterior = self.vae.encode(x)
+        return ModelOutput(embedding=posterior.mu, log_covariance=posterior.logvar)
+
+
+class Decoder(BaseDecoder):
+    """Our decoder in pythae's form."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> ModelOutput:
+        """The mean of p(x given z)."""
+        return ModelOutput(reconstruction=self.vae.decode(z))
+
+
+def main() -> None:
+    """Measure, print a table, keep the figures as JSON."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("path", type=Path, help="what `vae-train fit --data` takes")
+    parser.add_argument("--preset", action="append", choices=PRESETS, help="networks to measure (default: all)")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=1_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=400, help="training before the measurement")
+    arguments = parser.parse_args()
+    dataset = data.read(arguments.path)
+    images = binarised(dataset.test[: arguments.images])
+    measured = {}
+    for preset in arguments.preset or PRESETS:
+        vae = trained(preset, dataset.train, steps=arguments.steps)
+        measured[preset] = measure(vae, images, samples=arguments.samples, repeats=arguments.repeats)
+    print(f"{dataset.name}, {len(images)} pictures, {arguments.samples:,} samples; {results.on_machine()}\n")
+    print(results.table(("network", "side", "seconds", "times as fast", "nll", "apart"), rows(measured)))
+    results.write(
+        "nll",
+        {
+            "data": dataset.name,
+            "images": len(images),
+            "samples": arguments.samples,
+            "repeats": arguments.repeats,
+            "training_steps": arguments.steps,
+            "threads": torch.get_num_threads(),
+            "networks": measured,
+        },
+    )
+
+
+def binarised(images: Images) -> Images:
+    """Black and white pictures, each pixel white with the probability that its grey says: one draw for all sides."""
+    return np.where(np.random.default_rng(0).random(images.shape) * 255 < images, 255, 0).astype(np.uint8)
+
+
+def trained(preset: str, images: Images, *, steps: int) -> VAE:
+    """A network whose q is near its posterior, so that importance weights are even enough to compare means."""
+    height, width, channels = images.shape[1:]
+    config = ModelConfig(
+        height, width, channels, latent_dim=LATENT_DIM, preset=preset, likelihood="bernoulli", sigma=None
+    )
+    learner = Learner(config, training=TrainConfig(kl_warmup_epochs=0), n_images=len(images))
+    for _ in islice(learner.run(images), steps):
+        pass
+    return learner.average
+
+
+def measure(vae: VAE, images: Images, *, samples: int, repeats: int) -> dict[str, Any]:
+    """Each side's seconds and means, its turns taken one after another."""
+    sides = sides_of(vae, samples=samples)
+    for side in sides.values():
+        side(images[:2], 0)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    means: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats):
+        for name, side in sides.items():
+            began = time.perf_counter()
+            means[name].append(side(images, repeat))
+            seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    return {
+        name: {
+            "seconds": [round(taken, 2) for taken in seconds[name]],
+            "median_s": round(medians[name], 2),
+            "times_as_fast": round(medians["pythae"] / medians[name], 2),
+            "nll": means[name],
+            "mean_nll": statistics.mean(means[name]),
+            "apart_standard_errors": apart(means[name], means["pythae"]),
+        }
+        for name in sides
+    }
+
+
+def sides_of(vae: VAE, *, samples: int) -> dict[str, Callable[[Images, int], float]]:
+    """What is compared: functions of pictures and a seed that give the mean nll, in nats."""
+    height, width, channels = vae.config.image_shape
+    config = pythae_models.VAEConfig(
+        input_dim=(channels, height, width), latent_dim=vae.config.latent_dim, reconstruction_loss="bce"
+    )
+    theirs = pythae_models.VAE(config, encoder=Encoder(vae), decoder=Decoder(vae)).eval()
+
+    @torch.no_grad()
+    def pythae(images: Images, seed: int) -> float:
+        torch.manual_seed(seed)
+        # Its sign is that of log p, and its batches are 100 rows unless told otherwise.
+        return -float(theirs.get_nll(pixels(images), n_samples=samples))
+
+    def ours(precision: nll.Precision) -> Callable[[Images, int], float]:
+        return lambda images, seed: (
+            -float(nll.estimate(vae, images, samples=(samples,), seed=seed, precision=precision).log_likelihood.mean())
+        )
+
+    return {"pythae": pythae, "fp32": ours("fp32"), "bf16": ours("bf16")}
+
+
+def apart(means: list[float], others: list[float]) -> float:
+    """The distance of two means, in standard errors of repeats."""
+    variance = statistics.variance(means) / len(means) + statistics.variance(others) / len(others)
+    return abs(statistics.mean(means) - statistics.mean(others)) / variance**0.5
+
+
+def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's rows: one for each network and side."""
+    return [
+        (
+            preset,
+            side,
+            f"{found['median_s']:.1f}",
+            f"{found['times_as_fast']:.1f}",
+            f"{found['mean_nll']:.2f}",
+            f"{found['apart_standard_errors']:.1f} standard errors",
+        )
+        for preset, sides in measured.items()
+        for side, found in sides.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Checks before serving: each raises its voice where its figure asks for it, and only there."""
+
+from typing import Any
+
+import pytest
+
+from model.checkpoint import DataConfig, RunConfig
+from model.checks import checks, figure, nll_estimates
+from model.training import TrainConfig
+from model.vae import ModelConfig
+
+GOOD: dict[str, Any] = {
+    "protocol": {"data": "blocks", "images": 10},
+    "kl": 20.0,
+    "active_units": 3,
+    "aggregate": {"mean": [0.1, -0.2, 0.0], "variance": [0.9, 1.1, 1.0], "logvar_at_clamp": 0.0},
+    "nll": {"128": {"nll": 90.0}, "5000": {"nll": 89.0, "effective_samples": 300.0}, "protocol": {"draws": 1}},
+    "samples": {
+        "standard": {
+            "coverage": 0.8,
+            "expected_coverage": 0.95,
+            "neighbour_distance": 4.0,
+            "test_neighbour_distance": 4.2,
+        },
+        "fitted": None,
+    },
+}
+HISTORY = [
+    {"epoch": 1.0, "elbo": -95.0, "validation": {"elbo": -94.0}},
+    {"epoch": 2.0, "elbo": -90.0, "validation": {"elbo": -91.0}},
+]
+
+
+def _config(**options: Any) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(9, 6, 1, latent_dim=3, family=options.get("family", "vae")),
+        training=TrainConfig(epochs=options.get("epochs", 2), beta=options.get("beta", 1.0)),
+        data=DataConfig(name="blocks", n_train=30, n_validation=3, validation_seed=0, n_test=10, sha256="ab" * 32),
+    )
+
+
+def _looks(metrics: dict[str, Any], *, history: list[dict[str, Any]] = HISTORY, **options: Any) -> list[str]:
+    return [check.name for check in checks(_config(**options), metrics, history=history) if not check.is_fine]
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    name, _, rest = path.partition("/")
+    if not rest:
+        return GOOD | {name: value}
+    inner, _, last = rest.partition("/")
+    return GOOD | {name: GOOD[name] | {inner: GOOD[name][inner] | {last: value} if last else value}}
+
+
+def test_good_figures_raise_no_doubt() -> None:
+    found = checks(_config(), GOOD, history=HISTORY)
+    assert len(found) == 9
+    assert all(check.is_fine for check in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "name", "said"),
+    [
+        ("active_units", 1, "Latents in use", "The 2 others carry nothing"),
+        ("active_units", 0, "Latents in use", "every sample is the same picture"),
+        ("aggregate/logvar_at_clamp", 0.02, "Log variances", "2.00%"),
+        ("aggregate/mean", [0.0, 0.9, 0.0], "Latents against the prior", "up to 0.90 from 0"),
+        ("aggregate/variance", [0.3, 1.0, 1.0], "Latents against the prior", "0.30 to 1.00"),
+        ("samples/standard/coverage", 0.3, "Variety of samples", "cover 30%"),
+        ("samples/standard/neighbour_distance", 1.0, "Copies of training pictures", "training pictures are given away"),
+        ("nll/5000", {"nll": 89.0, "effective_samples": 2.0}, "Likelihood estimate", "too pessimistic"),
+        ("protocol", {"data": "blocks", "images": 4}, "Test pictures", "4 of 10"),
+        ("protocol", {"data": "stripes", "images": 10}, "Test pictures", "learnt from blocks"),
+    ],
+)
+def test_a_figure_that_asks_for_a_look_gets_one_with_its_number(path: str, value: Any, name: str, said: str) -> None:
+    metrics = _with(path, value)
+    assert _looks(metrics) == [name]
+    assert said in next(check.found for check in checks(_config(), metrics, history=HISTORY) if check.name == name)
+
+
+def test_a_run_that_stopped_early_or_overfits_is_named() -> None:
+    assert _looks(GOOD, epochs=3) == ["Training"]
+    worse = [*HISTORY[:1], {"epoch": 2.0, "elbo": -60.0, "validation": {"elbo": -95.0}}]
+    assert _looks(GOOD, history=worse) == ["Overfitting"]
+
+
+def test_no_prior_to_sample_from_is_said() -> None:
+    assert _looks({}, history=[], family="autoencoder") == ["An autoencoder has no prior"]
+    assert _looks(_with("samples/fitted", {"coverage": 0.9}), family="autoencoder") == []
+    assert _looks({}, history=[], beta=0.0) == ["Prior"]
+
+
+def test_checks_without_their_figures_are_left_out() -> None:
+    assert checks(_config(), {}, history=[]) == []
+    assert checks(_config(), {"nll": None, "samples": None, "aggregate": None}, history=[]) == []
+
+
+def test_figures_are_found_by_their_path() -> None:
+    assert figure({"a": {"b": 1}}, "a", "b") == 1
+    assert figure({"a": None}, "a", "b") is None
+    assert [(found.draws, found.nats) for found in nll_estimates(GOOD)] == [(128, 90.0), (5000, 89.0)]
