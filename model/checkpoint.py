@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from model.errors import BadCheckpoint
-from model.training import Images, Learner, TrainConfig
+from model.parts import Images
+from model.training import Learner, TrainConfig
 from model.vae import VAE, ModelConfig
 
 FORMAT = 2

@@ -10,8 +10,9 @@ from model.aggregate import clamp_share, discrepancy_to_prior, moments
 from model.gaussian import DiagonalGaussian
 from model.likelihoods import Likelihood
 from model.objectives import elbo_terms
+from model.parts import Images
 from model.similarity import mse, psnr, ssim
-from model.training import Images, pixels
+from model.training import pixels
 from model.vae import VAE, ModelConfig
 
 # A latent dimension is active if the mean of its posterior varies by more than this over the data.

@@ -12,7 +12,7 @@ SIGMA_FLOOR = 1 / 512
 _FIRST_SIGMA = 0.3
 # The optimal sigma is averaged over about this many steps.
 _MEMORY_STEPS = 100
-# Closer to 0 than this, formulas that divide by a logit lose digits, and their series are exact.
+# Closer to 0 than this, formulas that divide by a logit lose digits, and their series need two terms.
 _NEAR_ZERO = 0.1
 _LOG_2_PI = math.log(2 * math.pi)
 
@@ -103,7 +103,7 @@ class ContinuousBernoulli(nn.Module):
         """
         near = logits.abs() < _NEAR_ZERO
         far = torch.where(near, 1.0, logits)
-        return self.levels.picture(torch.where(near, 0.5 + logits / 12, -1 / torch.expm1(-far) - 1 / far))
+        return self.levels.picture(torch.where(near, 0.5 + logits / 12 - logits**3 / 720, -1 / torch.expm1(-far) - 1 / far))
 
     def recon(self, logits: Tensor, x: Tensor) -> Tensor:
         """-log p(x given z), one value per row.
@@ -116,10 +116,10 @@ class ContinuousBernoulli(nn.Module):
         _same_rows(logits, x)
         near = logits.abs() < _NEAR_ZERO
         far = torch.where(near, 1.0, logits)
-        # In logits the normaliser is l / tanh(l / 2); its logarithm is even, and log 2 + l²/12 - l⁴/1440 about 0.
+        # In logits the normaliser is l / tanh(l / 2); its logarithm is even, and log 2 + l²/12 - 7l⁴/1440 about 0.
         square = logits.square()
         log_normaliser = torch.where(
-            near, math.log(2) + square / 12 - square.square() / 1440, torch.log(far / torch.tanh(far / 2))
+            near, math.log(2) + square / 12 - 7 * square.square() / 1440, torch.log(far / torch.tanh(far / 2))
         )
         return (functional.softplus(logits) - logits * x - log_normaliser).flatten(-3).sum(-1)
 
@@ -254,12 +254,13 @@ class DiscretisedLogistic(nn.Module):
     def mean(self, logits: Tensor) -> Tensor:
         """The mean of p(x given z), in [0, 1].
 
-        It is the sum of P(level ≥ k) / 255 over k from 1 to 255, here as the integral that the midpoint rule makes of
-        it: closer than a ten thousandth of a grey level, as the scale is never below half of one.
+        It is the sum of P(level ≥ k) / 255 over k from 1 to 255, here as the integral that is the sum's midpoint rule:
+        within a thousandth of a grey level where location and scale lie inside, and within a fortieth where a location
+        at black or white meets the smallest scale.
         """
         location, scale = _location(logits), self.scale()
         mean: Tensor = scale * (functional.softplus(location / scale) - functional.softplus((location - 1) / scale))
-        return mean
+        return mean.clamp(0, 1)  # which rounding leaves
 
     def recon(self, logits: Tensor, x: Tensor) -> Tensor:
         """-log p(x given z), one value per row.

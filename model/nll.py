@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from model.errors import BadCheckpoint, BadSetting, NotANumber
 from model.gaussian import DiagonalGaussian, standard_log_prob
-from model.training import Images, pixels
+from model.parts import Images
+from model.training import pixels
 from model.vae import VAE
 
 Precision = Literal["fp32", "bf16"]
@@ -295,6 +296,7 @@ class _Progress:
             "log_likelihood": self.log_likelihood,
             "effective_samples": self.effective_samples,
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("wb") as file:
             file.write(safetensors.torch.save(tensors, metadata={"protocol": _to_json(protocol)}))

@@ -74,7 +74,7 @@ def importance_weighted(vae: VAE, x: Tensor, eps: Tensor) -> ImportanceWeighted:
     """log of the mean of k importance weights p(x, z) / q(z given x), with doubly reparameterised gradients.
 
     The decoder climbs the bound's own gradient. The encoder is moved through z alone, each draw by the square of its
-    normalised weight: the same gradient in expectation, whose noise falls with k instead of drowning it.
+    normalised weight: the same gradient in expectation, whose noise falls with k once q is near the posterior.
 
     Shapes:  x (n, c, h, w) as the likelihood sees it, eps (k, n, latent_dim)
     Units:   nats

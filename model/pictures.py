@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from model import sheets
+from model.parts import Images
 from model.sheets import Sheet, grid, tile_size
-from model.training import Images, pixels
+from model.training import pixels
 from model.vae import VAE
 
 NAMES = (

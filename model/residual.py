@@ -25,7 +25,9 @@ class ResidualBlock(nn.Module):
         self.first = nn.Conv2d(before, after, 3, padding=1)
         self.second = nn.Conv2d(after, after, 3, padding=1)
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
-        nn.init.zeros_(self.second.weight)
+        with torch.no_grad():
+            for weight in self.second.parameters():
+                weight.zero_()
 
     def forward(self, features: Tensor) -> Tensor:
         """The sum."""
@@ -104,7 +106,8 @@ def _blocks(before: int, after: int, *, depth: int) -> nn.Sequential:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+    """Eight groups, or fewer where they would be small: one value, as a lone channel of a 1×1 map, normalises to 0."""
+    return nn.GroupNorm(math.gcd(_GROUPS, channels, max(1, channels // 4)), channels)
 
 
 def _head(features: int, outputs: int) -> nn.Linear:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from model.training import Images
+from model.parts import Images
 
 # A card shows a sheet of this width at 100 % on most screens.
 _WIDTH_PIXELS = 1200

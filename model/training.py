@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -14,10 +13,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from model.errors import BadSetting, NotANumber
 from model.machine import Machine, deterministic
 from model.objectives import elbo_terms, importance_weighted, mean_loss
+from model.parts import Images
 from model.schedules import BETA_SCHEDULES, BetaSchedule, epoch_order, learning_rate, scheduled_beta
 from model.vae import VAE, ModelConfig
-
-Images = npt.NDArray[np.uint8]
 
 PRECISIONS = ("fp32", "bf16")
 # Pictures stay on a GPU if they take no more of its free memory than this.

@@ -2,12 +2,15 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +21,20 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from model import checkpoint, data, run
 from model.__main__ import app
-from model.training import TrainConfig
+from model.checkpoint import RunConfig
+from model.machine import Machine
+from model.presets import PRESETS
+from model.training import Learner, TrainConfig
 from model.vae import ModelConfig
 
-TINY = ("--width", "4", "--latent-dim", "3", "--epochs", "2", "--batch-size", "64")
+TINY = ("--features", "4", "--latent-dim", "3", "--epochs", "2", "--batch-size", "64")
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
 COMMAND = (sys.executable, "-m", "model")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+STATE = "state/training.safetensors"
+COMMANDS: Any = typer.main.get_command(app)
 
 
 def vae_train(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -46,23 +55,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = vae_train("fit", "--out", folder, *TINY)
     assert done.returncode == 0, done.stderr
     assert "test images of digits" in done.stdout
-    for shown in ("elbo", "recon", "kl", "images/s"):
+    for shown in ("epoch 2/2", "elbo", "recon", "kl", "images/s"):
         assert shown in done.stderr
     return folder
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures, 8×8: eighteen to train on, two to test with."""
+    path = tmp_path_factory.mktemp("data") / "few.npz"
+    np.savez(path, images=np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8))
+    return path
+
+
 def test_fit_leaves_a_whole_checkpoint(finished: Path) -> None:
     names = {str(file.relative_to(finished)) for file in finished.rglob("*") if file.is_file()}
-    assert names == {
+    assert names >= {
+        "card.md",
         "config.json",
         "metrics.json",
+        "metrics.jsonl",
         "model.safetensors",
         "probe.safetensors",
+        "state/machine.json",
         "state/training.safetensors",
         "pictures/interpolations.png",
         "pictures/reconstructions.png",
         "pictures/samples.png",
     }
+    assert not any(name.endswith(".tmp") for name in names)
+    assert len(list((finished / "tensorboard").iterdir())) == 1
 
 
 def test_evaluate_measures_a_run_anew(finished: Path) -> None:
@@ -72,43 +94,149 @@ def test_evaluate_measures_a_run_anew(finished: Path) -> None:
     assert json.loads(again.stdout) == before
     more = called("evaluate", finished, "--draws", 3, "--seed", 1)
     assert json.loads(more.stdout)["protocol"]["draws"] == 3
-    assert json.loads(more.stdout)["mse"] == before["mse"]
 
 
-def stop_after_the_first_save(folder: Path, arguments: tuple[str, ...], number: signal.Signals) -> str:
-    """A run that was sent a signal soon after its first epoch; returns what it said."""
-    command = (*COMMAND, "fit", "--out", str(folder), *arguments)
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    while not (folder / "state" / "training.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
+# What each flag of fit sets: its words, then the part of config.json, its field and the value there.
+FLAGS: dict[str, tuple[tuple[str, ...], str, str, object]] = {
+    "--family": (("autoencoder",), "model", "family", "autoencoder"),
+    "--preset": (("mlp",), "model", "preset", "mlp"),
+    "--features": (("5",), "model", "features", 5),
+    "--depth": (("2", "--preset", "residual"), "model", "depth", 2),
+    "--latent-dim": (("5",), "model", "latent_dim", 5),
+    "--likelihood": (("bernoulli",), "model", "likelihood", "bernoulli"),
+    "--sigma": (("optimal",), "model", "sigma", "optimal"),
+    "--dequantised": ((), "model", "dequantised", True),
+    "--scale-head": (("variance",), "model", "scale_head", "variance"),
+    "--validation": (("3",), "data", "n_validation", 3),
+    "--validation-seed": (("2",), "data", "validation_seed", 2),
+    "--epochs": (("2",), "training", "epochs", 2),
+    "--batch-size": (("7",), "training", "batch_size", 7),
+    "--accumulate": (("2",), "training", "accumulate", 2),
+    "--learning-rate": (("0.1",), "training", "learning_rate", 0.1),
+    "--lr-warmup-steps": (("3",), "training", "lr_warmup_steps", 3),
+    "--weight-decay": (("0.1",), "training", "weight_decay", 0.1),
+    "--beta": (("0.5",), "training", "beta", 0.5),
+    "--beta-schedule": (("cyclic",), "training", "beta_schedule", "cyclic"),
+    "--kl-warmup-epochs": (("0.5",), "training", "kl_warmup_epochs", 0.5),
+    "--free-bits": (("0.1",), "training", "free_bits", 0.1),
+    "--iw-samples": (("3", "--iw-epochs", "1"), "training", "iw_samples", 3),
+    "--iw-epochs": (("0.5", "--iw-samples", "2"), "training", "iw_epochs", 0.5),
+    "--grad-clip": (("3",), "training", "grad_clip", 3.0),
+    "--average-decay": (("0.5",), "training", "average_decay", 0.5),
+    "--precision": (("bf16",), "training", "precision", "bf16"),
+    "--compile": ((), "training", "compile", True),
+    "--processes": (("2",), "training", "processes", 2),
+    "--seed": (("4",), "training", "seed", 4),
+}
+# These say where, and how pictures come in; they have tests of their own.
+ELSEWHERE = {"--out", "--data", "--resume", "--size", "--channels", "--device", "--save-every"}
+
+
+def test_no_flag_of_fit_is_forgotten_here() -> None:
+    assert {option.opts[0] for option in COMMANDS.commands["fit"].params} == FLAGS.keys() | ELSEWHERE
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_of_fit_reaches_its_field_and_trains(
+    flag: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch is trained; what comes after it, minutes of torch.compile and the start of processes are left out."""
+    monkeypatch.setattr(run, "measure", lambda *_args, **_options: {})
+    monkeypatch.setattr("model.__main__._report", lambda *_args, **_options: None)
+    monkeypatch.setattr("model.__main__.join", lambda *_args, **_options: Machine(torch.device("cpu")))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _module: None)
+    words, part, field, expected = FLAGS[flag]
+    small = {"--features": "4", "--latent-dim": "3", "--epochs": "1", "--batch-size": "8"}
+    others = [word for name, value in small.items() if name != flag for word in (name, value)]
+    done = called("fit", "--data", few, "--out", tmp_path / "run", *others, flag, *words)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())[part][field] == expected
+    default = {**vars(ModelConfig), **vars(TrainConfig), "n_validation": 0, "validation_seed": 0}[field]
+    assert expected != default
+
+
+def test_a_number_is_a_sigma_and_another_likelihood_has_none(few: Path, tmp_path: Path) -> None:
+    for number, (flags, sigma) in enumerate(
+        [
+            (("--sigma", "0.5"), 0.5),
+            (("--likelihood", "logistic"), None),
+            ((), 0.3),
+            (("--sigma", "learned"), "learned"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        done = called("fit", "--data", few, "--out", folder, *TINY, "--epochs", "1", *flags)
+        assert done.exit_code == 0, done.stderr
+        assert json.loads((folder / "config.json").read_text())["model"]["sigma"] == sigma
+
+
+def stopped(folder: Path, arguments: tuple[str, ...], send: signal.Signals, *, after_s: float) -> str:
+    """A run that was sent a signal, so long after it had logged a line; returns what it said."""
+    log = folder / "metrics.jsonl"
+    before = log.stat().st_mtime_ns if log.exists() else 0
+    process = subprocess.Popen((*COMMAND, "fit", *arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    step = saved_step(folder)
+    while not (log.exists() and log.stat().st_mtime_ns > before and last_line(log) > step):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    time.sleep(after_s)
+    process.send_signal(send)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == (-send if send == signal.SIGKILL else 128 + send), said
     return said
 
 
-def test_ctrl_c_saves_and_the_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    arguments = ("--width", "4", "--latent-dim", "3", "--epochs", "12", "--batch-size", "32")
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    said = stop_after_the_first_save(stopped, arguments, signal.SIGINT)
-    step = int(safetensors.torch.load_file(stopped / "state" / "training.safetensors")["step"])
-    assert 51 <= step < 612
-    assert f"Stopped and saved at step {step} of 612." in said
-    assert "The same command with --resume goes on from there." in said
+def saved_step(folder: Path) -> int:
+    return checkpoint.saved_step(folder) or 0
 
-    assert vae_train("fit", "--out", stopped, *arguments, "--resume").returncode == 0
-    assert vae_train("fit", "--out", whole, *arguments).returncode == 0
-    for name in ("model.safetensors", "state/training.safetensors"):
-        got, expected = (safetensors.torch.load_file(folder / name) for folder in (stopped, whole))
-        assert got.keys() == expected.keys()
-        assert all(torch.equal(got[key], expected[key]) for key in expected)
-    assert (stopped / "metrics.json").read_text() == (whole / "metrics.json").read_text()
+
+def last_line(log: Path) -> int:
+    lines = log.read_text().split("\n")[:-1]
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def logged_steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("send", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_a_run_that_is_stopped_again_and_again_equals_an_uninterrupted_one(
+    tmp_path: Path, send: signal.Signals, precision: str
+) -> None:
+    """Three stops in a row, at any point of an epoch; `python -m benchmarks.resume` makes ten of each."""
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    settings = ("--features", "4", "--latent-dim", "3", "--epochs", "16", "--batch-size", "32", "--save-every", "0")
+    arguments = ("--out", str(folder), *settings, "--precision", precision)
+    times = random.Random(0)  # noqa: S311  # no secret
+    steps = [0]
+    for stop in range(3):
+        resume = ("--resume",) if stop else ()
+        said = stopped(folder, (*arguments, *resume), send, after_s=times.uniform(0, 0.2))
+        steps.append(saved_step(folder))
+        if send == signal.SIGINT:
+            assert f"Stopped and saved at step {steps[-1]} of 816." in said
+            assert "The same command with --resume goes on from there." in said
+    assert steps == sorted(steps)
+    assert 0 < steps[-1] < 816
+
+    # The rest in this process: the command would also draw pictures.
+    digits = data.read(None)
+    config = checkpoint.read_config(folder)
+    for place, learner in (
+        (folder, run.resume(folder, config)),
+        (whole, run.start(whole, config, dataset=digits)),
+    ):
+        assert run.train(place, learner, digits, save_every_s=0).step == 816
+    for name in ("model.safetensors", STATE):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert logged_steps(folder) == logged_steps(whole) == list(range(51, 817, 51))
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_a_polite_kill_saves_too(tmp_path: Path) -> None:
-    arguments = ("--width", "4", "--epochs", "100", "--batch-size", "32")
-    assert "Stopped and saved at step" in stop_after_the_first_save(tmp_path / "run", arguments, signal.SIGTERM)
+    arguments = ("--out", str(tmp_path / "run"), "--features", "4", "--epochs", "100", "--batch-size", "32")
+    assert "Stopped and saved at step" in stopped(tmp_path / "run", arguments, signal.SIGTERM, after_s=0)
 
 
 def test_a_folder_of_photos_becomes_a_model_of_the_size_asked_for(tmp_path: Path) -> None:
@@ -131,6 +259,9 @@ def test_a_folder_of_photos_becomes_a_model_of_the_size_asked_for(tmp_path: Path
     # The size is the run's: neither resuming nor evaluating asks for it again.
     assert called("fit", "--data", photos, "--out", tmp_path / "run", "--resume").exit_code == 0
     assert called("evaluate", tmp_path / "run", "--data", photos).exit_code == 0
+    grey = called("fit", "--data", photos, "--out", tmp_path / "grey", *TINY, "--size", "16x24", "--channels", 1)
+    assert grey.exit_code == 0, grey.stderr
+    assert checkpoint.read_config(tmp_path / "grey").model.channels == 1
 
 
 @pytest.mark.parametrize(
@@ -139,12 +270,23 @@ def test_a_folder_of_photos_becomes_a_model_of_the_size_asked_for(tmp_path: Path
         (("fit", "--out", "{run}"), "expected a new folder, or --resume to go on"),
         (("fit", "--out", "{run}", "--resume", "--epochs", "3"), "epochs: got 3, expected 2, with which"),
         (("fit", "--out", "{run}", "--resume", "--sigma", "0.5"), "sigma: got 0.5, expected 0.3, with which"),
+        (("fit", "--out", "{run}", "--resume", "--precision", "bf16"), "precision: got bf16, expected fp32, with"),
+        (("fit", "--out", "{run}", "--resume", "--validation", "5"), "n_train: got 1612, expected 1617, with which"),
         (("fit", "--out", "{new}", "--resume"), "config.json: got No such file or directory"),
-        (("fit", "--out", "{new}", "--data", "{new}"), "got nothing there, expected a folder of pictures"),
+        (("fit", "--out", "{new}", "--data", "{new}"), "got nothing there, expected a folder"),
         (("fit", "--out", "{new}", "--size", "28"), "--size: got '28', expected HxW in pixels"),
         (("fit", "--out", "{new}", "--size", "28x28"), "got pictures of shape (8, 8, 1), expected (28, 28, 1)"),
-        (("fit", "--out", "{new}", "--sigma", "-1"), "sigma: got -1.0, expected a number above 0"),
+        (("fit", "--out", "{new}", "--sigma", "-1"), "sigma: got -1.0, expected a number from 1/512"),
+        (("fit", "--out", "{new}", "--sigma", "wide"), "sigma: got 'wide', expected a number from 1/512"),
+        (("fit", "--out", "{new}", "--likelihood", "logistic", "--sigma", "0.3"), "sigma: got 0.3, expected none"),
         (("fit", "--out", "{new}", "--learning-rate", "nan"), "learning_rate: got nan"),
+        (("fit", "--out", "{new}", "--device", "tpu"), "device: got 'tpu', expected one of auto, cpu, cuda"),
+        (("fit", "--out", "{new}", "--processes", "2"), "processes: got 1 of them started, expected 2"),
+        (("fit", "--out", "{new}", "--validation", "5000"), "digits: got 5000 pictures to validate on"),
+        (
+            ("fit", "--out", "{new}", "--family", "autoencoder", "--iw-samples", "2", "--iw-epochs", "1"),
+            "iw_epochs: got some with an autoencoder",
+        ),
         (("evaluate", "{new}"), "config.json: got No such file or directory"),
     ],
 )
@@ -160,11 +302,76 @@ def test_what_a_person_got_wrong_is_one_sentence_and_exit_code_2(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_number_that_is_none_ends_the_command_with_a_sentence_and_exit_code_1(tmp_path: Path) -> None:
-    done = called("fit", "--out", tmp_path / "run", *TINY, "--sigma", "1e-30")
+def test_a_number_that_is_none_ends_the_command_with_a_sentence_and_exit_code_1(few: Path, tmp_path: Path) -> None:
+    """A learning rate without sense: after one step no term is finite."""
+    options = ("--lr-warmup-steps", "0", "--learning-rate", "1e30", "--batch-size", "2")
+    done = called("fit", "--data", few, "--out", tmp_path / "run", *TINY, *options)
     assert done.exit_code == 1
     last = done.stderr.splitlines()[-1]
-    assert last == "vae-train: step 0: recon is inf, expected a finite number; what was saved before is kept"
+    assert re.fullmatch(
+        r"vae-train: step \d+: (recon|kl|gradient) is (nan|inf), expected a finite number; nothing was saved before",
+        last,
+    )
+    assert not (tmp_path / "run" / "state").exists()
+
+
+@pytest.fixture
+def stopped_at_4(few: Path, tmp_path: Path) -> tuple[Path, RunConfig]:
+    """A run of twelve steps that was stopped at its fourth."""
+    folder = tmp_path / "run"
+    done = called("fit", "--data", few, "--out", folder, *TINY, "--epochs", "2", "--batch-size", "3")
+    assert done.exit_code == 0, done.stderr
+    config = checkpoint.read_config(folder)
+    learner = Learner(config.model, training=config.training, n_images=18)
+    for _ in zip(range(4), learner.run(data.read(few).train), strict=False):
+        pass
+    checkpoint.save(folder, learner)
+    return folder, config
+
+
+def test_another_count_of_threads_warns_and_goes_on(few: Path, stopped_at_4: tuple[Path, RunConfig]) -> None:
+    folder, _ = stopped_at_4
+    machine = folder / "state" / "machine.json"
+    machine.write_text(json.dumps(json.loads(machine.read_text()) | {"threads": 64}))
+    done = called("fit", "--data", few, "--out", folder, "--resume")
+    assert done.exit_code == 0, done.stderr
+    now = torch.get_num_threads()
+    warning = f"vae-train: warning: threads was 64, is {now}; the last digits may differ from now on"
+    assert done.stderr.splitlines()[0] == warning
+    assert checkpoint.saved_step(folder) == 12
+    assert "warning" not in called("fit", "--data", few, "--out", folder, "--resume").stderr
+
+
+def test_a_disk_that_is_full_ends_the_command_with_a_sentence_and_keeps_the_last_save(
+    few: Path, stopped_at_4: tuple[Path, RunConfig], full_disk: Callable[[int], None]
+) -> None:
+    folder, config = stopped_at_4
+    before = {name: (folder / name).read_bytes() for name in (STATE, "model.safetensors", "config.json")}
+    room_bytes = len(before[STATE]) - 1
+    full_disk(room_bytes)
+    done = called("fit", "--data", few, "--out", folder, "--resume")
+    full_disk(-1)
+    assert done.exit_code == 2
+    assert "vae-train: [Errno 27] File too large" in done.stderr.splitlines()[-1]
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert not list(folder.rglob("*.tmp"))
+    assert called("fit", "--data", few, "--out", folder, "--resume").exit_code == 0
+    whole = Learner(config.model, training=config.training, n_images=18)
+    list(whole.run(data.read(few).train))
+    got = safetensors.torch.load_file(folder / STATE)
+    assert all(torch.equal(got[name], tensor) for name, tensor in whole.state().items())
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], None]:
+    """No file of this process may grow beyond so many bytes; -1 lifts that. Python ignores the signal, so writes raise."""
+    resource = pytest.importorskip("resource")
+
+    def limit(room_bytes: int) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes if room_bytes >= 0 else hard, hard))
+
+    return limit
 
 
 def test_the_exit_codes_are_those_of_the_process(tmp_path: Path) -> None:
@@ -173,17 +380,40 @@ def test_the_exit_codes_are_those_of_the_process(tmp_path: Path) -> None:
     assert done.stderr.startswith("vae-train: ")
 
 
-def test_the_docs_list_every_option_with_its_default() -> None:
-    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `--")]
-    defaults = {**vars(TrainConfig), **vars(ModelConfig)}
-    fit = typer.main.get_command(app).commands["fit"]  # type: ignore[attr-defined]
-    for option in fit.params:
-        if option.name == "resume":
-            continue  # described in a paragraph of its own
-        (row,) = (row for row in rows if f"`{option.opts[0]}" in row.split("|")[1])
-        name = {"width": "channels_base"}.get(option.name, option.name)
-        if name in defaults:
-            assert str(defaults[name]).removesuffix(".0") == row.split("|")[2].strip(" `"), option.name
+def documented(command: str) -> dict[str, str]:
+    """The options that the page lists for a command, each with the default it states."""
+    section = DOCS.read_text().split(f"## Options of `{command}`\n")[1].split("\n## ")[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `--")]
+    found = {}
+    for _, flags, default, *_ in rows:
+        names = re.findall(r"--[a-z-]+", flags)
+        defaults = default.replace("`", "").strip()
+        found |= dict(zip(names, defaults.split(", ") if len(names) > 1 else [defaults], strict=False))
+    return found
+
+
+def test_the_docs_list_every_option_of_fit_with_its_default() -> None:
+    stated = documented("fit")
+    assert stated.keys() == {option.opts[0] for option in COMMANDS.commands["fit"].params}
+    for name in ("features", "depth"):
+        sizes = ", ".join(str(getattr(preset, name)) for preset in PRESETS.values())
+        assert stated[f"--{name}"] == f"the preset's: {sizes}"
+    for flag, (_, _, field, _) in FLAGS.items():
+        if field not in ("features", "depth", "n_validation", "validation_seed"):
+            default = {**vars(ModelConfig), **vars(TrainConfig)}[field]
+            assert stated[flag] == ("off" if default is False else str(default).removesuffix(".0")), flag
+    assert float(stated["--save-every"]) == run.SAVE_EVERY_S
+
+
+def test_the_docs_list_every_option_of_evaluate_with_its_default() -> None:
+    stated = documented("evaluate")
+    options = [option for option in COMMANDS.commands["evaluate"].params if option.opts[0].startswith("--")]
+    assert stated.keys() == {option.opts[0] for option in options}
+    for option in options:
+        if isinstance(option.show_default, str):
+            assert stated[option.opts[0]] == option.show_default.removeprefix("scikit-learn's "), option.name
+        else:
+            assert stated[option.opts[0]] == ("off" if option.default is False else str(option.default)), option.name
 
 
 def test_the_docs_python_lines_run(finished: Path) -> None:

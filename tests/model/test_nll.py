@@ -224,8 +224,8 @@ def test_an_estimate_that_was_stopped_goes_on_to_the_same_bits(
 
 def test_a_finished_estimate_is_read_back_without_running_the_model(pictures: np.ndarray, tmp_path: Path) -> None:
     vae = LinearVAE()
-    first = nll.estimate(vae, pictures, samples=(9,), state=tmp_path / "nll.safetensors")
-    second = nll.estimate(vae, pictures, samples=(9,), state=tmp_path / "nll.safetensors")
+    first = nll.estimate(vae, pictures, samples=(9,), state=tmp_path / "state" / "nll.safetensors")
+    second = nll.estimate(vae, pictures, samples=(9,), state=tmp_path / "state" / "nll.safetensors")
     assert vae.encoded == len(pictures)
     assert first.metrics() == second.metrics()
 

@@ -1,0 +1,101 @@
+"""Samples among real pictures: the better prior is kept, copies are seen, few pictures say nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from model.generation import generate
+from model.vae import VAE, ModelConfig
+
+
+class Ramp(torch.nn.Module):
+    """A decoder whose pictures are as bright as z's first number says, black far below 0 and white far above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z[:, :1].reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4) * self.slope
+
+
+class Brightness(torch.nn.Module):
+    """An encoder that finds two kinds of pictures, dark and light, at -1.5 and 1.5, and knows them well."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kind = torch.sign(x.mean((1, 2, 3)) - 0.5)
+        return torch.stack([1.5 * kind, 0 * kind, -4 + 0 * kind, 0 * kind], dim=1)
+
+
+@pytest.fixture
+def two_kinds() -> VAE:
+    vae = VAE(ModelConfig(4, 4, 1, latent_dim=2, features=2)).eval()
+    vae.encoder, vae.decoder = Brightness(), Ramp()
+    return vae
+
+
+def pictures(n: int, *, seed: int) -> np.ndarray:
+    """Dark and light pictures as the decoder makes them of z about -1.5 and 1.5: (n, 4, 4, 1)."""
+    generator = np.random.default_rng(seed)
+    z = 1.5 * generator.choice([-1, 1], n) + np.exp(-2) * generator.standard_normal(n)
+    grey = np.round(255 / (1 + np.exp(-3 * z))).astype(np.uint8)
+    return grey[:, None, None, None].repeat(4, 1).repeat(4, 2)
+
+
+def test_a_fitted_prior_that_knows_of_two_kinds_is_better_than_one_lump_and_is_kept(two_kinds: VAE) -> None:
+    found = generate(two_kinds, training=pictures(600, seed=0), test=pictures(200, seed=1), seed=0)
+    assert found is not None
+    assert found.fitted is not None
+    assert found.metrics["rejected"] is None
+    assert found.metrics["fitted"]["density"] > found.metrics["standard"]["density"]
+    assert found.metrics["fitted"]["components"] == len(found.fitted.weights) > 1
+    assert json.loads(json.dumps(found.metrics)) == found.metrics
+
+
+def test_a_fitted_prior_that_is_no_better_is_measured_and_left(vae: VAE, images: np.ndarray) -> None:
+    found = generate(vae, training=images, test=images[:20], seed=0)
+    assert found is not None
+    assert found.fitted is None
+    assert found.metrics["fitted"] is None
+    assert found.metrics["rejected"]["components"] == 1
+
+
+def test_samples_are_shown_beside_the_training_pictures_nearest_to_them(two_kinds: VAE) -> None:
+    training = pictures(600, seed=0)
+    found = generate(two_kinds, training=training, test=pictures(200, seed=1), seed=0)
+    assert found is not None
+    difference = found.nearest.samples.astype(float) - found.nearest.training
+    expected = np.sqrt(np.square(difference / 255).sum((1, 2, 3)))
+    np.testing.assert_allclose(found.nearest.distances, expected)
+    assert np.median(expected) == pytest.approx(found.metrics["standard"]["neighbour_distance"])
+
+
+def test_too_few_latents_to_fit_leave_a_reason_and_the_figures_of_the_standard_prior(
+    vae: VAE, images: np.ndarray
+) -> None:
+    found = generate(vae, training=images[:4], test=images, seed=0)
+    assert found is not None
+    assert "got 4 draws of z" in found.metrics["not_fitted"]
+    assert 0 <= found.metrics["standard"]["coverage"] <= 1
+
+
+def test_too_few_test_pictures_to_lie_among_say_nothing(vae: VAE, images: np.ndarray) -> None:
+    assert generate(vae, training=images, test=images[:5], seed=0) is None
+
+
+def test_copies_of_an_autoencoder_are_looked_for_among_the_samples_that_are_served(two_kinds: VAE) -> None:
+    autoencoder = VAE(ModelConfig(4, 4, 1, latent_dim=2, features=2, family="autoencoder")).eval()
+
+    class Codes(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            code = torch.logit(x.mean((1, 2, 3)).clamp(0.001, 0.999)) / 3
+            return torch.stack([code, x.std((1, 2, 3)) + 0.1 * torch.sin(100 * code)], dim=1)
+
+    autoencoder.encoder, autoencoder.decoder = Codes(), Ramp()
+    found = generate(autoencoder, training=pictures(600, seed=0), test=pictures(200, seed=1), seed=0)
+    assert found is not None
+    assert found.fitted is not None
+    assert "neighbour_distance" in found.metrics["fitted"]
+    assert "neighbour_distance" not in found.metrics["standard"]
