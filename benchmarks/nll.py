@@ -1,7 +1,6 @@
 """Seconds for the log-likelihood of test pictures, against pythae's `get_nll` on the same weights.
 
-Run as `python -m benchmarks.nll PATH [--preset mlp]`. pythae is wanted beside torch as it is installed here, so in a
-folder of its own: `pip install --no-deps --target PYTHAE pythae==0.1.2 cloudpickle`, then `PYTHONPATH=PYTHAE python …`.
+Run as `python -m benchmarks.nll PATH [--preset mlp]`; how to get pythae: `benchmarks/peer.py`.
 
 Each network is trained briefly first, as weights from nowhere have a posterior that no q meets. Both sides then see
 the same binarised pictures and the same modules. pythae is called as its own scripts do, under `torch.no_grad()`.
@@ -17,43 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from pythae import models as pythae_models
-from pythae.models.base.base_utils import ModelOutput
-from pythae.models.nn import BaseDecoder, BaseEncoder
-from torch import Tensor
 
 from benchmarks import results
+from benchmarks.peer import peer
 from model import data, nll
-from model.training import Images, Learner, TrainConfig, pixels
+from model.parts import Images
+from model.training import Learner, TrainConfig, pixels
 from model.vae import VAE, ModelConfig
 
 PRESETS = ("mlp", "residual")
 LATENT_DIM = 40
-
-
-class Encoder(BaseEncoder):
-    """Our encoder in pythae's form."""
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, x: Tensor) -> ModelOutput:
-        """Mean and log variance."""
-        posterior = self.vae.encode(x)
-        return ModelOutput(embedding=posterior.mu, log_covariance=posterior.logvar)
-
-
-class Decoder(BaseDecoder):
-    """Our decoder in pythae's form."""
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, z: Tensor) -> ModelOutput:
-        """The mean of p(x given z)."""
-        return ModelOutput(reconstruction=self.vae.decode(z))
 
 
 def main() -> None:
@@ -133,11 +105,7 @@ def measure(vae: VAE, images: Images, *, samples: int, repeats: int) -> dict[str
 
 def sides_of(vae: VAE, *, samples: int) -> dict[str, Callable[[Images, int], float]]:
     """What is compared: functions of pictures and a seed that give the mean nll, in nats."""
-    height, width, channels = vae.config.image_shape
-    config = pythae_models.VAEConfig(
-        input_dim=(channels, height, width), latent_dim=vae.config.latent_dim, reconstruction_loss="bce"
-    )
-    theirs = pythae_models.VAE(config, encoder=Encoder(vae), decoder=Decoder(vae)).eval()
+    theirs = peer(vae).eval()
 
     @torch.no_grad()
     def pythae(images: Images, seed: int) -> float:

@@ -26,7 +26,8 @@ from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from benchmarks import results
 from benchmarks.peer import peer
 from model import data
-from model.training import Images, Learner, TrainConfig, pixels
+from model.parts import Images
+from model.training import Learner, TrainConfig, pixels
 from model.vae import VAE, ModelConfig
 
 PRESETS = ("mlp", "residual")

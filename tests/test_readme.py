@@ -1,5 +1,6 @@
 """What README and docs say is so: their commands run, and they list all that there is."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -8,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
 from fastapi.routing import APIRoute
 from PIL import Image
 
+from model.__main__ import app as training_app
+from model.training import TrainConfig
+from model.vae import LIKELIHOODS, ModelConfig
 from service.app import create_app
 from service.errors import PROBLEMS
 from service.settings import SHIPPED_BUNDLE, Settings
@@ -19,6 +24,7 @@ from tests.serving import Server, serving
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
@@ -94,6 +100,32 @@ def test_every_setting_is_a_flag() -> None:
     flags = {f"--{name.replace('_', '-')}" for name in Settings.model_fields if name != "bundles"}
     assert {flag for flag in flags if flag not in finished.stdout} == set()
     assert {flag for flag in flags if f"`{flag}`" not in OPERATIONS} == set()
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_every_option_of_training_stands_in_its_page(command: str) -> None:
+    commands = typer.main.get_command(training_app).commands  # type: ignore[attr-defined]
+    options = [parameter.opts[0] for parameter in commands[command].params if parameter.opts[0].startswith("--")]
+    listed = set(re.findall(r"`(--[a-z-]+)[ `]", "".join(re.findall(r"^\| `--.*? \|", TRAINING, flags=re.MULTILINE))))
+    assert len(options) > 5
+    assert [option for option in options if option != "--help" and option not in listed] == []
+
+
+def test_the_defaults_of_training_are_those_of_its_page() -> None:
+    rows = dict(re.findall(r"^\| `--([a-z-]+)` \| `?([^|`]+?)`? \|", TRAINING, flags=re.MULTILINE))
+    defaults = {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
+    compared = {name for name in rows if name.replace("-", "_") in defaults} - {"features", "depth"}
+    assert len(compared) > 15
+    stated = {name: rows[name].replace("off", "False") for name in compared}
+    assert {name: text for name, text in stated.items() if text != _shown(defaults[name.replace("-", "_")])} == {}
+
+
+def test_every_likelihood_stands_in_the_training_page() -> None:
+    assert re.findall(r"^\| `([a-z_]+)` \| a (?:density|mass)", TRAINING, flags=re.MULTILINE) == list(LIKELIHOODS)
+
+
+def _shown(default: object) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _size(path: Path) -> tuple[int, int]:
