@@ -103,7 +103,9 @@ class ContinuousBernoulli(nn.Module):
         """
         near = logits.abs() < _NEAR_ZERO
         far = torch.where(near, 1.0, logits)
-        return self.levels.picture(torch.where(near, 0.5 + logits / 12 - logits**3 / 720, -1 / torch.expm1(-far) - 1 / far))
+        return self.levels.picture(
+            torch.where(near, 0.5 + logits / 12 - logits**3 / 720, -1 / torch.expm1(-far) - 1 / far)
+        )
 
     def recon(self, logits: Tensor, x: Tensor) -> Tensor:
         """-log p(x given z), one value per row.

@@ -15,7 +15,10 @@ _GROUPS = 8
 class ResidualBlock(nn.Module):
     """A picture's features, plus what two convolutions make of them; at first nothing.
 
-    Shapes:  (n, before, h, w) -> (n, after, h, w)
+    In a decoder it may enlarge them on its way. What is the same for every copy of a pixel comes before that: the norm,
+    its activation and the skip cost a quarter there.
+
+    Shapes:  (n, before, h, w) -> (n, after, *size), size (h, w) or up to twice that
     Source:  He et al. 2016, section 3, arXiv:1603.05027; group norm: Wu & He 2018, arXiv:1803.08494
     """
 
@@ -29,12 +32,29 @@ class ResidualBlock(nn.Module):
             for weight in self.second.parameters():
                 weight.zero_()
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """The sum."""
-        change = self.first(functional.silu(self.first_norm(features)))
-        change = self.second(functional.silu(self.second_norm(change)))
-        added: Tensor = self.skip(features) + change
+        change = _enlarged(functional.silu(self.first_norm(features)), size)
+        change = self.second(functional.silu(self.second_norm(self.first(change))))
+        added: Tensor = _enlarged(self.skip(features), size) + change
         return added
+
+
+class ResidualBlocks(nn.Module):
+    """Residual blocks in a row, the first of which may widen and enlarge.
+
+    Shapes:  (n, before, h, w) -> (n, after, *size)
+    """
+
+    def __init__(self, before: int, after: int, *, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(before if i == 0 else after, after) for i in range(depth))
+
+    def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Features after the last block."""
+        for block in self.blocks:
+            features = block(features, size)
+        return features
 
 
 class ResidualEncoder(nn.Module):
@@ -45,21 +65,21 @@ class ResidualEncoder(nn.Module):
 
     def __init__(self, shape: Shape, *, outputs: int) -> None:
         super().__init__()
-        sizes = pyramid(shape.height, shape.width)
-        widths = _widths(shape.features, len(sizes))
+        self.sizes = pyramid(shape.height, shape.width)
+        widths = _widths(shape.features, len(self.sizes))
         self.pixels = nn.Conv2d(shape.channels, widths[0], 3, padding=1)
-        self.blocks = nn.ModuleList(_blocks(width, width, depth=shape.depth) for width in widths)
+        self.blocks = nn.ModuleList(ResidualBlocks(width, width, depth=shape.depth) for width in widths)
         self.down = nn.ModuleList(
             nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in itertools.pairwise(widths)
         )
         self.norm = _norm(widths[-1])
-        self.head = _head(widths[-1] * sizes[-1][0] * sizes[-1][1], outputs)
+        self.head = _head(widths[-1] * math.prod(self.sizes[-1]), outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw outputs, before any conversion or clamp."""
         features = self.pixels(x.contiguous())
-        for blocks, down in zip(self.blocks, [*self.down, nn.Identity()], strict=True):
-            features = down(blocks(features))
+        for blocks, size, down in zip(self.blocks, self.sizes, [*self.down, nn.Identity()], strict=True):
+            features = down(blocks(features, size))
         outputs: Tensor = self.head(functional.silu(self.norm(features)).flatten(1))
         return outputs
 
@@ -76,9 +96,9 @@ class ResidualDecoder(nn.Module):
         widths = _widths(shape.features, len(self.sizes))[::-1]
         self.bottom_shape = (widths[0], *self.sizes[0])
         self.dense = nn.Linear(shape.latent_dim, math.prod(self.bottom_shape))
-        self.bottom = _blocks(widths[0], widths[0], depth=shape.depth)
+        self.bottom = ResidualBlocks(widths[0], widths[0], depth=shape.depth)
         self.up = nn.ModuleList(
-            _blocks(before, after, depth=shape.depth) for before, after in itertools.pairwise(widths)
+            ResidualBlocks(before, after, depth=shape.depth) for before, after in itertools.pairwise(widths)
         )
         self.norm = _norm(widths[-1])
         self.pixels = nn.Conv2d(widths[-1], shape.channels, 3, padding=1)
@@ -87,11 +107,9 @@ class ResidualDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits, as likelihoods read them."""
-        features = self.bottom(self.dense(z).reshape(-1, *self.bottom_shape))
-        for blocks, (height, width) in zip(self.up, self.sizes[1:], strict=True):
-            # Twice the size, then cropped, as halving rounded up.
-            larger = functional.interpolate(features, scale_factor=2.0, mode="nearest")
-            features = blocks(larger[:, :, :height, :width])
+        features = self.dense(z).reshape(-1, *self.bottom_shape)
+        for blocks, size in zip([self.bottom, *self.up], self.sizes, strict=True):
+            features = blocks(features, size)
         logits: Tensor = self.pixels(functional.silu(self.norm(features)))
         return logits
 
@@ -101,8 +119,11 @@ def _widths(features: int, stages: int) -> list[int]:
     return [features, *[2 * features] * (stages - 1)]
 
 
-def _blocks(before: int, after: int, *, depth: int) -> nn.Sequential:
-    return nn.Sequential(ResidualBlock(before, after), *(ResidualBlock(after, after) for _ in range(depth - 1)))
+def _enlarged(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Twice the size, then cropped, as halving rounded up; features of this size already stay as they are."""
+    if features.shape[-2:] == size:
+        return features
+    return functional.interpolate(features, scale_factor=2.0, mode="nearest")[:, :, : size[0], : size[1]]
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from model import checkpoint, data, run
 from model.__main__ import app
-from model.checkpoint import RunConfig
+from model.checkpoint import DataConfig, RunConfig
 from model.machine import Machine
 from model.presets import PRESETS
 from model.training import Learner, TrainConfig
@@ -66,6 +66,13 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "few.npz"
     np.savez(path, images=np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8))
     return path
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after training is left out: it takes seconds, and has tests of its own."""
+    monkeypatch.setattr(run, "measure", lambda *_args, **_options: {})
+    monkeypatch.setattr("model.__main__._report", lambda *_args, **_options: None)
 
 
 def test_fit_leaves_a_whole_checkpoint(finished: Path) -> None:
@@ -138,11 +145,9 @@ def test_no_flag_of_fit_is_forgotten_here() -> None:
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_a_flag_of_fit_reaches_its_field_and_trains(
-    flag: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flag: str, few: Path, tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An epoch is trained; what comes after it, minutes of torch.compile and the start of processes are left out."""
-    monkeypatch.setattr(run, "measure", lambda *_args, **_options: {})
-    monkeypatch.setattr("model.__main__._report", lambda *_args, **_options: None)
+    """An epoch is trained; minutes of torch.compile and the start of processes are left out."""
     monkeypatch.setattr("model.__main__.join", lambda *_args, **_options: Machine(torch.device("cpu")))
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _module: None)
     words, part, field, expected = FLAGS[flag]
@@ -155,88 +160,137 @@ def test_a_flag_of_fit_reaches_its_field_and_trains(
     assert expected != default
 
 
-def test_a_number_is_a_sigma_and_another_likelihood_has_none(few: Path, tmp_path: Path) -> None:
-    for number, (flags, sigma) in enumerate(
-        [
-            (("--sigma", "0.5"), 0.5),
-            (("--likelihood", "logistic"), None),
-            ((), 0.3),
-            (("--sigma", "learned"), "learned"),
-        ]
-    ):
-        folder = tmp_path / str(number)
-        done = called("fit", "--data", few, "--out", folder, *TINY, "--epochs", "1", *flags)
-        assert done.exit_code == 0, done.stderr
-        assert json.loads((folder / "config.json").read_text())["model"]["sigma"] == sigma
+@pytest.mark.parametrize(
+    ("flags", "sigma"),
+    [((), 0.3), (("--sigma", "0.5"), 0.5), (("--sigma", "learned"), "learned"), (("--likelihood", "logistic"), None)],
+)
+def test_a_sigma_may_be_a_number_and_another_likelihood_has_none(
+    few: Path, tmp_path: Path, unmeasured: None, flags: tuple[str, ...], sigma: object
+) -> None:
+    done = called("fit", "--data", few, "--out", tmp_path / "run", *TINY, *flags)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["sigma"] == sigma
 
 
-def stopped(folder: Path, arguments: tuple[str, ...], send: signal.Signals, *, after_s: float) -> str:
-    """A run that was sent a signal, so long after it had logged a line; returns what it said."""
-    log = folder / "metrics.jsonl"
-    before = log.stat().st_mtime_ns if log.exists() else 0
-    process = subprocess.Popen((*COMMAND, "fit", *arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+# Forks into one command after another: a process of its own for each. What takes seconds is done before and but once:
+# to import, as the first step of training does too, and to take down an interpreter that holds torch.
+STARTER = """
+import json, os, sys
+from model import data
+from model.__main__ import app
+from model.training import Learner, TrainConfig
+from model.vae import ModelConfig
+
+digits = data.read(None).train
+next(Learner(ModelConfig(8, 8, 1), training=TrainConfig(), n_images=len(digits)).run(digits))
+for line in sys.stdin:
+    arguments, said = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
+        try:
+            app(arguments)
+        except SystemExit as end:
+            os._exit(end.code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+os._exit(0)
+"""
+Starter = subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def starter() -> Iterator[Starter]:
+    command = (sys.executable, "-c", STARTER)
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        assert process.stdin
+        process.stdin.close()
+
+
+def stopped(starter: Starter, folder: Path, *arguments: str, send: signal.Signals, after_s: float) -> str:
+    """A run that was sent a signal, so long after it had logged a line beyond its last save; returns what it said."""
+    said = folder.with_name(f"{folder.name}.said")
     step = saved_step(folder)
-    while not (log.exists() and log.stat().st_mtime_ns > before and last_line(log) > step):
-        assert process.poll() is None, process.communicate()[1]
+    assert starter.stdin
+    assert starter.stdout
+    starter.stdin.write(json.dumps([("fit", "--out", str(folder), *arguments), str(said)]) + "\n")
+    starter.stdin.flush()
+    process = int(starter.stdout.readline())
+    # A resumed run drops the lines beyond its save, so that it is not taken for the one before.
+    while said.exists() and "images/s" not in said.read_text():
+        time.sleep(0.005)
+    while max(logged_steps(folder), default=0) <= step:
         time.sleep(0.005)
     time.sleep(after_s)
-    process.send_signal(send)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == (-send if send == signal.SIGKILL else 128 + send), said
-    return said
+    os.kill(process, send)
+    assert int(starter.stdout.readline()) == (-send if send == signal.SIGKILL else 128 + send), said.read_text()
+    return said.read_text()
 
 
 def saved_step(folder: Path) -> int:
     return checkpoint.saved_step(folder) or 0
 
 
-def last_line(log: Path) -> int:
-    lines = log.read_text().split("\n")[:-1]
-    return int(json.loads(lines[-1])["step"]) if lines else 0
-
-
 def logged_steps(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = folder / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in log.read_text().split("\n")[:-1]] if log.exists() else []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of twelve epochs of 26 steps that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole") / request.param
+    digits = data.read(None)
+    config = RunConfig(
+        model=ModelConfig(8, 8, 1, features=4, latent_dim=3),
+        training=TrainConfig(epochs=12, batch_size=64, precision=request.param),
+        data=DataConfig(
+            name="digits",
+            n_train=len(digits.train),
+            n_validation=0,
+            validation_seed=0,
+            n_test=len(digits.test),
+            sha256=digits.sha256,
+        ),
+    )
+    assert run.train(folder, run.start(folder, config, dataset=digits), digits).step == 312
+    return folder
+
+
 @pytest.mark.parametrize("send", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_a_run_that_is_stopped_again_and_again_equals_an_uninterrupted_one(
-    tmp_path: Path, send: signal.Signals, precision: str
+    starter: Starter, whole: Path, tmp_path: Path, send: signal.Signals
 ) -> None:
     """Three stops in a row, at any point of an epoch; `python -m benchmarks.resume` makes ten of each."""
-    whole, folder = tmp_path / "whole", tmp_path / "stopped"
-    settings = ("--features", "4", "--latent-dim", "3", "--epochs", "16", "--batch-size", "32", "--save-every", "0")
-    arguments = ("--out", str(folder), *settings, "--precision", precision)
+    folder = tmp_path / "run"
+    settings = (*TINY, "--epochs", "12", "--save-every", "0", "--precision", whole.name)
     times = random.Random(0)  # noqa: S311  # no secret
     steps = [0]
     for stop in range(3):
         resume = ("--resume",) if stop else ()
-        said = stopped(folder, (*arguments, *resume), send, after_s=times.uniform(0, 0.2))
+        said = stopped(starter, folder, *settings, *resume, send=send, after_s=times.uniform(0, 0.1))
         steps.append(saved_step(folder))
         if send == signal.SIGINT:
-            assert f"Stopped and saved at step {steps[-1]} of 816." in said
+            assert f"Stopped and saved at step {steps[-1]} of 312." in said
             assert "The same command with --resume goes on from there." in said
     assert steps == sorted(steps)
-    assert 0 < steps[-1] < 816
+    assert 0 < steps[-1] < 312
 
     # The rest in this process: the command would also draw pictures.
-    digits = data.read(None)
-    config = checkpoint.read_config(folder)
-    for place, learner in (
-        (folder, run.resume(folder, config)),
-        (whole, run.start(whole, config, dataset=digits)),
-    ):
-        assert run.train(place, learner, digits, save_every_s=0).step == 816
+    assert run.train(folder, run.resume(folder, checkpoint.read_config(whole)), data.read(None)).step == 312
     for name in ("model.safetensors", STATE):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
-    assert logged_steps(folder) == logged_steps(whole) == list(range(51, 817, 51))
+    assert logged_steps(folder) == logged_steps(whole) == list(range(26, 313, 26))
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_a_polite_kill_saves_too(tmp_path: Path) -> None:
-    arguments = ("--out", str(tmp_path / "run"), "--features", "4", "--epochs", "100", "--batch-size", "32")
-    assert "Stopped and saved at step" in stopped(tmp_path / "run", arguments, signal.SIGTERM, after_s=0)
+def test_a_polite_kill_saves_too(starter: Starter, tmp_path: Path) -> None:
+    settings = ("--features", "4", "--epochs", "100", "--batch-size", "32")
+    said = stopped(starter, tmp_path / "run", *settings, send=signal.SIGTERM, after_s=0)
+    assert "Stopped and saved at step" in said
 
 
 def test_a_folder_of_photos_becomes_a_model_of_the_size_asked_for(tmp_path: Path) -> None:
@@ -316,7 +370,7 @@ def test_a_number_that_is_none_ends_the_command_with_a_sentence_and_exit_code_1(
 
 
 @pytest.fixture
-def stopped_at_4(few: Path, tmp_path: Path) -> tuple[Path, RunConfig]:
+def stopped_at_4(few: Path, tmp_path: Path, unmeasured: None) -> tuple[Path, RunConfig]:
     """A run of twelve steps that was stopped at its fourth."""
     folder = tmp_path / "run"
     done = called("fit", "--data", few, "--out", folder, *TINY, "--epochs", "2", "--batch-size", "3")
@@ -364,7 +418,7 @@ def test_a_disk_that_is_full_ends_the_command_with_a_sentence_and_keeps_the_last
 
 @pytest.fixture
 def full_disk() -> Callable[[int], None]:
-    """No file of this process may grow beyond so many bytes; -1 lifts that. Python ignores the signal, so writes raise."""
+    """No file of this process may grow beyond so many bytes; -1 lifts that. Python ignores the signal: writes raise."""
     resource = pytest.importorskip("resource")
 
     def limit(room_bytes: int) -> None:
@@ -382,13 +436,15 @@ def test_the_exit_codes_are_those_of_the_process(tmp_path: Path) -> None:
 
 def documented(command: str) -> dict[str, str]:
     """The options that the page lists for a command, each with the default it states."""
-    section = DOCS.read_text().split(f"## Options of `{command}`\n")[1].split("\n## ")[0]
+    _, section = re.split(rf"^## .*`{command}`$", DOCS.read_text(), flags=re.MULTILINE)
+    section = section.split("\n## ")[0]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| `--")]
     found = {}
     for _, flags, default, *_ in rows:
         names = re.findall(r"--[a-z-]+", flags)
         defaults = default.replace("`", "").strip()
-        found |= dict(zip(names, defaults.split(", ") if len(names) > 1 else [defaults], strict=False))
+        each = defaults.split(", ")
+        found |= dict(zip(names, each if len(each) == len(names) else [defaults] * len(names), strict=True))
     return found
 
 

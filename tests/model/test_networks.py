@@ -144,14 +144,14 @@ def test_networks_in_bfloat16_hand_on_float32(preset: str) -> None:
 @pytest.mark.parametrize("channels", [1, 4, 8, 12, 32])
 def test_a_residual_block_adds_nothing_at_first(channels: int) -> None:
     features = torch.randn(2, channels, 5, 4)
-    torch.testing.assert_close(ResidualBlock(channels, channels)(features), features)
+    torch.testing.assert_close(ResidualBlock(channels, channels)(features, (5, 4)), features)
 
 
 def test_a_residual_block_that_widens_is_a_linear_map_of_each_place_at_first() -> None:
     block = ResidualBlock(4, 6)
     features = torch.randn(2, 4, 5, 3)
     expected = torch.einsum("oc,nchw->nohw", block.skip.weight[:, :, 0, 0], features) + block.skip.bias[:, None, None]
-    torch.testing.assert_close(block(features), expected)
+    torch.testing.assert_close(block(features, (5, 3)), expected)
 
 
 def test_a_residual_block_is_the_sum_of_its_input_and_two_normalised_convolutions() -> None:
@@ -174,7 +174,7 @@ def test_a_residual_block_is_the_sum_of_its_input_and_two_normalised_convolution
     change = block.first(change * torch.sigmoid(change))
     change = normalised(change, block.second_norm)
     change = block.second(change * torch.sigmoid(change))
-    torch.testing.assert_close(block(features), features + change, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(block(features, (5, 3)), features + change, rtol=1e-4, atol=1e-4)
 
 
 def test_a_gated_layer_is_a_linear_layer_times_the_sigmoid_of_another() -> None:
