@@ -15,6 +15,7 @@ ENGINES = {
     "cpu": ["onnxruntime"],
     "dev": ["onnxruntime"],
     "gpu": ["onnxruntime-gpu"],
+    "hub": [],
     "openvino": ["onnxruntime-openvino"],
     "train": [],
 }
