@@ -134,10 +134,10 @@ class Learner:
     def __init__(
         self, model: ModelConfig, *, training: TrainConfig, n_images: int, machine: Machine | None = None
     ) -> None:
-        _check_together(model, training, n_images=n_images)
+        self.machine = machine or Machine(torch.device("cpu"))
+        _check_together(model, training, n_images=n_images, machine=self.machine)
         self.training = training
         self.n_images = n_images
-        self.machine = machine or Machine(torch.device("cpu"))
         self.steps_per_epoch = math.ceil(n_images / training.batch_size)
         self.steps = self.steps_per_epoch * training.epochs
         self.step = 0
@@ -150,6 +150,8 @@ class Learner:
             # As AdamW would at its first step, but before it, so that a state has the same tensors at any step.
             moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
             self.optimiser.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
+            # There from the start: a process that has no picture of a batch takes part in the exchange all the same.
+            weight.grad = torch.zeros_like(weight)
         # A stream of its own for each process: the seed itself would draw the numbers again that made the weights.
         streams = np.random.default_rng(training.seed).integers(2**63, size=training.processes)
         self.noise = torch.Generator(self.machine.device).manual_seed(int(streams[self.machine.rank]))
@@ -267,7 +269,7 @@ class Learner:
         if self.machine.processes == 1:
             return [sums]
         gradients = [weight.grad for weight in self.vae.parameters() if weight.grad is not None]
-        means = [buffer for buffer in self.vae.buffers() if buffer.is_floating_point()]
+        means = list(self.vae.buffers())
         sums, *rest = self.machine.summed([sums, *gradients, *means])
         for gradient, total in zip(gradients, rest, strict=False):
             gradient.copy_(total)
@@ -297,7 +299,8 @@ class Learner:
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Stand where the learner stood whose state this is; names, shapes and types are those of `state`."""
         self.step = int(tensors["step"])
-        self.noise.set_state(tensors["noise"][self.machine.rank])
+        # A copy: torch reads beside a view that does not start where its storage does.
+        self.noise.set_state(tensors["noise"][self.machine.rank].clone())
         for name, tensor in self.state().items():
             # In place, as the memory layout stays: with another one sums have another order, and other bits.
             tensor.copy_(tensors[name])
@@ -339,12 +342,14 @@ def _held(images: Images, device: torch.device) -> Tensor:
     return tensor.to(device) if tensor.nbytes <= _SHARE_OF_GPU * free else tensor.pin_memory()
 
 
-def _check_together(model: ModelConfig, training: TrainConfig, *, n_images: int) -> None:
-    """What a model and its training must agree on.
+def _check_together(model: ModelConfig, training: TrainConfig, *, n_images: int, machine: Machine) -> None:
+    """What a model, its training and the machine must agree on.
 
     Raises:  BadSetting
     """
     if model.family == "autoencoder" and training.iw_epochs > 0:
         raise BadSetting("iw_epochs: got some with an autoencoder, expected 0: a point has no importance weights")
+    if training.processes != machine.processes:
+        raise BadSetting(f"processes: got {machine.processes} on this machine, expected {training.processes}")
     if training.processes > n_images:
         raise BadSetting(f"processes: got {training.processes}, expected at most one per picture, {n_images}")

@@ -25,7 +25,6 @@ from model import checkpoint, data, run
 from model.__main__ import app
 from model.checkpoint import DataConfig, RunConfig
 from model.machine import Machine
-from model.presets import PRESETS
 from model.training import Learner, TrainConfig
 from model.vae import ModelConfig
 
@@ -432,44 +431,6 @@ def test_the_exit_codes_are_those_of_the_process(tmp_path: Path) -> None:
     done = vae_train("evaluate", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("vae-train: ")
-
-
-def documented(command: str) -> dict[str, str]:
-    """The options that the page lists for a command, each with the default it states."""
-    _, section = re.split(rf"^## .*`{command}`$", DOCS.read_text(), flags=re.MULTILINE)
-    section = section.split("\n## ")[0]
-    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `--")]
-    found = {}
-    for _, flags, default, *_ in rows:
-        names = re.findall(r"--[a-z-]+", flags)
-        defaults = default.replace("`", "").strip()
-        each = defaults.split(", ")
-        found |= dict(zip(names, each if len(each) == len(names) else [defaults] * len(names), strict=True))
-    return found
-
-
-def test_the_docs_list_every_option_of_fit_with_its_default() -> None:
-    stated = documented("fit")
-    assert stated.keys() == {option.opts[0] for option in COMMANDS.commands["fit"].params}
-    for name in ("features", "depth"):
-        sizes = ", ".join(str(getattr(preset, name)) for preset in PRESETS.values())
-        assert stated[f"--{name}"] == f"the preset's: {sizes}"
-    for flag, (_, _, field, _) in FLAGS.items():
-        if field not in ("features", "depth", "n_validation", "validation_seed"):
-            default = {**vars(ModelConfig), **vars(TrainConfig)}[field]
-            assert stated[flag] == ("off" if default is False else str(default).removesuffix(".0")), flag
-    assert float(stated["--save-every"]) == run.SAVE_EVERY_S
-
-
-def test_the_docs_list_every_option_of_evaluate_with_its_default() -> None:
-    stated = documented("evaluate")
-    options = [option for option in COMMANDS.commands["evaluate"].params if option.opts[0].startswith("--")]
-    assert stated.keys() == {option.opts[0] for option in options}
-    for option in options:
-        if isinstance(option.show_default, str):
-            assert stated[option.opts[0]] == option.show_default.removeprefix("scikit-learn's "), option.name
-        else:
-            assert stated[option.opts[0]] == ("off" if option.default is False else str(option.default)), option.name
 
 
 def test_the_docs_python_lines_run(finished: Path) -> None:
