@@ -12,9 +12,7 @@ SHAPES = [(28, 28, 1), (32, 32, 3), (65, 47, 3), (8, 8, 1)]
 
 def vae(shape: tuple[int, int, int], **changes: object) -> VAE:
     height, width, channels = shape
-    return VAE(
-        ModelConfig(height=height, width=width, channels=channels, latent_dim=6, features=8, **changes)
-    ).eval()
+    return VAE(ModelConfig(height=height, width=width, channels=channels, latent_dim=6, features=8, **changes)).eval()
 
 
 def session(graph: bytes) -> ort.InferenceSession:

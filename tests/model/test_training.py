@@ -116,7 +116,7 @@ def test_another_seed_is_another_run(images: np.ndarray) -> None:
 def test_each_process_draws_noise_of_its_own_and_starts_from_the_same_weights() -> None:
     training = dataclasses.replace(FEW, processes=2)
     first, second = (
-        Learner(SMALL, training=training, n_images=30, machine=Machine(torch.device("cpu"), rank=rank))
+        Learner(SMALL, training=training, n_images=30, machine=Machine(torch.device("cpu"), rank=rank, processes=2))
         for rank in range(2)
     )
     assert bits(first)["noise"] != bits(second)["noise"]
@@ -438,5 +438,20 @@ def test_an_autoencoder_has_no_importance_weights() -> None:
 
 
 def test_a_process_without_a_picture_is_refused() -> None:
+    machine = Machine(torch.device("cpu"), processes=3)
     with pytest.raises(BadSetting, match="processes: got 3, expected at most one per picture, 2"):
-        Learner(SMALL, training=dataclasses.replace(FEW, processes=3), n_images=2)
+        Learner(SMALL, training=dataclasses.replace(FEW, processes=3), n_images=2, machine=machine)
+
+
+def test_a_machine_of_another_number_of_processes_is_refused() -> None:
+    with pytest.raises(BadSetting, match="processes: got 1 on this machine, expected 3"):
+        learner(dataclasses.replace(FEW, processes=3))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
+def test_compiled_networks_learn_what_others_do(images: np.ndarray) -> None:
+    mlp = dataclasses.replace(SMALL, preset="mlp", features=4, depth=1)
+    plain, compiled = (learner(dataclasses.replace(FEW, compile=flag), mlp) for flag in (False, True))
+    for expected, got in zip(islice(plain.run(images), 3), islice(compiled.run(images), 3), strict=True):
+        assert got.elbo == pytest.approx(expected.elbo, rel=1e-5)
+    assert compiled.vae.encoder._compiled_call_impl is not None  # noqa: SLF001  # or nothing was compiled
