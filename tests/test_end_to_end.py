@@ -20,7 +20,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run of an epoch on scikit-learn's digits, and its bundle."""
     folder = tmp_path_factory.mktemp("line")
     run, bundle = folder / "run", folder / "bundle"
-    _command("model", "fit", "--out", run, "--epochs", 1, "--width", 8, "--latent-dim", 3)
+    _command("model", "fit", "--out", run, "--epochs", 1, "--features", 8, "--latent-dim", 3)
     _command("export", "make", run, bundle, "--name", "digits")
     return run, bundle
 

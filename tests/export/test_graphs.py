@@ -38,6 +38,35 @@ def test_graphs_answer_as_torch_does_at_any_size_and_batch(shape: tuple[int, int
         assert np.abs(picture.astype(int) - expected_image).max() <= 1
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preset": "residual", "likelihood": "logistic", "sigma": None, "scale_head": "variance"},
+        {"preset": "mlp", "likelihood": "continuous_bernoulli", "sigma": None, "dequantised": True},
+        {"sigma": "optimal", "scale_head": "sigma", "dequantised": True},
+    ],
+    ids=lambda changes: changes.get("preset", "small"),
+)
+def test_graphs_answer_as_torch_does_for_all_networks_likelihoods_and_heads(changes: dict[str, object]) -> None:
+    model = vae((12, 9, 1), **changes)
+    graphs = freeze(model)
+    image = np.random.default_rng(0).integers(0, 256, (5, 12, 9, 1), dtype=np.uint8)
+    mu, logvar = session(graphs.encoder).run(["mu", "logvar"], {"image": image})
+    with torch.inference_mode():
+        posterior = model.encode(model.likelihood.settle(torch.from_numpy(image).permute(0, 3, 1, 2) / 255))
+        x_hat = model.decode(torch.from_numpy(mu))
+    np.testing.assert_allclose(mu, posterior.mu, atol=1e-4)
+    np.testing.assert_allclose(logvar, posterior.logvar, atol=1e-4)
+    (picture,) = session(graphs.decoder).run(["image"], {"z": mu})
+    assert np.abs(picture - 255 * x_hat.permute(0, 2, 3, 1).numpy()).max() <= 1
+
+
+def test_an_autoencoder_has_no_logvar_to_freeze() -> None:
+    encoder = encoder_module(vae((8, 8, 1), family="autoencoder"))
+    with pytest.raises(TypeError, match="got an autoencoder"):
+        encoder(torch.zeros(1, 8, 8, 1, dtype=torch.uint8))
+
+
 def test_the_decoder_rounds_to_the_nearest_grey_level() -> None:
     model = vae((8, 8, 1))
     with torch.no_grad():

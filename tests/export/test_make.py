@@ -10,6 +10,10 @@ from typer.testing import CliRunner
 import export.bundle
 from export.__main__ import app
 from export.bundle import CannotWrite, write
+from model import checkpoint
+from model.checkpoint import DataConfig, RunConfig
+from model.training import Learner, TrainConfig
+from model.vae import ModelConfig
 from service.bundle import read
 from service.engine import Engine
 
@@ -36,6 +40,37 @@ def test_a_checkpoint_becomes_a_bundle_that_the_service_loads(bundle: Path, trai
     assert manifest.metrics == json.loads((trained / "metrics.json").read_text())
     assert manifest.diagnostics is not None
     assert len(manifest.diagnostics.kl_per_dimension) == 5
+
+
+def saved(folder: Path, **model: object) -> Path:
+    """A run that was saved before its first step."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    config = RunConfig(
+        model=ModelConfig(8, 8, 1, features=4, latent_dim=3, **model),
+        training=TrainConfig(epochs=1),
+        data=DataConfig(name="noise", n_train=8, n_validation=0, validation_seed=0, n_test=8, sha256=""),
+    )
+    checkpoint.write_config(folder, config, probe=images)
+    checkpoint.save(folder, Learner(config.model, training=config.training, n_images=8))
+    return folder
+
+
+@pytest.mark.parametrize(("sigma", "expected"), [(0.25, 0.25), ("learned", 0.3), ("optimal", 0.3)])
+def test_the_manifest_states_the_sigma_that_training_reached_and_the_head_that_the_source_emitted(
+    tmp_path: Path, sigma: float | str, expected: float
+) -> None:
+    run = saved(tmp_path / "run", sigma=sigma, scale_head="variance")
+    assert runner.invoke(app, ["make", str(run), str(tmp_path / "bundle")]).exit_code == 0
+    manifest = read(tmp_path / "bundle").manifest
+    assert manifest.likelihood.sigma == pytest.approx(expected)
+    assert manifest.scale_head == "variance"
+
+
+def test_an_autoencoder_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["make", str(saved(tmp_path / "run", family="autoencoder")), str(tmp_path / "bundle")])
+    assert result.exit_code == 2
+    assert "got an autoencoder, expected a vae" in result.stderr
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_manifest_states_the_measured_parity_and_its_tolerance(bundle: Path) -> None:

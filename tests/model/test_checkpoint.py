@@ -154,6 +154,7 @@ def test_a_kill_while_saving_never_loses_the_save_before(folder: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
+import torch
 from model import checkpoint
 from model.training import Learner
 
@@ -162,6 +163,8 @@ config = checkpoint.read_config(folder)
 learner = Learner(config.model, training=config.training, n_images=30)
 checkpoint.load_state(folder, learner)
 learner.step += 1
+# As many threads as the run was saved with, or the file that names them would rightly change.
+torch.set_num_threads(checkpoint.machine_facts(folder)["threads"])
 # Python ignores the signal that would kill it here, so that writing raises, as it does on a disk that is full.
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 checkpoint.save(folder, learner)

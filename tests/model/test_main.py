@@ -147,7 +147,9 @@ def test_a_flag_of_fit_reaches_its_field_and_trains(
     flag: str, few: Path, tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An epoch is trained; minutes of torch.compile and the start of processes are left out."""
-    monkeypatch.setattr("model.__main__.join", lambda *_args, **_options: Machine(torch.device("cpu")))
+    monkeypatch.setattr(
+        "model.__main__.join", lambda _device, *, processes: Machine(torch.device("cpu"), processes=processes)
+    )
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _module: None)
     words, part, field, expected = FLAGS[flag]
     small = {"--features": "4", "--latent-dim": "3", "--epochs": "1", "--batch-size": "8"}
