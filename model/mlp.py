@@ -2,10 +2,10 @@
 
 import itertools
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.heads import first_small
 from model.pyramid import Shape
 
 
@@ -37,7 +37,7 @@ class MlpEncoder(nn.Module):
         super().__init__()
         pixels = shape.channels * shape.height * shape.width
         self.layers = _layers(pixels, shape)
-        self.head = _head(shape.features, outputs)
+        self.head = first_small(shape.features, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw outputs, before any conversion or clamp."""
@@ -55,7 +55,7 @@ class MlpDecoder(nn.Module):
         super().__init__()
         self.image_shape = (shape.channels, shape.height, shape.width)
         self.layers = _layers(shape.latent_dim, shape)
-        self.head = _head(shape.features, shape.channels * shape.height * shape.width)
+        self.head = first_small(shape.features, shape.channels * shape.height * shape.width)
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits, as likelihoods read them."""
@@ -66,12 +66,3 @@ class MlpDecoder(nn.Module):
 def _layers(inputs: int, shape: Shape) -> nn.Sequential:
     sizes = itertools.pairwise([inputs, *[shape.features] * shape.depth])
     return nn.Sequential(*(GatedLayer(before, after) for before, after in sizes))
-
-
-def _head(features: int, outputs: int) -> nn.Linear:
-    """A linear layer that starts small, so that q starts near N(0, I) and pictures near grey."""
-    head = nn.Linear(features, outputs)
-    with torch.no_grad():
-        head.weight.mul_(0.1)
-        head.bias.zero_()
-    return head

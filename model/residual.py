@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.heads import first_small
 from model.pyramid import Shape, pyramid
 
 _GROUPS = 8
@@ -73,7 +74,7 @@ class ResidualEncoder(nn.Module):
             nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in itertools.pairwise(widths)
         )
         self.norm = _norm(widths[-1])
-        self.head = _head(widths[-1] * math.prod(self.sizes[-1]), outputs)
+        self.head = first_small(widths[-1] * math.prod(self.sizes[-1]), outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw outputs, before any conversion or clamp."""
@@ -129,12 +130,3 @@ def _enlarged(features: Tensor, size: tuple[int, int]) -> Tensor:
 def _norm(channels: int) -> nn.GroupNorm:
     """Eight groups, or fewer where they would be small: one value, as a lone channel of a 1×1 map, normalises to 0."""
     return nn.GroupNorm(math.gcd(_GROUPS, channels, max(1, channels // 4)), channels)
-
-
-def _head(features: int, outputs: int) -> nn.Linear:
-    """A linear layer that starts small, so that q starts near N(0, I)."""
-    head = nn.Linear(features, outputs)
-    with torch.no_grad():
-        head.weight.mul_(0.1)
-        head.bias.zero_()
-    return head
