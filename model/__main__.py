@@ -175,12 +175,14 @@ def fit(
             shape = {name: value or getattr(stored.model, name) for name, value in shape.items()}
             validation = stored.data.n_validation if validation is None else validation
             validation_seed = stored.data.validation_seed if validation_seed is None else validation_seed
-        dataset = _read(
-            data_path,
-            size=(shape["height"], shape["width"]) if shape["height"] and shape["width"] else None,
-            channels=shape["channels"],
-            validation=validation or 0,
-            validation_seed=validation_seed or 0,
+        dataset = data.with_validation(
+            _read(
+                data_path,
+                size=(shape["height"], shape["width"]) if shape["height"] and shape["width"] else None,
+                channels=shape["channels"],
+            ),
+            validation or 0,
+            seed=validation_seed or 0,
         )
         config = RunConfig(
             model=_model_config(dataset, _given(model_options), stored=stored),
@@ -240,9 +242,9 @@ def evaluate(
             data_path,
             size=(stored.model.height, stored.model.width),
             channels=stored.model.channels,
-            validation=stored.data.n_validation,
-            validation_seed=stored.data.validation_seed,
         )
+        if len(dataset.train) == stored.data.n_train + stored.data.n_validation:  # other data has no such part
+            dataset = data.with_validation(dataset, stored.data.n_validation, seed=stored.data.validation_seed)
         request = None
         if nll:
             request = NllRequest(
@@ -255,15 +257,13 @@ def evaluate(
         print(json.dumps(metrics, indent=2))
 
 
-def _read(
-    path: Path | None, *, size: tuple[int, int] | None, channels: int | None, validation: int, validation_seed: int
-) -> data.Dataset:
+def _read(path: Path | None, *, size: tuple[int, int] | None, channels: int | None) -> data.Dataset:
     """The data set at a path; broken pictures in it are named."""
     dataset = data.read(path, size=size, channels=channels)
     if dataset.n_skipped:
         named = "".join(f"\n  {name}" for name in dataset.skipped)
         print(f"vae-train: skipped {dataset.n_skipped} broken pictures:{named}", file=sys.stderr)
-    return data.with_validation(dataset, validation, seed=validation_seed)
+    return dataset
 
 
 def _model_config(dataset: data.Dataset, options: dict[str, Any], *, stored: RunConfig | None) -> ModelConfig:

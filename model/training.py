@@ -219,7 +219,7 @@ class Learner:
             if len(rows) > 0:
                 x = to_x(held[rows.to(held.device)].to(self.machine.device, non_blocking=True))
                 sums += self._accumulate(x, share=len(rows) / len(batch), beta=beta, in_last_phase=in_last_phase)
-        (sums,) = self._exchanged(sums)
+        sums = self._exchanged(sums)
         norm = nn.utils.clip_grad_norm_(self.vae.parameters(), training.grad_clip * math.prod(held.shape[1:]))
         recon, kl, bound, gradient_norm = torch.cat([sums, norm.reshape(1)]).tolist()
         for term, value in (("recon", recon), ("kl", kl), ("gradient", gradient_norm)):
@@ -264,18 +264,18 @@ class Learner:
     def _networks_precision(self) -> torch.autocast:
         return torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
 
-    def _exchanged(self, sums: Tensor) -> list[Tensor]:
+    def _exchanged(self, sums: Tensor) -> Tensor:
         """Sums over all processes; the gradient becomes its sum too, and running means become their mean."""
         if self.machine.processes == 1:
-            return [sums]
+            return sums
         gradients = [weight.grad for weight in self.vae.parameters() if weight.grad is not None]
         means = list(self.vae.buffers())
         sums, *rest = self.machine.summed([sums, *gradients, *means])
-        for gradient, total in zip(gradients, rest, strict=False):
+        for gradient, total in zip(gradients, rest[: len(gradients)], strict=True):
             gradient.copy_(total)
         for mean, total in zip(means, rest[len(gradients) :], strict=True):
             mean.copy_(total / self.machine.processes)
-        return [sums]
+        return sums
 
     @torch.no_grad()
     def _move_average(self) -> None:
