@@ -429,6 +429,16 @@ def full_disk() -> Callable[[int], None]:
     return limit
 
 
+def test_a_run_with_a_validation_part_is_measured_on_other_and_fewer_pictures_too(tmp_path: Path) -> None:
+    small = ("--epochs", "1", "--features", "4", "--latent-dim", "3")
+    assert called("fit", "--out", tmp_path / "run", "--validation", "300", *small).exit_code == 0
+    fewer = tmp_path / "fewer.npz"
+    np.savez(fewer, images=np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8))
+    done = called("evaluate", tmp_path / "run", "--data", fewer)
+    assert done.exit_code == 0, done.stderr
+    assert '"data": "fewer"' in done.stdout
+
+
 def test_the_exit_codes_are_those_of_the_process(tmp_path: Path) -> None:
     done = vae_train("evaluate", tmp_path)
     assert done.returncode == 2
