@@ -35,8 +35,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """The sum."""
-        change = _enlarged(functional.silu(self.first_norm(features)), size)
-        change = self.second(functional.silu(self.second_norm(self.first(change))))
+        change = _enlarged_and_convolved(functional.silu(self.first_norm(features)), self.first, size)
+        change = self.second(functional.silu(self.second_norm(change)))
         added: Tensor = _enlarged(self.skip(features), size) + change
         return added
 
@@ -124,7 +124,24 @@ def _enlarged(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Twice the size, then cropped, as halving rounded up; features of this size already stay as they are."""
     if features.shape[-2:] == size:
         return features
-    return functional.interpolate(features, scale_factor=2.0, mode="nearest")[:, :, : size[0], : size[1]]
+    # torch's `interpolate` copies its input to another layout and back, which costs more than the enlarging.
+    return features.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[:, :, : size[0], : size[1]]
+
+
+def _enlarged_and_convolved(features: Tensor, convolution: nn.Conv2d, size: tuple[int, int]) -> Tensor:
+    """What a 3×3 convolution makes of enlarged features, without making them where none is cropped.
+
+    Enlarging by copies is a transposed convolution of stride 2 with four ones, and two convolutions in a row are one,
+    whose kernel is the convolution of theirs: 4×4, and 4 products for each 9 that the 3×3 takes on the larger map.
+
+    Shapes:  (n, before, h, w) -> (n, after, *size)
+    """
+    height, width = features.shape[-2:]
+    if size != (2 * height, 2 * width):
+        return functional.conv2d(_enlarged(features, size), convolution.weight, convolution.bias, padding=1)
+    turned = functional.pad(convolution.weight.flip(-2, -1), (1, 1, 1, 1))
+    kernel = functional.avg_pool2d(turned, 2, stride=1, divisor_override=1).transpose(0, 1)
+    return functional.conv_transpose2d(features, kernel, convolution.bias, stride=2, padding=1)
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from model.mlp import GatedLayer
 from model.presets import PRESETS
@@ -23,6 +24,14 @@ def stirred(vae: VAE) -> VAE:
         for weight in vae.parameters():
             weight += 0.2 * torch.randn_like(weight)
     return vae
+
+
+def stirred_block(before: int, after: int) -> ResidualBlock:
+    """A block whose second convolution does something already."""
+    block = ResidualBlock(before, after)
+    with torch.no_grad():
+        block.second.weight.normal_()
+    return block
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
@@ -188,3 +197,17 @@ def test_a_gated_layer_is_a_linear_layer_times_the_sigmoid_of_another() -> None:
 def test_a_gated_layer_keeps_the_scale_of_what_it_passes_on() -> None:
     passed = GatedLayer(400, 400)(torch.randn(500, 400))
     assert 0.3 < passed.std() < 1.2
+
+
+@pytest.mark.parametrize("size", [(8, 10), (7, 10), (7, 9), (4, 5)], ids=str)
+def test_a_residual_block_enlarges_by_copies_and_crops(size: tuple[int, int]) -> None:
+    block = stirred_block(3, 5)
+    features = torch.randn(2, 3, 4, 5)
+    scale = 1 if size == (4, 5) else 2
+
+    def enlarged(small: torch.Tensor) -> torch.Tensor:
+        return functional.interpolate(small, scale_factor=scale, mode="nearest")[:, :, : size[0], : size[1]]
+
+    change = block.first(enlarged(functional.silu(block.first_norm(features))))
+    expected = enlarged(block.skip(features)) + block.second(functional.silu(block.second_norm(change)))
+    torch.testing.assert_close(block(features, size), expected)
