@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.heads import first_small
+from model.linear import Linear
 from model.pyramid import Shape
 
 
@@ -18,7 +19,7 @@ class GatedLayer(nn.Module):
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.both = nn.Linear(before, 2 * after)
+        self.both = Linear(before, 2 * after)
         nn.init.kaiming_normal_(self.both.weight, nonlinearity="linear")
         nn.init.zeros_(self.both.bias)
 

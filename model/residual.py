@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.heads import first_small
+from model.linear import Linear
 from model.pyramid import Shape, pyramid
 
 _GROUPS = 8
@@ -96,7 +97,7 @@ class ResidualDecoder(nn.Module):
         self.sizes = pyramid(shape.height, shape.width)[::-1]
         widths = _widths(shape.features, len(self.sizes))[::-1]
         self.bottom_shape = (widths[0], *self.sizes[0])
-        self.dense = nn.Linear(shape.latent_dim, math.prod(self.bottom_shape))
+        self.dense = Linear(shape.latent_dim, math.prod(self.bottom_shape))
         self.bottom = ResidualBlocks(widths[0], widths[0], depth=shape.depth)
         self.up = nn.ModuleList(
             ResidualBlocks(before, after, depth=shape.depth) for before, after in itertools.pairwise(widths)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.linear import Linear
 from model.pyramid import Shape, pyramid
 
 _WIDEST = 3
@@ -26,7 +27,7 @@ class SmallEncoder(nn.Module):
             for before, after in itertools.pairwise([shape.channels, *widths])
         )
         self.bottom = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
-        self.head = nn.Linear(widths[-1] * sizes[-1][0] * sizes[-1][1], outputs)
+        self.head = Linear(widths[-1] * sizes[-1][0] * sizes[-1][1], outputs)
         _initialise(self, head=self.head)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class SmallDecoder(nn.Module):
         self.sizes = pyramid(shape.height, shape.width)[::-1]
         widths = _widths(shape.features, len(self.sizes) - 1)[::-1]
         self.bottom_shape = (widths[0], *self.sizes[0])
-        self.dense = nn.Linear(shape.latent_dim, widths[0] * self.sizes[0][0] * self.sizes[0][1])
+        self.dense = Linear(shape.latent_dim, widths[0] * self.sizes[0][0] * self.sizes[0][1])
         self.bottom = nn.Conv2d(widths[0], widths[0], 3, padding=1)
         self.up = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=1) for before, after in itertools.pairwise([*widths, widths[-1]])
