@@ -141,7 +141,8 @@ def _enlarged_and_convolved(features: Tensor, convolution: nn.Conv2d, size: tupl
     if size != (2 * height, 2 * width):
         return functional.conv2d(_enlarged(features, size), convolution.weight, convolution.bias, padding=1)
     turned = functional.pad(convolution.weight.flip(-2, -1), (1, 1, 1, 1))
-    kernel = functional.avg_pool2d(turned, 2, stride=1, divisor_override=1).transpose(0, 1)
+    # Four times a mean, to the bit what a divisor of 1 would give: torch's exporter to ONNX passes over the divisor.
+    kernel = 4 * functional.avg_pool2d(turned, 2, stride=1).transpose(0, 1)
     return functional.conv_transpose2d(features, kernel, convolution.bias, stride=2, padding=1)
 
 

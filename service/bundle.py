@@ -8,16 +8,23 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from service import files
+from service.files import NAME_PATTERN
+from service.files import BadBundle as BadBundle  # whoever reads a bundle meets it here
+
 FORMAT = 1
 MANIFEST = "manifest.json"
-ENCODER, DECODER, PROBE = "encoder.onnx", "decoder.onnx", "probe.safetensors"
+ENCODER, DECODER, SCORER = "encoder.onnx", "decoder.onnx", "scorer.onnx"
+PRIOR, PROBE = "prior.safetensors", "probe.safetensors"
 
 # A manifest is a few kilobytes; one that is larger is not read into memory.
 _MAX_MANIFEST_BYTES = 2**20
+# Two graphs of the size that ONNX can have; what claims more is not read into memory.
+_MAX_BUNDLE_BYTES = 2**32
 
 # The fields that change answers. The rest (card, probe, metrics, names) may differ under one digest.
 _ANSWERING_FIELDS = frozenset(
@@ -25,25 +32,52 @@ _ANSWERING_FIELDS = frozenset(
 )
 
 
-class BadBundle(Exception):
-    """A bundle that must not be served. One sentence: the file, what was found, what was expected."""
-
-
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ImageSpec(_Part):
-    """The shape of one picture on the wire."""
+    """The shape of one picture on the wire. Where sizes are open, height and width are null and may be any multiple of
+    the stride up to `max_side`.
+    """
 
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
+    height: int | None = Field(ge=1)
+    width: int | None = Field(ge=1)
     channels: Literal[1, 3]
+    stride: int = Field(1, ge=1, description="height and width are multiples of it; pixels to one place of a latent")
+    default_side: int | None = Field(None, ge=1, description="height and width where a request names none; open sizes")
+    max_side: int | None = Field(None, ge=1, description="largest height and width; open sizes")
+
+    @model_validator(mode="after")
+    def _open_or_not(self) -> "ImageSpec":
+        sides = (self.default_side, self.max_side)
+        if (self.height is None) != (self.width is None) or any((side is None) == self.is_open for side in sides):
+            raise ValueError(
+                "open sizes have neither height nor width but default_side and max_side, others the reverse"
+            )
+        for side in (self.height, self.width, *sides):
+            if side is not None and side % self.stride:
+                raise ValueError(f"every side is a multiple of the stride {self.stride}, {side} is not")
+        if self.default_side is not None and self.max_side is not None and self.default_side > self.max_side:
+            raise ValueError("default_side is at most max_side")
+        return self
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(h, w, c)."""
+    def is_open(self) -> bool:
+        """Whether pictures may have any size."""
+        return self.height is None
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int]:
+        """(h, w, c), None where open."""
         return self.height, self.width, self.channels
+
+    @property
+    def default_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of a picture where nobody asked for a size."""
+        height, width = self.height or self.default_side, self.width or self.default_side
+        assert height is not None and width is not None, "the validator has checked it"  # noqa: PT018, S101
+        return height, width, self.channels
 
 
 class Likelihood(_Part):
@@ -52,16 +86,16 @@ class Likelihood(_Part):
     kind: Literal["gaussian", "bernoulli", "continuous_bernoulli", "logistic"]
     sigma: float | None = Field(None, gt=0, description="of a gaussian, in units of x in [0, 1]")
     binarised_at: int | None = Field(
-        None, ge=0, le=255, description="grey level at which the encoder thresholds its input"
+        None, ge=0, le=255, description="grey level at which encoder and scorer threshold their pictures"
     )
 
 
 class Source(_Part):
     """Where the graphs came from."""
 
-    kind: Literal["vaeserve"]
-    version: str
-    preset: str
+    kind: Literal["vaeserve", "diffusers", "pythae", "optimum", "onnx", "torch"]
+    version: str = Field(description="of the library that the source was read with")
+    network: str = Field(description="what was frozen: a preset, a class, a producer")
 
 
 class FileEntry(_Part):
@@ -72,11 +106,23 @@ class FileEntry(_Part):
 
 
 class Tolerance(_Part):
-    """Largest difference to the source that is allowed: mu and logvar absolute, pictures in grey levels."""
+    """Largest difference to the source that is allowed in fp32: mu, logvar and log-likelihood absolute, pictures in
+    grey levels. Log-likelihoods, sums over a picture, are relative to their size above 1.
+    """
 
     mu: float = Field(gt=0)
     logvar: float = Field(gt=0)
     image: int = Field(ge=0)
+    log_likelihood: float = Field(1e-4, gt=0)
+
+
+class ReducedTolerance(_Part):
+    """Largest difference to the source that is allowed below fp32: mu in units of the posterior's sigma, pictures by
+    their PSNR.
+    """
+
+    mu_in_sigma: float = Field(gt=0)
+    psnr_db: float
 
 
 class Difference(_Part):
@@ -87,13 +133,27 @@ class Difference(_Part):
 
 
 class Parity(_Part):
-    """What was measured between the graphs and their source when the bundle was made."""
+    """What was measured between the graphs and their source when the bundle was made. An autoencoder has no logvar."""
 
     mu: Difference
-    logvar: Difference
+    logvar: Difference | None
     image: Difference
-    batch_rows: tuple[int, ...]
+    log_likelihood: Difference | None = None
+    mu_in_sigma: Difference | None = Field(None, description="mu in units of the posterior's sigma; below fp32")
+    psnr_db: float | None = Field(None, description="of all pictures against the source's; below fp32")
+    shapes: tuple[tuple[int, int, int], ...] = Field(description="rows, height and width of the runs")
     pictures: int
+    real_pictures: int = Field(0, ge=0, description="real ones among them; the others were generated, or noise")
+
+
+class Variant(_Part):
+    """What a precision below fp32 gains, measured against the same graphs in fp32 when the bundle was made."""
+
+    encoder_speedup: float = Field(gt=0)
+    decoder_speedup: float = Field(gt=0)
+    batch_rows: int = Field(ge=1)
+    size_ratio: float = Field(gt=0, description="bytes of the graphs, those in fp32 being 1")
+    machine: str
 
 
 class Diagnostics(_Part):
@@ -105,7 +165,16 @@ class Diagnostics(_Part):
     mu_max: float
 
 
-RelativePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*$")]
+def _kind_of_tolerance(found: Any) -> str:
+    reduced = "psnr_db" in found if isinstance(found, dict) else isinstance(found, ReducedTolerance)
+    return "reduced" if reduced else "fp32"
+
+
+RelativePath = Annotated[str, Field(pattern=NAME_PATTERN)]
+Precision = Literal["fp32", "fp16", "int8"]
+AnyTolerance = Annotated[
+    Annotated[Tolerance, Tag("fp32")] | Annotated[ReducedTolerance, Tag("reduced")], Discriminator(_kind_of_tolerance)
+]
 
 
 class Manifest(_Part):
@@ -114,95 +183,133 @@ class Manifest(_Part):
     format: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
-    family: Literal["vae"]
+    family: Literal["vae", "autoencoder"]
     image: ImageSpec
-    latent_shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
-    likelihood: Likelihood
-    prior: Literal["standard"]
-    scale_head: Literal["logvar", "log_sigma", "variance", "sigma"]
-    logvar_range: tuple[float, float]
+    latent_shape: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field(min_length=1)
+    likelihood: Likelihood | None = Field(description="null where the source does not say")
+    prior: Literal["standard", "none"] = Field(description="what the latents were trained towards: N(0, I), or nothing")
+    scale_head: Literal["logvar", "log_sigma", "variance", "sigma"] | None
+    logvar_range: tuple[float, float] | None
+    latent_scale: float | None = Field(None, description="informative: z on the wire is unscaled")
+    latent_shift: float | None = Field(None, description="informative: z on the wire is not shifted")
+    precision: Precision
     files: dict[RelativePath, FileEntry]
     opset: int
     source: Source
-    tolerance: dict[Literal["fp32"], Tolerance]
-    parity: dict[Literal["fp32"], Parity]
+    tolerance: AnyTolerance
+    parity: Parity
+    variant: Variant | None = Field(None, description="below fp32")
     diagnostics: Diagnostics | None
     metrics: dict[str, Any] | None
     licence: str | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        if (self.family == "autoencoder") != (self.scale_head is None):
+            raise ValueError("a vae has a scale_head, an autoencoder has none")
+        if (self.family == "autoencoder") != (self.prior == "none"):
+            raise ValueError("a vae has the prior standard, an autoencoder none")
+        if isinstance(self.tolerance, Tolerance) != (self.precision == "fp32"):
+            raise ValueError("tolerance is absolute in fp32 and in units of sigma and decibels below it")
+        open_axes = tuple(axis is None for axis in self.latent_shape)
+        expected = (False, True, True) if self.image.is_open else (False,) * len(open_axes)
+        if open_axes != expected:
+            raise ValueError("latent_shape is (channels, null, null) where sizes are open, and whole numbers elsewhere")
+        if PRIOR in self.files and len(open_axes) != 1:
+            raise ValueError(f"latent_shape has one axis where {PRIOR} is there, {len(open_axes)} were found")
+        return self
 
     @property
     def label(self) -> str:
         """`name@digest`, as `X-Model` carries it."""
         return f"{self.name}@{self.digest}"
 
+    def latent_shape_of(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of the latent of a picture of this size."""
+        channels, *axes = self.latent_shape
+        if not self.image.is_open:
+            return tuple(axis for axis in self.latent_shape if axis is not None)
+        assert channels is not None and len(axes) == 2, "the validator has checked it"  # noqa: PT018, S101
+        return channels, height // self.image.stride, width // self.image.stride
+
 
 @dataclass(frozen=True)
 class Probe:
-    """A few fixed inputs and what the source made of them.
+    """A few fixed inputs and what the source made of them; `log_likelihood` is that of image and z.
 
-    Shapes:  image, decoded (n, h, w, c) uint8; mu, logvar, z (n, *latent_shape) float32
+    Shapes:  image, decoded (n, h, w, c) uint8; mu, logvar, z (n, *latent_shape) float32; log_likelihood (n,) float32
     """
 
     image: NDArray[np.uint8]
     mu: NDArray[np.float32]
-    logvar: NDArray[np.float32]
+    logvar: NDArray[np.float32] | None
     z: NDArray[np.float32]
     decoded: NDArray[np.uint8]
+    log_likelihood: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A bundle whose every byte matched its manifest. Graphs are bytes that nothing has run yet."""
 
-    folder: Path
+    path: Path
     manifest: Manifest
     encoder: bytes
     decoder: bytes
+    scorer: bytes | None
+    prior: bytes | None
     probe: Probe
 
 
 def digest(manifest: dict[str, Any]) -> str:
-    """What identifies answers: sha256 over the graphs' names and hashes and the fields that change answers.
+    """What identifies answers: sha256 over the names and hashes of graphs and prior and the fields that change answers.
 
     Takes the manifest as plain JSON, before its digest is known.
     """
-    graphs = sorted((name, entry["sha256"]) for name, entry in manifest["files"].items() if _answers(name))
+    hashes = sorted((name, entry["sha256"]) for name, entry in manifest["files"].items() if _answers(name))
     fields = {name: manifest[name] for name in sorted(_ANSWERING_FIELDS)}
-    return hashlib.sha256(json.dumps([graphs, fields], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([hashes, fields], sort_keys=True).encode()).hexdigest()
 
 
 def _answers(file: str) -> bool:
-    return file.endswith(".onnx")
+    return file.endswith(".onnx") or file == PRIOR
 
 
-def read(folder: Path) -> Bundle:
-    """A bundle, every file of its manifest checked against its size and sha256.
+def read(path: Path) -> Bundle:
+    """A bundle, in a folder or in one zip, every file of its manifest checked against its size and sha256.
 
     Raises:  BadBundle with one sentence
     """
-    manifest = _read_manifest(folder)
-    for required in (ENCODER, DECODER, PROBE):
-        if required not in manifest.files:
-            raise BadBundle(f"{folder / MANIFEST}: files does not list {required}")
-    contents = {name: _read_file(folder / name, entry) for name, entry in manifest.files.items()}
+    with files.opened(path) as source:
+        manifest = _read_manifest(source)
+        for required in (ENCODER, DECODER, PROBE):
+            if required not in manifest.files:
+                raise BadBundle(f"{path / MANIFEST}: files does not list {required}")
+        if strangers := source.strangers((MANIFEST, *manifest.files)):
+            raise BadBundle(f"{path / strangers[0]}: is there, the manifest does not list it")
+        claimed = sum(entry.size_bytes for entry in manifest.files.values())
+        if claimed > _MAX_BUNDLE_BYTES:
+            raise BadBundle(f"{path / MANIFEST}: files have {claimed} bytes, expected at most {_MAX_BUNDLE_BYTES}")
+        contents = {name: _read_file(source, name, entry) for name, entry in manifest.files.items()}
     return Bundle(
-        folder=folder,
+        path=path,
         manifest=manifest,
         encoder=contents[ENCODER],
         decoder=contents[DECODER],
-        probe=_read_probe(folder / PROBE, contents[PROBE], manifest),
+        scorer=contents.get(SCORER),
+        prior=contents.get(PRIOR),
+        probe=_read_probe(path / PROBE, contents[PROBE], manifest),
     )
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
+def _read_manifest(source: files.Folder | files.Zip) -> Manifest:
+    path = source.path / MANIFEST
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_MANIFEST_BYTES + 1)
+        if source.size_bytes(MANIFEST) > _MAX_MANIFEST_BYTES:
+            raise BadBundle(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes, expected a manifest")
+        text = source.content(MANIFEST)
     except OSError as error:
         raise BadBundle(f"{path}: {error.strerror or error}, expected the manifest of a bundle") from error
-    if len(text) > _MAX_MANIFEST_BYTES:
-        raise BadBundle(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes, expected a manifest")
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -213,21 +320,28 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(plain)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = repr(".".join(str(part) for part in first["loc"]))[1:-1]  # one line, whatever a file is called
-        expected = first["msg"][0].lower() + first["msg"][1:]
-        raise BadBundle(f"{path}: {place} is {first['input']!r:.200}, {expected}") from error
+        raise BadBundle(f"{path}: {_first_fault(error)}") from error
     if (expected := digest(plain)) != manifest.digest:
         raise BadBundle(f"{path}: digest is {manifest.digest}, its graphs and fields give {expected}")
     return manifest
 
 
-def _read_file(path: Path, entry: FileEntry) -> bytes:
+def _first_fault(error: ValidationError) -> str:
+    """The place, what was found there and what was expected, in one line."""
+    first = error.errors()[0]
+    place = repr(".".join(str(part) for part in first["loc"]))[1:-1]  # whatever a file is called
+    if first["type"] == "value_error":  # of fields that do not fit each other, whose sentence names them
+        return f"{place}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
+    return f"{place} is {first['input']!r:.200}, {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _read_file(source: files.Folder | files.Zip, name: str, entry: FileEntry) -> bytes:
+    path = source.path / name
     try:
-        size = path.stat().st_size
-        if size != entry.size_bytes:
-            raise BadBundle(f"{path}: has {size} bytes, the manifest says {entry.size_bytes}")
-        content = path.read_bytes()
+        size_bytes = source.size_bytes(name)
+        if size_bytes != entry.size_bytes:
+            raise BadBundle(f"{path}: has {size_bytes} bytes, the manifest says {entry.size_bytes}")
+        content = source.content(name)
     except OSError as error:
         raise BadBundle(f"{path}: {error.strerror or error}, the manifest lists it") from error
     found = hashlib.sha256(content).hexdigest()
@@ -241,18 +355,25 @@ def _read_probe(path: Path, content: bytes, manifest: Manifest) -> Probe:
         tensors = load(content)
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:  # as in tensors.read
         raise BadBundle(f"{path}: not readable as safetensors ({error})") from error
-    rows = len(tensors["image"]) if "image" in tensors and tensors["image"].ndim else 0
-    picture, latent = (rows, *manifest.image.shape), (rows, *manifest.latent_shape)
+    image = tensors.get("image", np.empty(0))
+    height, width, channels = manifest.image.default_shape
+    rows = image.shape[0] if image.ndim == 4 else 0
+    if manifest.image.is_open and image.ndim == 4:
+        height, width = image.shape[1:3]
+    picture, latent = (rows, height, width, channels), (rows, *manifest.latent_shape_of(height, width))
     expected: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
         "image": (np.uint8, picture),
         "mu": (np.float32, latent),
-        "logvar": (np.float32, latent),
         "z": (np.float32, latent),
         "decoded": (np.uint8, picture),
     }
+    if manifest.family == "vae":
+        expected["logvar"] = (np.float32, latent)
+    if SCORER in manifest.files:
+        expected["log_likelihood"] = (np.float32, (rows,))
     for name, (dtype, shape) in expected.items():
         tensor = tensors.get(name)
-        if tensor is None or tensor.dtype != dtype or tensor.shape != shape or rows == 0:
+        if tensor is None or tensor.dtype != dtype or tensor.shape != shape or tensor.size == 0:
             found = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
             raise BadBundle(f"{path}: {name} is {found}, expected {dtype.__name__} {shape}, one row or more")
-    return Probe(**{name: tensors[name] for name in expected})
+    return Probe(**dict.fromkeys(("logvar", "log_likelihood")) | {name: tensors[name] for name in expected})

@@ -1,6 +1,7 @@
 """onnxruntime sessions of one bundle: loaded on a stated device, proven on the bundle's probe, warmed."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -8,7 +9,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import DECODER, ENCODER, BadBundle, Bundle
+from service import differences, graph_file
+from service.bundle import DECODER, ENCODER, MANIFEST, SCORER, BadBundle, Bundle, Manifest, Tolerance
 from service.machine import BadEngine, available_cores
 
 # onnxruntime's wheels for Linux send telemetry and write to the home directory unless told so before the import.
@@ -18,6 +20,7 @@ import onnxruntime as ort
 
 Device = Literal["auto", "cpu", "cuda"]
 Arrays = tuple[NDArray[Any], ...]
+RowShape = tuple[int | None, ...]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
@@ -25,28 +28,36 @@ _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
 @dataclass(frozen=True)
 class Signature:
-    """Names, dtypes and row shapes of what a graph takes and gives; the batch axis is not in the shapes."""
+    """Names, dtypes and row shapes of what a graph takes and gives; the batch axis is not in the shapes, and an axis
+    that is free stands there as None.
+    """
 
-    inputs: dict[str, tuple[str, tuple[int, ...]]]
-    outputs: dict[str, tuple[str, tuple[int, ...]]]
-
-
-def encoder_signature(image_shape: tuple[int, int, int], latent_shape: tuple[int, ...]) -> Signature:
-    """What `encoder.onnx` must take and give."""
-    latent = ("float32", latent_shape)
-    return Signature({"image": ("uint8", image_shape)}, {"mu": latent, "logvar": latent})
+    inputs: dict[str, tuple[str, RowShape]]
+    outputs: dict[str, tuple[str, RowShape]]
 
 
-def decoder_signature(image_shape: tuple[int, int, int], latent_shape: tuple[int, ...]) -> Signature:
-    """What `decoder.onnx` must take and give."""
-    return Signature({"z": ("float32", latent_shape)}, {"image": ("uint8", image_shape)})
+def signatures(image_shape: RowShape, latent_shape: RowShape, *, family: str) -> dict[str, Signature]:
+    """What each graph of a bundle must take and give, by its file's name."""
+    image, latent = ("uint8", image_shape), ("float32", latent_shape)
+    posterior = {"mu": latent} if family == "autoencoder" else {"mu": latent, "logvar": latent}
+    return {
+        ENCODER: Signature({"image": image}, posterior),
+        DECODER: Signature({"z": latent}, {"image": image}),
+        SCORER: Signature({"image": image, "z": latent}, {"log_likelihood": ("float32", ())}),
+    }
+
+
+def rows_of_a_run(pixels: int, *, max_batch_rows: int, max_run_pixels: int) -> int:
+    """How many rows of so many pixels each may run together; one, however large."""
+    return min(max_batch_rows, max(1, max_run_pixels // pixels))
 
 
 class Graph:
-    """One ONNX graph, ready to run: one input of rows, outputs of as many rows.
+    """One ONNX graph, ready to run: inputs of rows, outputs of as many rows. Weights that lie in another file of the
+    bundle come from `external`, by that file's name, and never from the disk.
 
-    Raises:  BadBundle if onnxruntime refuses it or its inputs and outputs are not those of the signature,
-             BadEngine if the device was asked for and cannot be had
+    Raises:  BadBundle if no bundle may hold it, onnxruntime refuses it or its inputs and outputs are not those of the
+             signature, BadEngine if the device was asked for and cannot be had
     """
 
     def __init__(
@@ -57,8 +68,11 @@ class Graph:
         path: Path,
         device: Literal["cpu", "cuda"],
         threads: int,
+        external: Mapping[str, bytes] | None = None,
     ) -> None:
         self.path = path
+        external = external or {}
+        self.opset = graph_file.checked(content, path=path, external=external).opset
         self.provider = _PROVIDERS[device]
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -66,6 +80,11 @@ class Graph:
         options.log_severity_level = 4  # errors come as exceptions, and are told once
         # A spinning pool thread would take the event loop's core between runs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Of a file that is ONNX and onnxruntime's own format at once, it would run the part that nobody has looked at.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.add_external_initializers_from_files_in_memory(
+            list(external), list(external.values()), [len(file) for file in external.values()]
+        )
         try:
             self._session = ort.InferenceSession(content, options, providers=[self.provider])
         except Exception as error:  # onnxruntime's own exception classes share no public base
@@ -75,26 +94,30 @@ class Graph:
         _check(path, "inputs", signature.inputs, self._session.get_inputs())
         _check(path, "outputs", signature.outputs, self._session.get_outputs())
         self._signature = signature
-        (self._input,) = signature.inputs
-        self._outputs = list(signature.outputs)
+        self._inputs = list(signature.inputs)
+        self.outputs = list(signature.outputs)
 
-    def run(self, rows: NDArray[Any]) -> Arrays:
-        """The outputs, in the signature's order, for any number of rows."""
-        return tuple(cast("list[NDArray[Any]]", self._session.run(self._outputs, {self._input: rows})))
+    def run(self, *inputs: NDArray[Any]) -> Arrays:
+        """The outputs for any number of rows; both in the signature's order."""
+        named = dict(zip(self._inputs, inputs, strict=True))
+        return tuple(cast("list[NDArray[Any]]", self._session.run(self.outputs, named)))
 
-    def tried(self, rows: NDArray[Any]) -> Arrays:
+    def tried(self, *inputs: NDArray[Any]) -> Arrays:
         """As `run`, before the graph is trusted.
 
-        Raises:  BadBundle if the graph fails, or its outputs have another shape than the signature says
+        Raises:  BadBundle if the graph fails, its outputs have another shape than the signature says or are no numbers
         """
+        rows = len(inputs[0])
         try:
-            outputs = self.run(rows)
+            outputs = self.run(*inputs)
         except Exception as error:  # as in __init__
-            raise BadBundle(f"{self.path}: fails on {len(rows)} rows ({_first_line(error)})") from error
+            raise BadBundle(f"{self.path}: fails on {rows} rows ({_first_line(error)})") from error
         for (name, (_, row_shape)), output in zip(self._signature.outputs.items(), outputs, strict=True):
-            expected = (len(rows), *row_shape)
-            if output.shape != expected:
-                raise BadBundle(f"{self.path}: on {len(rows)} rows {name} is {output.shape}, expected {expected}")
+            if not _fits(output.shape, (rows, *row_shape)):
+                expected = _shown((rows, *row_shape))
+                raise BadBundle(f"{self.path}: on {rows} rows {name} is {output.shape}, expected {expected}")
+            if not np.isfinite(output).all():
+                raise BadBundle(f"{self.path}: on {rows} rows {name} holds NaN or infinity, expected numbers")
         return outputs
 
 
@@ -105,67 +128,100 @@ class Engine:
              device cannot be had
     """
 
-    precision = "fp32"
-
     def __init__(self, bundle: Bundle, *, device: Device, threads: int) -> None:
         self.device = resolve_device(device)
         if self.device == "cuda":
             ort.preload_dlls()  # CUDA and cuDNN come as wheels, where the dynamic loader does not look
         self.threads = threads or available_cores()
-        self._shapes = (bundle.manifest.image.shape, bundle.manifest.latent_shape)
-        self.encoder = self._graph(bundle.encoder, bundle.folder / ENCODER, encoder_signature(*self._shapes))
-        self.decoder = self._graph(bundle.decoder, bundle.folder / DECODER, decoder_signature(*self._shapes))
-        self._prove(bundle)
+        manifest = bundle.manifest
+        self.precision = manifest.precision
+        self._image_shape = manifest.image.default_shape
+        self._latent_shape = manifest.latent_shape_of(*self._image_shape[:2])
+        expected = signatures(manifest.image.shape, manifest.latent_shape, family=manifest.family)
 
-    def _graph(self, content: bytes, path: Path, signature: Signature) -> Graph:
-        return Graph(content, signature, path=path, device=self.device, threads=self.threads)
+        def graph(name: str, content: bytes, external: Mapping[str, bytes] | None = None) -> Graph:
+            path, threads = bundle.path / name, self.threads
+            return Graph(content, expected[name], path=path, device=self.device, threads=threads, external=external)
+
+        self.encoder = graph(ENCODER, bundle.encoder)
+        self.decoder = graph(DECODER, bundle.decoder)
+        self.scorer = bundle.scorer and graph(SCORER, bundle.scorer, {DECODER: bundle.decoder})
+        opset = max(part.opset for part in (self.encoder, self.decoder, self.scorer) if part)
+        if opset != manifest.opset:
+            raise BadBundle(f"{bundle.path / MANIFEST}: opset is {manifest.opset}, its graphs have {opset}")
+        self._prove(bundle)
 
     @property
     def provider(self) -> str:
         """onnxruntime's name of what really runs the graphs."""
         return self.encoder.provider
 
-    def encode(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Posterior of each picture.
-
-        Shapes:  image (n, h, w, c) -> mu, logvar (n, *latent_shape)
-        """
-        mu, logvar = self.encoder.run(image)
-        return mu, logvar
-
-    def decode(self, z: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The mean of p(x given z), as pixels.
-
-        Shapes:  z (n, *latent_shape) -> (n, h, w, c)
-        """
-        (image,) = self.decoder.run(z)
-        return cast("NDArray[np.uint8]", image)
-
-    def warm(self, max_batch_rows: int) -> None:
-        """Run both graphs at the sizes that batches take, so that no request pays for a first time.
+    def warm(self, max_batch_rows: int, max_run_pixels: int) -> None:
+        """Run every graph at the sizes that batches take, so that no request pays for a first time; where sizes are
+        open, on pictures of the default one.
 
         Raises:  BadBundle if a graph does not take such a number of rows
         """
-        image_shape, latent_shape = self._shapes
+        height, width, _ = self._image_shape
+        most = rows_of_a_run(height * width, max_batch_rows=max_batch_rows, max_run_pixels=max_run_pixels)
         rows = 1
-        while rows <= max_batch_rows:
-            self.encoder.tried(np.zeros((rows, *image_shape), np.uint8))
-            self.decoder.tried(np.zeros((rows, *latent_shape), np.float32))
+        while rows <= most:
+            image = np.zeros((rows, *self._image_shape), np.uint8)
+            z = np.zeros((rows, *self._latent_shape), np.float32)
+            for graph, inputs in self._runs(image, z):
+                graph.tried(*inputs)
             rows *= 2
+
+    def _runs(self, image: NDArray[np.uint8], z: NDArray[np.float32]) -> list[tuple[Graph, Arrays]]:
+        """Every graph and its inputs."""
+        scorer = [(self.scorer, (image, z))] if self.scorer else []
+        return [(self.encoder, (image,)), (self.decoder, (z,)), *scorer]
 
     def _prove(self, bundle: Bundle) -> None:
         """Compare the graphs' answers on the probe with the source's, within the manifest's tolerance."""
-        probe, tolerance = bundle.probe, bundle.manifest.tolerance["fp32"]
-        mu, logvar = self.encoder.tried(probe.image)
-        (image,) = self.decoder.tried(probe.z)
-        for path, name, found, expected, allowed in (
-            (self.encoder.path, "mu", mu, probe.mu, tolerance.mu),
-            (self.encoder.path, "logvar", logvar, probe.logvar, tolerance.logvar),
-            (self.decoder.path, "image", image, probe.decoded, tolerance.image),
-        ):
-            largest = float(np.abs(found.astype(np.float64) - expected).max())
-            if not largest <= allowed:  # NaN is refused too
-                raise BadBundle(f"{path}: {name} differs from the probe by {largest:.3g}, the tolerance is {allowed:g}")
+        probe = bundle.probe
+        answers = vars(probe) | {"image": probe.decoded}
+        for graph, inputs in self._runs(probe.image, probe.z):
+            for name, found in zip(graph.outputs, graph.tried(*inputs), strict=True):
+                expected = answers[name]
+                if found.shape != expected.shape:
+                    raise BadBundle(f"{graph.path}: {name} is {found.shape} on the probe, expected {expected.shape}")
+                if fault := _fault(name, found, expected, logvar=probe.logvar, manifest=bundle.manifest):
+                    raise BadBundle(f"{graph.path}: {name} {fault}")
+
+
+def _fault(
+    name: str, found: NDArray[Any], expected: NDArray[Any], *, logvar: NDArray[Any] | None, manifest: Manifest
+) -> str | None:
+    """What an answer differs by from the probe's, if that is more than the manifest tolerates."""
+    tolerance = manifest.tolerance
+    if isinstance(tolerance, Tolerance):
+        match name:
+            case "logvar":
+                apart = differences.of_logvar(found, expected, scale_head=manifest.scale_head)
+            case "log_likelihood":
+                apart = differences.of_sums(found, expected)
+            case _:
+                apart = differences.absolute(found, expected)
+        return _excess(apart.max(), getattr(tolerance, name))
+    if name == "mu":
+        return _excess(differences.in_sigma(found, expected, logvar).max(), tolerance.mu_in_sigma, unit=" sigma")
+    if name == "image" and not (psnr_db := differences.psnr_db(found, expected)) >= tolerance.psnr_db:
+        return f"is {psnr_db:.3g} dB from the probe's, the tolerance is {tolerance.psnr_db:g} dB"
+    return None  # logvar and log-likelihoods have no tolerance of their own below fp32
+
+
+def _excess(largest: float, allowed: float, *, unit: str = "") -> str | None:
+    if largest <= allowed:  # which NaN is not
+        return None
+    return f"differs from the probe by {largest:.3g}{unit}, the tolerance is {allowed:g}{unit}"
+
+
+def _fits(found: tuple[int, ...], expected: RowShape) -> bool:
+    """Whether a shape is the expected one, where None admits any length."""
+    return len(found) == len(expected) and all(
+        axis in (None, length) for axis, length in zip(expected, found, strict=True)
+    )
 
 
 def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
@@ -185,18 +241,21 @@ def _has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
 
 
-def _check(path: Path, side: str, expected: dict[str, tuple[str, tuple[int, ...]]], nodes: list[Any]) -> None:
+def _check(path: Path, side: str, expected: dict[str, tuple[str, RowShape]], nodes: list[Any]) -> None:
     found = {node.name: (node.type, node.shape) for node in nodes}
     if sorted(found) != sorted(expected):
         raise BadBundle(f"{path}: {side} are {sorted(found)}, the bundle format has {sorted(expected)}")
     for name, (dtype, row_shape) in expected.items():
         found_type, found_shape = found[name]
         batch, *rest = found_shape or [None]
-        if found_type != _ORT_TYPES[dtype] or isinstance(batch, int) or tuple(rest) != row_shape:
-            raise BadBundle(
-                f"{path}: {name} is {found_type} {found_shape}, "
-                f"the manifest says {_ORT_TYPES[dtype]} ['n', {', '.join(map(str, row_shape))}]"
-            )
+        fixed = tuple(axis if isinstance(axis, int) else None for axis in rest)
+        if found_type != _ORT_TYPES[dtype] or isinstance(batch, int) or fixed != row_shape:
+            expected_type = f"{_ORT_TYPES[dtype]} {_shown((None, *row_shape))}"
+            raise BadBundle(f"{path}: {name} is {found_type} {found_shape}, the manifest says {expected_type}")
+
+
+def _shown(shape: RowShape) -> str:
+    return f"[{', '.join('free' if axis is None else str(axis) for axis in shape)}]"
 
 
 def _first_line(error: Exception) -> str:

@@ -2,16 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import StringStringEntryProto, TensorProto, helper, numpy_helper
 
 from export.bundle import bundle_files, manifest_of, write
+from export.frozen import Graphs
 from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, Probe, digest
-from tests.service.linear import Linear
+from tests.service.linear import Model
 
 
 def copied(source: Path, folder: Path) -> Path:
@@ -38,24 +41,53 @@ def flip_byte(path: Path) -> None:
 
 def made(
     folder: Path,
-    model: Linear,
+    model: Model,
     *,
     encoder: bytes | None = None,
     decoder: bytes | None = None,
+    scorer: bytes | None = None,
     probe: Probe | None = None,
     raw_probe: bytes | None = None,
+    **changes: object,
 ) -> Path:
     """A bundle that its manifest describes to the byte, with these parts in place of the model's."""
-    files = bundle_files(
-        encoder=model.encoder() if encoder is None else encoder,
-        decoder=model.decoder() if decoder is None else decoder,
-        probe=probe or model.probe(),
+    graphs = Graphs(
+        model.encoder() if encoder is None else encoder, model.decoder() if decoder is None else decoder, scorer
     )
+    files = bundle_files(graphs, probe=probe or model.probe(), others={})
     if raw_probe is not None:
         files[PROBE] = raw_probe
     assert {ENCODER, DECODER, PROBE} <= files.keys()
-    write(folder, files, manifest_of(files, model.fields(folder.name)))
+    write(folder, files, manifest_of(files, model.fields(folder.name) | changes))
     return folder
+
+
+def zipped(folder: Path, path: Path, *, compression: int = ZIP_DEFLATED) -> Path:
+    """The files of a bundle in one zip, and nothing else."""
+    with ZipFile(path, "w", compression) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, str(file.relative_to(folder)))
+    return path
+
+
+# Offset and format of the fields of a zip's central directory that tests lie in.
+_DIRECTORY = {"flags": (8, "<H"), "method": (10, "<H"), "compressed": (20, "<I"), "size": (24, "<I")}
+
+
+def with_claim(path: Path, name: str, **claims: int) -> None:
+    """Other numbers in what a zip's directory says of one entry."""
+    content = bytearray(path.read_bytes())
+    entry = 0
+    while (entry := content.find(b"PK\x01\x02", entry + 1)) > 0:
+        (length,) = struct.unpack_from("<H", content, entry + 28)
+        if content[entry + 46 : entry + 46 + length] == name.encode():
+            break
+    assert entry > 0
+    for field, value in claims.items():
+        offset, kind = _DIRECTORY[field]
+        struct.pack_into(kind, content, entry + offset, value)
+    path.write_bytes(bytes(content))
 
 
 def edited(graph: bytes, edit: Callable[[onnx.GraphProto], object]) -> bytes:
@@ -123,3 +155,21 @@ def with_last(graph: bytes, output: str, operator: str, constants: dict[str, Any
         proto.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
 
     return edited(graph, edit)
+
+
+def with_external(graph: bytes, name: str, entries: Mapping[str, object]) -> bytes:
+    """The graph with the bytes of a constant elsewhere, as the entries say."""
+
+    def edit(proto: onnx.GraphProto) -> None:
+        for tensor in proto.initializer:
+            if tensor.name == name:
+                outside(tensor, entries)
+
+    return edited(graph, edit)
+
+
+def outside(tensor: TensorProto, entries: Mapping[str, object]) -> None:
+    """Take a tensor's bytes away and say that they lie elsewhere."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.extend(StringStringEntryProto(key=key, value=str(value)) for key, value in entries.items())

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, BadBundle, digest, read
+from service.bundle import DECODER, ENCODER, MANIFEST, PRIOR, PROBE, SCORER, BadBundle, digest, read
 from tests.service.broken import copied, edit_manifest, flip_byte, made
-from tests.service.linear import Bundles, Linear
+from tests.service.linear import Bundles, Linear, Model, fitted_prior, open_linear, write_linear
 from tests.service.wire import tensors
 
 
@@ -43,6 +44,37 @@ def test_a_sound_bundle_reads_back_as_it_was_written(bundles: Bundles, grey: Lin
     assert bundle.decoder == grey.decoder()
     for name, expected in vars(grey.probe()).items():
         np.testing.assert_array_equal(getattr(bundle.probe, name), expected)
+
+
+def test_a_bundle_without_scorer_and_prior_says_so(bundles: Bundles) -> None:
+    bundle = read(bundles.colour)
+    assert bundle.scorer is None
+    assert bundle.prior is None
+    assert bundle.probe.log_likelihood is None
+
+
+def test_scorer_and_prior_are_read_where_they_are_there(tmp_path: Path, colour: Linear) -> None:
+    write_linear(tmp_path / "b", colour, scorer=colour.scorer(), fitted=fitted_prior())
+    bundle = read(tmp_path / "b")
+    assert bundle.scorer == (tmp_path / "b" / SCORER).read_bytes()
+    assert bundle.prior == (tmp_path / "b" / PRIOR).read_bytes()
+    probe = colour.probe()
+    np.testing.assert_array_equal(bundle.probe.log_likelihood, colour.log_likelihood(probe.image, probe.z))
+
+
+def test_an_autoencoder_has_no_logvar(tmp_path: Path, colour: Linear) -> None:
+    write_linear(tmp_path / "b", replace(colour, family="autoencoder"))
+    bundle = read(tmp_path / "b")
+    assert bundle.manifest.prior == "none"
+    assert bundle.probe.logvar is None
+
+
+def test_a_bundle_of_open_sizes_has_latents_of_any_size(tmp_path: Path) -> None:
+    write_linear(tmp_path / "b", open_linear())
+    manifest = read(tmp_path / "b").manifest
+    assert manifest.image.is_open
+    assert manifest.image.default_shape == (16, 16, 3)
+    assert manifest.latent_shape_of(8, 20) == (2, 2, 5)
 
 
 def test_a_manifest_survives_json(bundles: Bundles) -> None:
@@ -88,6 +120,20 @@ def test_a_file_that_is_not_listed_is_not_read(folder: Path) -> None:
     assert read(folder).manifest.name == "colour"
 
 
+@pytest.mark.parametrize(("one", "other"), [(ENCODER, DECODER), (DECODER, PROBE)])
+def test_files_that_were_swapped_are_found(folder: Path, one: str, other: str) -> None:
+    first, second = (folder / one).read_bytes(), (folder / other).read_bytes()
+    (folder / one).write_bytes(second)
+    (folder / other).write_bytes(first)
+    sentence = refusal(folder)
+    assert re.match(rf"{folder}/\S+: (has {len(second)} bytes|has {len(first)} bytes|sha256 is)", sentence)
+
+
+def test_a_file_that_was_renamed_is_missing(folder: Path) -> None:
+    (folder / DECODER).rename(folder / "decode.onnx")
+    assert refusal(folder) == f"{folder / DECODER}: No such file or directory, the manifest lists it"
+
+
 @pytest.mark.parametrize("name", [ENCODER, DECODER, PROBE])
 def test_every_needed_file_must_be_listed(folder: Path, name: str) -> None:
     edit_manifest(folder, lambda plain: plain["files"].pop(name), honest_digest=True)
@@ -108,15 +154,6 @@ def test_a_folder_without_a_manifest_is_no_bundle(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     sentence = f"{folder / MANIFEST}: No such file or directory, expected the manifest of a bundle"
     assert refusal(folder) == sentence
-
-
-def test_a_folder_that_does_not_exist_is_no_bundle(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "nowhere").startswith(f"{tmp_path / 'nowhere' / MANIFEST}: No such file or directory")
-
-
-def test_a_file_in_place_of_the_folder_is_no_bundle(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert refusal(tmp_path / "file").startswith(f"{tmp_path / 'file' / MANIFEST}: Not a directory")
 
 
 @pytest.mark.parametrize(
@@ -161,8 +198,15 @@ def test_another_format_number_is_refused(folder: Path, number: object) -> None:
         (lambda plain: plain.update(name="../up"), "name is '../up', "),
         (lambda plain: plain.update(name="a@b"), "name is 'a@b', "),
         (lambda plain: plain.update(digest="0" * 63), f"digest is '{'0' * 63}', "),
-        (lambda plain: plain["tolerance"]["fp32"].update(mu=-1), "tolerance.fp32.mu is -1, "),
-        (lambda plain: plain["tolerance"]["fp32"].update(mu=float("nan")), "tolerance.fp32.mu is nan, "),
+        (lambda plain: plain["tolerance"].update(mu=-1), "tolerance.fp32.mu is -1, "),
+        (lambda plain: plain["tolerance"].update(mu=float("nan")), "tolerance.fp32.mu is nan, "),
+        (lambda plain: plain["tolerance"].update(mu=float("inf")), "tolerance.fp32.mu is inf, "),
+        (lambda plain: plain.update(tolerance=3), "tolerance.fp32 is 3, "),
+        (
+            lambda plain: plain.update(precision="int8", tolerance={"mu_in_sigma": 0, "psnr_db": 35}),
+            "tolerance.reduced.mu_in_sigma is 0, ",
+        ),
+        (lambda plain: plain["parity"]["mu"].update(max=float("inf")), "parity.mu.max is inf, "),
         (lambda plain: plain.update(prior="fitted"), "prior is 'fitted', "),
         (lambda plain: plain["files"][ENCODER].update(sha256="xyz"), "files.encoder.onnx.sha256 is 'xyz', "),
         (lambda plain: plain["files"][ENCODER].update(size_bytes=0), "files.encoder.onnx.size_bytes is 0, "),
@@ -173,6 +217,54 @@ def test_a_wrong_field_is_named_with_what_was_found(
 ) -> None:
     edit_manifest(folder, edit)
     assert refusal(folder).startswith(f"{folder / MANIFEST}: {found}")
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda plain: plain.update(family="autoencoder"), "a vae has a scale_head, an autoencoder has none"),
+        (lambda plain: plain.update(prior="none"), "a vae has the prior standard, an autoencoder none"),
+        (
+            lambda plain: plain.update(precision="int8"),
+            "tolerance is absolute in fp32 and in units of sigma and decibels below it",
+        ),
+        (
+            lambda plain: plain.update(tolerance={"mu_in_sigma": 0.1, "psnr_db": 35}),
+            "tolerance is absolute in fp32 and in units of sigma and decibels below it",
+        ),
+        (
+            lambda plain: plain.update(latent_shape=[4, None]),
+            "latent_shape is (channels, null, null) where sizes are open, and whole numbers elsewhere",
+        ),
+        (lambda plain: plain["image"].update(stride=4), "image: every side is a multiple of the stride 4, 6 is not"),
+        (
+            lambda plain: plain["image"].update(max_side=64),
+            "image: open sizes have neither height nor width but default_side and max_side, others the reverse",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_named(
+    folder: Path, edit: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    edit_manifest(folder, edit, honest_digest=True)
+    assert refusal(folder) == f"{folder / MANIFEST}: {said}"
+
+
+def test_a_fitted_prior_of_latents_with_places_is_refused(tmp_path: Path, bundles: Bundles) -> None:
+    folder = copied(bundles.grey, tmp_path / "grey")
+    entry = {"sha256": "0" * 64, "size_bytes": 1}
+    edit_manifest(folder, lambda plain: plain["files"].update({PRIOR: entry}), honest_digest=True)
+    said = "latent_shape has one axis where prior.safetensors is there, 3 were found"
+    assert refusal(folder) == f"{folder / MANIFEST}: {said}"
+
+
+def test_files_of_more_bytes_than_a_bundle_may_have_are_not_read(folder: Path) -> None:
+    def edit(plain: dict[str, Any]) -> None:
+        plain["files"]["card.md"] = {"sha256": "0" * 64, "size_bytes": 2**32}
+
+    edit_manifest(folder, edit)
+    found = 2**32 + sum((folder / name).stat().st_size for name in (ENCODER, DECODER, PROBE))
+    assert refusal(folder) == f"{folder / MANIFEST}: files have {found} bytes, expected at most 4294967296"
 
 
 @pytest.mark.parametrize("field", ["name", "digest", "image", "latent_shape", "files", "tolerance", "logvar_range"])
@@ -200,9 +292,10 @@ def test_a_file_name_that_could_leave_the_folder_is_refused(folder: Path, name: 
         lambda plain: plain.update(logvar_range=[-3, 3]),
         lambda plain: plain["likelihood"].update(sigma=0.2),
         lambda plain: plain["files"][ENCODER].update(sha256="0" * 64),
-        lambda plain: plain["files"].update({"scorer.onnx": {"sha256": "0" * 64, "size_bytes": 1}}),
+        lambda plain: plain["files"].update({SCORER: {"sha256": "0" * 64, "size_bytes": 1}}),
+        lambda plain: plain["files"].update({PRIOR: {"sha256": "0" * 64, "size_bytes": 1}}),
     ],
-    ids=["digest", "logvar_range", "sigma", "encoder", "a graph more"],
+    ids=["digest", "logvar_range", "sigma", "encoder", "a graph more", "a prior more"],
 )
 def test_an_edit_that_changes_answers_no_longer_fits_the_digest(
     folder: Path, edit: Callable[[dict[str, Any]], object]
@@ -218,7 +311,7 @@ def test_the_digest_does_not_hang_on_what_changes_no_answer(folder: Path) -> Non
 
     def edit(plain: dict[str, Any]) -> None:
         plain.update(name="renamed", licence="MIT", metrics={"elbo": -1.0})
-        plain["tolerance"]["fp32"]["mu"] = 1e-3
+        plain["tolerance"]["mu"] = 1e-3
 
     edit_manifest(folder, edit)
     manifest = read(folder).manifest
@@ -245,8 +338,8 @@ def test_a_manifest_with_a_wrong_byte_is_read_or_refused_in_one_sentence(
 # The probe
 
 
-def probe_tensors(model: Linear) -> dict[str, Any]:
-    return dict(vars(model.probe()))
+def probe_tensors(model: Model) -> dict[str, Any]:
+    return {name: tensor for name, tensor in vars(model.probe()).items() if tensor is not None}
 
 
 def test_a_probe_that_is_no_safetensors_is_refused(tmp_path: Path, colour: Linear) -> None:
@@ -257,6 +350,23 @@ def test_a_probe_that_is_no_safetensors_is_refused(tmp_path: Path, colour: Linea
 def test_a_probe_of_a_type_that_numpy_lacks_is_refused(tmp_path: Path, colour: Linear) -> None:
     header = b'{"mu":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
     folder = made(tmp_path / "b", colour, raw_probe=len(header).to_bytes(8, "little") + header + bytes(2))
+    assert refusal(folder).startswith(f"{folder / PROBE}: not readable as safetensors")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"mu":{"dtype":"F32","shape":[750000000],"data_offsets":[0,3000000000]}}',
+        b'{"mu":{"dtype":"F32","shape":[750000000],"data_offsets":[0,4]}}',
+    ],
+)
+@pytest.mark.parametrize("claimed", [None, 3_000_000_000])
+def test_a_probe_that_claims_gigabytes_is_refused(
+    tmp_path: Path, colour: Linear, header: bytes, claimed: int | None
+) -> None:
+    """In the size of a tensor, or of the header itself."""
+    length = (claimed or len(header)).to_bytes(8, "little")
+    folder = made(tmp_path / "b", colour, raw_probe=length + header + bytes(4))
     assert refusal(folder).startswith(f"{folder / PROBE}: not readable as safetensors")
 
 
@@ -281,3 +391,18 @@ def test_a_probe_with_a_wrong_tensor_is_refused(
     named[name] = np.ascontiguousarray(change(named[name]))
     folder = made(tmp_path / "b", colour, raw_probe=tensors(**named))
     assert re.search(r"probe\.safetensors: \w+ is \w+ \(.*\), expected \w+ \(.*\), one row or more", refusal(folder))
+
+
+def test_a_probe_for_a_scorer_holds_its_answers(tmp_path: Path, colour: Linear) -> None:
+    folder = made(tmp_path / "b", colour, scorer=colour.scorer())
+    sentence = f"{folder / PROBE}: log_likelihood is nothing, expected float32 (4,), one row or more"
+    assert refusal(folder) == sentence
+
+
+@pytest.mark.parametrize("shape", [(4, 0, 16, 3), (4, 2, 16, 3)], ids=["no rows of pixels", "less than a stride"])
+def test_a_probe_without_a_pixel_or_without_a_latent_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    model = open_linear()
+    named = probe_tensors(model) | {"image": np.zeros(shape, np.uint8), "decoded": np.zeros(shape, np.uint8)}
+    named |= dict.fromkeys(("mu", "logvar", "z"), np.zeros((4, 2, 0, 4), np.float32))
+    folder = made(tmp_path / "b", model, raw_probe=tensors(**named))
+    assert refusal(folder).endswith(", one row or more")
