@@ -9,12 +9,15 @@ import uvicorn
 from pydantic import ValidationError
 from uvicorn.config import LOGGING_CONFIG
 
-from service.bundle import BadBundle
+from service.bundle import BadBundle, Manifest
 from service.machine import BadEngine, require_one_distribution
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.models import Deployment
+    from service.models import Deployment, Model
+
+# Pictures up to here are shown sixteen at a time, and enlarged.
+_SMALL_PIXELS = 64 * 64
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,6 +39,7 @@ def serve(
     device: Annotated[str | None, _flag("device")] = None,
     threads: Annotated[int | None, _flag("threads")] = None,
     max_batch_rows: Annotated[int | None, _flag("max_batch_rows")] = None,
+    max_run_pixels: Annotated[int | None, _flag("max_run_pixels")] = None,
     max_request_rows: Annotated[int | None, _flag("max_request_rows")] = None,
     max_queue_rows: Annotated[int | None, _flag("max_queue_rows")] = None,
     max_body_bytes: Annotated[int | None, _flag("max_body_bytes")] = None,
@@ -78,19 +82,35 @@ def _stop(sentence: str) -> None:
 
 def _announce(deployment: "Deployment", onnxruntime: str) -> None:
     for model in deployment.models:
-        height, width, channels = model.manifest.image.shape
         engine = model.engine
         typer.echo(
-            f"model {model.label[: len(model.manifest.name) + 13]}: {height}x{width}x{channels}, "
-            f"latents {'x'.join(map(str, model.manifest.latent_shape))}, {engine.provider} ({onnxruntime}), "
-            f"{engine.precision}, {engine.threads} threads",
+            f"model {model.label[: len(model.manifest.name) + 13]}: {_shapes(model.manifest)}, "
+            f"{engine.provider} ({onnxruntime}), {engine.precision}, {engine.threads} threads",
             err=True,
         )
     settings = deployment.settings
     if settings.port:
         host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104  # compared, not bound
-        url = f"http://{host}:{settings.port}/sample?n=16&seed=7&scale=4"
-        typer.echo(f"try:  curl -s '{url}' -o sample.png", err=True)
+        typer.echo(f"try:  {_first_try(deployment.models.default, f'http://{host}:{settings.port}')}", err=True)
+
+
+def _shapes(manifest: Manifest) -> str:
+    """What pictures and latents a model takes, for a person."""
+    image = manifest.image
+    latents = "x".join("?" if axis is None else str(axis) for axis in manifest.latent_shape)
+    if image.max_side is None:
+        return f"{'x'.join(map(str, image.shape))}, latents {latents}"
+    sizes = f"sizes up to {image.max_side}x{image.max_side}, multiples of {image.stride}"
+    return f"{sizes}, {image.channels} channels, latents {latents}"
+
+
+def _first_try(model: "Model", url: str) -> str:
+    """A line that shows what the model does: sixteen small pictures or a large one, where seeds have pictures."""
+    if model.manifest.prior == "none" and model.prior is None:
+        return f"{url}/docs"
+    height, width, _ = model.manifest.image.default_shape
+    asked = "n=16&seed=7&scale=4" if height * width <= _SMALL_PIXELS else "seed=7"
+    return f"curl -s '{url}/sample?{asked}' -o sample.png"
 
 
 def _logging(level: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Arrays become a response, in the form that the request asked for, with the headers every answer carries."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -17,57 +18,61 @@ from service.budget import spend
 from service.errors import too_large
 from service.forms import ANIMATIONS, Form
 from service.intake import Call
-from service.schemas import EncodeOptions, InterpolateOptions, Options, PictureOptions
+from service.schemas import Options, PathOptions, PictureOptions
 
 
-async def latents(
-    call: Call[EncodeOptions],
-    done: Done,
+async def numbers(
+    call: Call[Options],
+    named: Mapping[str, NDArray[np.floating[Any]] | None],
     *,
+    runs: Sequence[Done],
     decoded_at: float,
-    z: NDArray[np.float32] | None,
-    seed: int | None,
+    seed: int | None = None,
+    dtype: str = "float32",
 ) -> Response:
-    """mu and logvar of each image, and the draws where some were asked.
+    """Named arrays, a row for each image. What a model has not is null in JSON and left out of safetensors.
 
-    Shapes:  done.outputs mu, logvar (n, *latent_shape); z (n, draws, *latent_shape)
+    Shapes:  named (n, …)
     """
     began = perf_counter()
-    named = dict(zip(("mu", "logvar"), done.outputs, strict=True)) | ({} if z is None else {"z": z})
-    dtype = np.dtype(call.options.dtype)
-    arrays = {name: np.ascontiguousarray(array, dtype) for name, array in named.items()}
-    numbers = sum(array.size for array in arrays.values())
+    arrays = {name: np.ascontiguousarray(array, dtype) for name, array in named.items() if array is not None}
+    count = sum(array.size for array in arrays.values())
     if call.form is Form.SAFETENSORS:
-        content = await spend(20 + 0.002 * numbers, tensors.write, arrays)
+        content = await spend(20 + 0.002 * count, tensors.write, arrays)
     else:
         drawn = {} if seed is None else {"seed": seed}
-        content = await spend(5 + 0.02 * numbers, _json, call, drawn | arrays)
-    return _response(call, content, seeded=False, runs=(done,), decoded_at=decoded_at, encoding_at=began)
+        content = await spend(5 + 0.02 * count, _json, call, drawn | dict(named) | arrays)
+    return _response(call, content, seeded=False, runs=runs, decoded_at=decoded_at, encoding_at=began)
 
 
 async def pictures(
     call: Call[PictureOptions],
     *,
+    image: NDArray[np.uint8],
     z: NDArray[np.float32],
     runs: Sequence[Done],
     decoded_at: float,
     seeded: bool,
     columns: int,
     seed: int | None = None,
+    extra: Mapping[str, NDArray[np.uint8]] = MappingProxyType({}),
 ) -> Response:
-    """Pictures of the last run, `columns` in a line, and the latents that they came from.
+    """Pictures, `columns` in a line, and the latents that they came from; in JSON and safetensors also the pictures of
+    `extra`, under their names.
 
-    Shapes:  z (n, *latent_shape); the last run's output (n, h, w, c)
+    Shapes:  image (n, h, w, c); z (n, *latent_shape); extra (m, h, w, c)
     """
     began = perf_counter()
-    (image,) = runs[-1].outputs
     options = call.options
+    named = {"images": image, **extra}
     if call.form is Form.SAFETENSORS:
-        content = await spend(0.001 * image.size, tensors.write, {"images": image, "z": z})
+        values = sum(pictures.size for pictures in named.values())
+        content = await spend(0.001 * values, tensors.write, {**named, "z": z})
     elif call.form is Form.JSON:
         drawn = {} if seed is None else {"seed": seed}
-        cost = len(image) * images.rendering_cost_us(image[:1], options.scale)
-        content = await spend(cost, _json_pictures, call, image, drawn, z, options.scale)
+        n = sum(map(len, named.values()))
+        cost = n * images.rendering_cost_us(image[:1], options.scale)
+        content = await spend(cost, _json_pictures, call, named, drawn, z, options.scale)
     else:
         content = await spend(
             images.rendering_cost_us(image, options.scale),
@@ -77,22 +82,23 @@ async def pictures(
             columns=columns,
             scale=options.scale,
             quality=options.quality,
-            frame_ms=options.frame_ms if isinstance(options, InterpolateOptions) else 0,
+            frame_ms=options.frame_ms if isinstance(options, PathOptions) else 0,
         )
     return _response(call, content, seeded=seeded, runs=runs, decoded_at=decoded_at, encoding_at=began)
 
 
-def arrange(call: Call[PictureOptions], n: int, *, path: bool = False) -> int:
-    """How many of n pictures stand in a line: as asked, else near square, and a path in one line.
+def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], line: int | None = None) -> int:
+    """How many of n pictures stand in a line: as asked, else as many as the verb puts there, else near square.
 
+    Shapes:  shape (h, w, c) of one picture
     Raises:  TooLarge if the answer would be over a limit, ours or its format's, before anything is computed
     """
-    height, width, _ = call.model.manifest.image.shape
+    height, width, _ = shape
     options, limit = call.options, call.deployment.settings.max_answer_pixels
     pixels = n * height * width * options.scale**2
     if pixels > limit:
         raise too_large("answer", got=pixels, limit=limit, unit="pixels")
-    columns = min(options.columns or (n if path else images.near_square(n)), n)
+    columns = min(options.columns or line or images.near_square(n), n)
     across, down = (1, 1) if call.form in ANIMATIONS else (columns, ceil(n / columns))
     side = max(across * width, down * height) * options.scale
     longest = images.LONGEST_SIDE.get(call.form.label, side)
@@ -108,11 +114,17 @@ def _json(call: Call[Options], members: dict[str, Any]) -> bytes:
 
 
 def _json_pictures(
-    call: Call[Options], image: NDArray[np.uint8], drawn: dict[str, int], z: NDArray[np.float32], scale: int
+    call: Call[Options],
+    named: Mapping[str, NDArray[np.uint8]],
+    drawn: dict[str, int],
+    z: NDArray[np.float32],
+    scale: int,
 ) -> bytes:
-    files = [images.png(picture) for picture in images.enlarge(image, scale)]
-    encoded = [base64.b64encode(file).decode("ascii") for file in files]
-    return _json(call, drawn | {"images": encoded, "z": np.ascontiguousarray(z)})
+    encoded = {
+        name: [base64.b64encode(images.png(picture)).decode("ascii") for picture in images.enlarge(image, scale)]
+        for name, image in named.items()
+    }
+    return _json(call, drawn | encoded | {"z": np.ascontiguousarray(z)})
 
 
 def _response(

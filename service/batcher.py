@@ -1,12 +1,12 @@
 """Waiting jobs become one batch, and each caller gets its own rows back.
 
-A batch is what is waiting when the engine is free; there is no timer. All graphs of a process share one lane,
-so that they never fight for cores. Everything here runs on the event loop, except the run of a graph.
+A batch is what is waiting when the engine is free; there is no timer. Its rows have one shape. All graphs of a process
+share one lane, so that they never fight for cores. Everything here runs on the event loop, except the run of a graph.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 from service.errors import QueueFull
 
 Rows = NDArray[Any]
-Run = Callable[[Rows], tuple[Rows, ...]]
+Run = Callable[..., tuple[Rows, ...]]
+RowShape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What rows of one shape are to a graph: how many run together at most, and the engine rows that each counts."""
+
+    max_rows: int
+    engine_rows: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +46,20 @@ class Done:
 
 
 class Job:
-    """One request's rows for one graph, and the reply that its caller awaits."""
+    """One request's rows for one graph, and the reply that its caller awaits.
 
-    __slots__ = ("batch_rows", "given", "parts", "queued_at", "reply", "rows", "run_s", "started_at", "taken")
+    Shapes:  inputs (n, *row_shape), one array for each input of the graph, n the same in all
+    """
 
-    def __init__(self, rows: Rows, reply: "asyncio.Future[Done]") -> None:
-        self.rows = rows
+    __slots__ = (
+        "batch_rows", "given", "inputs", "parts", "queued_at", "reply",
+        "row_shapes", "rows", "run_s", "started_at", "taken",
+    )  # fmt: skip
+
+    def __init__(self, inputs: tuple[Rows, ...], reply: "asyncio.Future[Done]") -> None:
+        self.inputs = inputs
+        self.row_shapes: tuple[RowShape, ...] = tuple([rows.shape[1:] for rows in inputs])
+        self.rows = len(inputs[0])
         self.reply = reply
         self.taken = 0
         self.given = 0
@@ -52,16 +69,16 @@ class Job:
         self.run_s = 0.0
         self.batch_rows = 0
 
-    def take(self, most: int) -> Rows:
-        """The next rows, `most` at most."""
-        part = self.rows[self.taken : self.taken + most]
-        self.taken += len(part)
-        return part
+    def take(self, most: int) -> tuple[Rows, ...]:
+        """The next rows of each input, `most` at most."""
+        start = self.taken
+        self.taken = min(start + most, self.rows)
+        return tuple([rows[start : self.taken] for rows in self.inputs])
 
     @property
     def left(self) -> int:
         """Rows that no batch has taken yet."""
-        return len(self.rows) - self.taken
+        return self.rows - self.taken
 
     def give(self, part: tuple[Rows, ...], *, run_s: float, batch_rows: int) -> None:
         """Keep the outputs of the rows last taken; reply when those of the last row are there.
@@ -72,28 +89,29 @@ class Job:
         self.given += len(part[0])
         self.run_s += run_s
         self.batch_rows = max(self.batch_rows, batch_rows)
-        if self.given == len(self.rows) and not self.reply.done():
-            outputs = self.parts[0] if len(self.parts) == 1 else _joined(self.parts)
+        if self.given == self.rows and not self.reply.done():
+            outputs = _joined(self.parts)
             self.reply.set_result(Done(outputs, self.started_at - self.queued_at, self.run_s, self.batch_rows))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of several jobs that run together."""
+    """Rows of several jobs, all of one shape, that run together; `engine_rows` is what they count."""
 
     jobs: tuple[Job, ...]
-    parts: tuple[Rows, ...]
+    parts: tuple[tuple[Rows, ...], ...]
+    engine_rows: float
 
-    def rows(self) -> Rows:
-        """All rows; those of a lone job are passed on without a copy."""
-        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
+    def inputs(self) -> tuple[Rows, ...]:
+        """All rows of each input; those of a lone job are passed on without a copy."""
+        return _joined(self.parts)
 
     def give(self, outputs: tuple[Rows, ...], *, run_s: float) -> None:
         """Hand each job the outputs of its own rows."""
-        start, total = 0, sum(map(len, self.parts))
+        start, total = 0, sum([len(part[0]) for part in self.parts])
         for job, part in zip(self.jobs, self.parts, strict=True):
-            end = start + len(part)
-            job.give(tuple(output[start:end] for output in outputs), run_s=run_s, batch_rows=total)
+            end = start + len(part[0])
+            job.give(tuple([output[start:end] for output in outputs]), run_s=run_s, batch_rows=total)
             start = end
 
     def fail(self, error: BaseException) -> None:
@@ -104,55 +122,65 @@ class Batch:
 
 
 class Queue:
-    """The jobs that wait for one graph."""
+    """The jobs that wait for one graph; `load` is told the shape of a row of the graph's first input."""
 
-    def __init__(self, run: Run, *, lane: "Lane", max_batch_rows: int) -> None:
+    def __init__(self, run: Run, *, lane: "Lane", load: Callable[[RowShape], Load]) -> None:
         self.run = run
         self._lane = lane
-        self._max_batch_rows = max_batch_rows
+        self._load = load
         self._jobs: deque[Job] = deque()
 
-    def submit(self, rows: Rows) -> "asyncio.Future[Done]":
-        """The reply to a job of these rows. Cancelling it takes back what no batch has taken yet."""
+    def submit(self, *inputs: Rows) -> "asyncio.Future[Done]":
+        """The reply to a job of these rows. Cancelling it takes back what no batch has taken yet.
+
+        Shapes:  inputs (n, *row_shape)
+        """
         reply: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._jobs.append(Job(rows, reply))
+        self._jobs.append(Job(inputs, reply))
         self._lane.wake(self)
         return reply
 
     def form(self) -> Batch | None:
-        """The next batch: an equal share for every job that waits, then what still fits in order of arrival.
+        """The next batch: of the jobs whose rows have the shape of the first one's, an equal share for each, then what
+        still fits in order of arrival.
 
-        While others wait, no job fills more than half of a batch. So a lone row is in the next batch unless
-        more jobs wait than a batch has rows.
+        While others of its shape wait, no job fills more than half of a batch. So a lone row is in the next batch of
+        its shape unless more such jobs wait than a batch has rows; and shapes take turns.
         """
         waiting = [job for job in self._jobs if not job.reply.done()]
         if not waiting:
             self._jobs.clear()
             return None
-        shares = _shares([job.left for job in waiting], self._max_batch_rows)
+        row_shapes = waiting[0].row_shapes
+        alike = [job for job in waiting if job.row_shapes == row_shapes]
+        load = self._load(row_shapes[0])
+        shares = _shares([job.left for job in alike], load.max_rows)
         now = perf_counter()
         jobs, parts = [], []
-        for job, share in zip(waiting, shares, strict=True):
+        for job, share in zip(alike, shares, strict=True):
             if share:
                 job.started_at = job.started_at or now
                 jobs.append(job)
                 parts.append(job.take(share))
         # Those that were served go behind those that were not.
-        unserved = [job for job, share in zip(waiting, shares, strict=True) if not share]
+        served = set(jobs)
+        unserved = [job for job in waiting if job not in served]
         self._jobs = deque(unserved + [job for job in jobs if job.left])
-        return Batch(tuple(jobs), tuple(parts))
+        return Batch(tuple(jobs), tuple(parts), load.engine_rows * sum(shares))
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
 
-def _joined(parts: list[tuple[Rows, ...]]) -> tuple[Rows, ...]:
-    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+def _joined(parts: Sequence[tuple[Rows, ...]]) -> tuple[Rows, ...]:
+    if len(parts) == 1:
+        return parts[0]
+    return tuple([np.concatenate(rows) for rows in zip(*parts, strict=True)])
 
 
 def _shares(wanted: list[int], most: int) -> list[int]:
     """How many rows each job gets of a batch of `most`."""
-    cap = most if len(wanted) == 1 else most // 2
+    cap = most if len(wanted) == 1 else max(1, most // 2)
     fair = min(cap, max(1, most // len(wanted)))
     shares, room = [], most
     for want in wanted:
@@ -166,7 +194,7 @@ def _shares(wanted: list[int], most: int) -> list[int]:
 
 
 class Lane:
-    """One engine thread for all graphs of a process, and the account of rows that were admitted to it."""
+    """One engine thread for all graphs of a process, and the account of engine rows that were admitted to it."""
 
     def __init__(self, *, max_queue_rows: int) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -178,7 +206,7 @@ class Lane:
 
     @contextmanager
     def admit(self, rows: int) -> Iterator[None]:
-        """Room for all rows that a request will run, held until it has run them.
+        """Room for all engine rows that a request will run, held until it has run them.
 
         Raises:  QueueFull with a Retry-After from the measured rate; a request alone is always admitted
         """
@@ -225,7 +253,7 @@ class Lane:
         def work() -> None:
             began = perf_counter()
             try:
-                outputs = run(batch.rows())
+                outputs = run(*batch.inputs())
             except Exception as error:
                 loop.call_soon_threadsafe(self._failed, batch, error)
             else:
@@ -234,7 +262,7 @@ class Lane:
         self._executor.submit(work)
 
     def _finished(self, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
-        rate = sum(map(len, batch.parts)) / max(run_s, 1e-9)
+        rate = batch.engine_rows / max(run_s, 1e-9)
         self._rows_per_s = 0.9 * self._rows_per_s + 0.1 * rate if self._rows_per_s else rate
         self._next()
         batch.give(outputs, run_s=run_s)

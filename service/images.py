@@ -57,19 +57,48 @@ def open_picture(data: bytes, *, where: str, max_pixels: int) -> Image.Image:
 
 
 def to_rows(pictures: Sequence[Image.Image], *, shape: tuple[int, int, int], where: Sequence[str]) -> Uint8:
-    """Pictures of any size, mode and orientation as rows that a model takes.
+    """Pictures of any size, mode and orientation as rows that a model of one size takes.
 
     Shapes:  shape (h, w, c) -> (n, h, w, c)
     Raises:  BadBody if the pixels of one cannot be decoded, Invalid if its mode has no agreed range
     """
+    height, width, channels = shape
     rows = np.empty((len(pictures), *shape), np.uint8)
     for row, picture, place in zip(rows, pictures, where, strict=True):
-        row[...] = np.asarray(_fit(picture, shape, where=place)).reshape(shape)
+        decoded = _decoded(picture, channels, where=place)
+        if decoded.size != (width, height):
+            decoded = ImageOps.fit(decoded, (width, height), method=Image.Resampling.LANCZOS)
+        row[...] = np.asarray(decoded).reshape(shape)
     return rows
 
 
-def _fit(picture: Image.Image, shape: tuple[int, int, int], *, where: str) -> Image.Image:
-    height, width, channels = shape
+def to_rows_of_their_size(
+    pictures: Sequence[Image.Image], *, channels: int, stride: int, where: Sequence[str]
+) -> Uint8:
+    """Pictures of one size as rows of that size, their edges cut where a side is no multiple of the stride.
+
+    Shapes:  -> (n, h, w, channels), h and w multiples of the stride
+    Raises:  as `to_rows`, and Invalid if a picture is not of the first one's size
+    """
+    rows: list[Uint8] = []
+    for picture, place in zip(pictures, where, strict=True):
+        decoded = np.asarray(_decoded(picture, channels, where=place))
+        top, left = (side % stride // 2 for side in decoded.shape[:2])
+        height, width = (side - side % stride for side in decoded.shape[:2])
+        row = decoded.reshape(*decoded.shape[:2], channels)[top : top + height, left : left + width]
+        if rows and row.shape != rows[0].shape:
+            raise invalid(place, got=size_in_words(row.shape), expected=f"{size_in_words(rows[0].shape)} as {where[0]}")
+        rows.append(row)
+    return np.stack(rows)
+
+
+def size_in_words(shape: tuple[int, ...]) -> str:
+    """The size of a picture whose shape begins with its height and its width."""
+    return f"height {shape[0]}, width {shape[1]}"
+
+
+def _decoded(picture: Image.Image, channels: int, *, where: str) -> Image.Image:
+    """A picture upright and of so many channels, in its own size."""
     try:
         picture.load()
         if picture.format in _ALWAYS_ORIENTED or not _ORIENTATIONS.isdisjoint(picture.info):
@@ -86,11 +115,7 @@ def _fit(picture: Image.Image, shape: tuple[int, int, int], *, where: str) -> Im
         colour = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
     mode = "L" if channels == 1 else "RGB"
-    if picture.mode != mode:
-        picture = picture.convert(mode)
-    if picture.size != (width, height):
-        picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
-    return picture
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def opening_cost_us(n: int) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from service import bodies, forms
+from service import bodies, forms, sizes
 from service.batcher import Done, Queue
 from service.bodies import Body, Named
 from service.callers import attended
@@ -50,18 +50,34 @@ class Call(Generic[O]):
         """Whether the request has an address: everything that it asks is in its URL."""
         return self.request.method != "POST"
 
-    def check_rows(self, rows: int) -> None:
+    def picture_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """(h, w, c) of the pictures that are made from seeds, at the sides that were asked for.
+
+        Raises:  Invalid if the model knows no such side
+        """
+        default_height, default_width, channels = self.model.manifest.image.default_shape
+        heights, widths, _ = self.model.image_axes
+        for name, asked, axis in (("height", height, heights), ("width", width, widths)):
+            if asked is not None and asked not in axis:
+                raise invalid(name, got=asked, expected=sizes.length_in_words(axis))
+        return height or default_height, width or default_width, channels
+
+    def engine_rows(self, n: int, image_shape: tuple[int, ...]) -> int:
+        """What n pictures of one size cost a graph of the model."""
+        return self.model.engine_rows(n, image_shape)
+
+    def check_rows(self, engine_rows: int) -> None:
         """Refuse a request whose engine rows are over the limit."""
         limit = self.deployment.settings.max_request_rows
-        if rows > limit:
-            raise too_large("rows", got=rows, limit=limit, unit="rows")
+        if engine_rows > limit:
+            raise too_large("rows", got=engine_rows, limit=limit, unit="rows")
 
-    async def run(self, graph: Queue, rows: NDArray[Any]) -> Done:
+    async def run(self, queue: Queue, *inputs: NDArray[Any]) -> Done:
         """The outputs of one of the model's graphs for these rows, as soon as they have been in a batch.
 
         Raises:  CallerGone if the caller left first
         """
-        return await attended(graph.submit(rows), self.request.receive)
+        return await attended(queue.submit(*inputs), self.request.receive)
 
 
 async def read(request: Request, verb: Verb[O]) -> Call[O]:

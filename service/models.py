@@ -4,26 +4,70 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from service.batcher import Lane, Queue
-from service.bundle import BadBundle, Bundle, Manifest, read
-from service.engine import Engine
+from service import prior, sizes
+from service.batcher import Lane, Load, Queue
+from service.bundle import PRIOR, BadBundle, Bundle, Manifest, read
+from service.engine import Engine, rows_of_a_run
 from service.errors import NotFound
+from service.prior import FittedPrior
 from service.settings import Settings
 
 
 class Model:
-    """One bundle, loaded, proven and warm, with a queue before each of its graphs."""
+    """One bundle, loaded, proven and warm, with a queue before each of its graphs.
 
-    def __init__(self, bundle: Bundle, *, engine: Engine, lane: Lane, max_batch_rows: int) -> None:
+    Raises:  BadBundle if its fitted prior is no density over its latents
+    """
+
+    def __init__(self, bundle: Bundle, *, engine: Engine, lane: Lane, settings: Settings) -> None:
         self.manifest: Manifest = bundle.manifest
         self.engine = engine
-        self.encoder = Queue(engine.encoder.run, lane=lane, max_batch_rows=max_batch_rows)
-        self.decoder = Queue(engine.decoder.run, lane=lane, max_batch_rows=max_batch_rows)
+        self.image_axes, self.latent_axes = sizes.of_images(self.manifest), sizes.of_latents(self.manifest)
+        self.prior = _fitted_prior(bundle)
+        self._max_batch_rows, self._max_run_pixels = settings.max_batch_rows, settings.max_run_pixels
+        height, width, _ = bundle.manifest.image.default_shape
+        self._default_pixels = height * width
+        self.encoder = Queue(engine.encoder.run, lane=lane, load=self._load_of_images)
+        self.decoder = Queue(engine.decoder.run, lane=lane, load=self._load_of_latents)
+        self.scorer = Queue(engine.scorer.run, lane=lane, load=self._load_of_images) if engine.scorer else None
 
     @cached_property
     def label(self) -> str:
         """`name@digest`, as `X-Model` carries it."""
         return self.manifest.label
+
+    def image_shape_of(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """(h, w, c) of the picture that a latent of this shape decodes to."""
+        image = self.manifest.image
+        if not image.is_open:
+            return image.default_shape
+        _, rows, columns = latent_shape
+        return rows * image.stride, columns * image.stride, image.channels
+
+    def engine_rows(self, n: int, image_shape: tuple[int, ...]) -> int:
+        """What n pictures of one size cost a graph: as many as there are, or where sizes are open their pixels in
+        pictures of the default size, rounded up.
+        """
+        # Rounded up in whole numbers: n is as large as anyone may write it, a float is not.
+        return -(-n * image_shape[0] * image_shape[1] // self._default_pixels)
+
+    def _load_of_images(self, image_shape: tuple[int, ...]) -> Load:
+        pixels = image_shape[0] * image_shape[1]
+        return Load(
+            max_rows=rows_of_a_run(pixels, max_batch_rows=self._max_batch_rows, max_run_pixels=self._max_run_pixels),
+            engine_rows=pixels / self._default_pixels,
+        )
+
+    def _load_of_latents(self, latent_shape: tuple[int, ...]) -> Load:
+        return self._load_of_images(self.image_shape_of(latent_shape))
+
+
+def _fitted_prior(bundle: Bundle) -> FittedPrior | None:
+    if bundle.prior is None:
+        return None
+    height, width, _ = bundle.manifest.image.default_shape
+    (latent_dim,) = bundle.manifest.latent_shape_of(height, width)
+    return prior.read(bundle.prior, bundle.path / PRIOR, latent_dim=latent_dim)
 
 
 class Models:
@@ -67,11 +111,11 @@ def deploy(settings: Settings) -> Deployment:
     """
     lane = Lane(max_queue_rows=settings.max_queue_rows)
     models: dict[str, Model] = {}
-    for folder in settings.bundles:
-        bundle = read(folder)
+    for path in settings.bundles:
+        bundle = read(path)
         if bundle.manifest.name in models:
-            raise BadBundle(f"{folder}: a model named {bundle.manifest.name} is loaded already")
+            raise BadBundle(f"{path}: a model named {bundle.manifest.name} is loaded already")
         engine = Engine(bundle, device=settings.device, threads=settings.threads)
-        engine.warm(settings.max_batch_rows)
-        models[bundle.manifest.name] = Model(bundle, engine=engine, lane=lane, max_batch_rows=settings.max_batch_rows)
+        engine.warm(settings.max_batch_rows, settings.max_run_pixels)
+        models[bundle.manifest.name] = Model(bundle, engine=engine, lane=lane, settings=settings)
     return Deployment(settings, Models(list(models.values())), lane)

@@ -8,32 +8,48 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service import images
+from service import images, sizes
 from service.bodies import Named
 from service.budget import spend
 from service.errors import invalid
 from service.intake import Call
 from service.schemas import Options
 
+_UNEVEN = "lists of unequal lengths, or too deep"
+
 
 async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArray[np.uint8]:
-    """Encoded pictures as rows that the model takes.
+    """Encoded pictures as rows that the model takes: fitted to its size, or of their own where sizes are open.
 
     Shapes:  -> (n, h, w, c)
     """
     limit = call.deployment.settings.max_picture_pixels
     opened = await spend(images.opening_cost_us(len(pictures)), _opened, pictures, limit)
+    where = [picture.where for picture in pictures]
+    spec = call.model.manifest.image
+    cost = images.decoding_cost_us(opened)
+    if not spec.is_open:
+        return await spend(cost, images.to_rows, opened, shape=spec.default_shape, where=where)
+    _check_sides(call, opened, where)
     return await spend(
-        images.decoding_cost_us(opened),
-        images.to_rows,
-        opened,
-        shape=call.model.manifest.image.shape,
-        where=[picture.where for picture in pictures],
+        cost, images.to_rows_of_their_size, opened, channels=spec.channels, stride=spec.stride, where=where
     )
 
 
 def _opened(pictures: Sequence[Named], max_pixels: int) -> list[Image.Image]:
     return [images.open_picture(picture.value, where=picture.where, max_pixels=max_pixels) for picture in pictures]
+
+
+def _check_sides(call: Call[Options], pictures: Sequence[Image.Image], where: Sequence[str]) -> None:
+    """Refuse what is too small, too large or too many, before anything is decoded."""
+    sides, *_ = call.model.image_axes
+    for picture, place in zip(pictures, where, strict=True):
+        if min(picture.size) < sides[0] or max(picture.size) > sides[-1]:
+            found = images.size_in_words((picture.height, picture.width))
+            raise invalid(place, got=found, expected=f"sides from {sides[0]} to {sides[-1]}")
+    # An orientation may yet turn each picture, which leaves its area; all must turn out to have the size of the first.
+    first = tuple(side - side % sides.step for side in pictures[0].size)
+    call.check_rows(call.engine_rows(len(pictures), first))
 
 
 async def images_of(call: Call[Options]) -> NDArray[np.uint8] | None:
@@ -48,17 +64,30 @@ async def images_of(call: Call[Options]) -> NDArray[np.uint8] | None:
     return None if tensor is None else from_tensor(call, tensor)
 
 
+async def some_images_of(call: Call[Options]) -> NDArray[np.uint8]:
+    """The request's images, of a verb that cannot do without.
+
+    Shapes:  -> (n, h, w, c)
+    Raises:  as `images_of`, and Invalid where there are none
+    """
+    image = await images_of(call)
+    if image is None:
+        raise invalid("body", got="no images", expected="at least one picture")
+    return image
+
+
 def from_tensor(call: Call[Options], tensor: Any) -> NDArray[np.uint8]:
-    """A tensor of images, which must have the model's exact shape.
+    """A tensor of images, which is taken as it is and so must have a shape that the model takes.
 
     Shapes:  -> (n, h, w, c)
     """
-    shape = call.model.manifest.image.shape
+    axes = call.model.image_axes
     if not isinstance(tensor, np.ndarray):
         raise invalid("body.images", got=type(tensor).__name__, expected="a list of base64 pictures")
-    if tensor.dtype != np.uint8 or tensor.shape[1:] != shape or len(tensor) == 0:
-        raise invalid("tensor.images", got=f"{tensor.dtype} {tensor.shape}", expected=f"uint8 {_shape(shape)}, n ≥ 1")
-    call.check_rows(len(tensor))
+    if tensor.dtype != np.uint8 or not sizes.takes(axes, tensor.shape[1:]) or len(tensor) == 0:
+        found = f"{tensor.dtype} {tensor.shape}"
+        raise invalid("tensor.images", got=found, expected=f"uint8 {sizes.in_words(axes)}, n ≥ 1")
+    call.check_rows(call.engine_rows(len(tensor), tensor.shape[1:]))
     return tensor
 
 
@@ -70,13 +99,21 @@ async def latents_of(call: Call[Options]) -> NDArray[np.float32] | None:
     value = (call.body.members or {}).get("z")
     if value is None:
         return None
-    shape = call.model.manifest.latent_shape
+    largest = prod(axis[-1] for axis in call.model.latent_axes)
     known = 0.002 * value.size if isinstance(value, np.ndarray) else 0.0
-    nested = 0.1 * len(value) * prod(shape) if isinstance(value, list) else 0.0
-    return await spend(known + nested, as_latents, value, shape, where="z")
+    nested = 0.1 * len(value) * largest if isinstance(value, list) else 0.0
+    return await spend(known + nested, as_latents, call, value, where="z")
 
 
-def as_latents(value: Any, latent_shape: tuple[int, ...], *, where: str) -> NDArray[np.float32]:
+def size_of_latents(call: Call[Options], z: NDArray[np.float32]) -> tuple[int, int, int]:
+    """The shape of the pictures that these latents decode to.
+
+    Shapes:  z (n, *latent_shape) -> (h, w, c)
+    """
+    return call.model.image_shape_of(z.shape[1:])
+
+
+def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.float32]:
     """Nested numbers or a float tensor as finite latents.
 
     Shapes:  -> (n, *latent_shape)
@@ -88,13 +125,11 @@ def as_latents(value: Any, latent_shape: tuple[int, ...], *, where: str) -> NDAr
     else:
         numbers = _numbers(value, where)
         known = numbers.dtype.kind in "iuf"
-    rows = numbers[None] if numbers.shape == latent_shape else numbers
-    if not known or rows.shape[1:] != latent_shape or len(rows) == 0:
-        raise invalid(
-            where,
-            got=f"{numbers.dtype} {numbers.shape}",
-            expected=f"float32 {_shape(latent_shape)}, n ≥ 1, or one latent",
-        )
+    axes = call.model.latent_axes
+    rows = numbers[None] if numbers.ndim == len(axes) else numbers
+    if not known or not sizes.takes(axes, rows.shape[1:]) or len(rows) == 0:
+        found = f"{numbers.dtype} {numbers.shape}"
+        raise invalid(where, got=found, expected=f"float32 {sizes.in_words(axes)}, n ≥ 1, or one latent")
     with np.errstate(over="ignore"):
         latents = np.ascontiguousarray(rows, np.float32)
     finite = np.isfinite(latents).reshape(len(latents), -1).all(axis=1)
@@ -104,11 +139,24 @@ def as_latents(value: Any, latent_shape: tuple[int, ...], *, where: str) -> NDAr
 
 
 def _numbers(value: Any, where: str) -> NDArray[Any]:
+    """Nested numbers as an array.
+
+    Raises:  Invalid that names the first row which is none or has not the shape of the first
+    """
     try:
         return np.asarray(value)
     except ValueError:
-        raise invalid(where, got="rows of unequal lengths", expected="one shape for all rows") from None
+        shapes = [_shape(row) for row in value]
+    for index, shape in enumerate(shapes):
+        if shape is None:
+            raise invalid(f"{where}[{index}]", got=_UNEVEN, expected="one shape for all rows")
+        if shape != shapes[0]:
+            raise invalid(f"{where}[{index}]", got=shape, expected=f"{shapes[0]} as {where}[0]")
+    raise invalid(where, got=_UNEVEN, expected="one shape for all rows")
 
 
-def _shape(row_shape: tuple[int, ...]) -> str:
-    return f"(n, {', '.join(map(str, row_shape))})"
+def _shape(row: Any) -> tuple[int, ...] | None:
+    try:
+        return np.asarray(row).shape
+    except ValueError:
+        return None

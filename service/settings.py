@@ -17,7 +17,7 @@ class Settings(BaseSettings):
     bundles: tuple[Path, ...] = Field(
         (SHIPPED_BUNDLE,),
         min_length=1,
-        description="Bundle folders to serve; the first is the default model. Without one: the shipped model.",
+        description="Bundles to serve, folders or zips; the first is the default. Without one: the shipped model.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
@@ -29,6 +29,9 @@ class Settings(BaseSettings):
         0, ge=0, description="Threads of one run on CPU; 0 takes as many as this process may use cores."
     )
     max_batch_rows: int = Field(32, ge=2, le=65536, description="Most rows in one run of a graph.")
+    max_run_pixels: int = Field(
+        2_000_000, ge=1, description="Most pixels in one run of a graph, over all its rows; one row is always run."
+    )
     max_request_rows: int = Field(
         4096, ge=1, description="Most rows (engine rows, over all graphs) that one request may cost."
     )

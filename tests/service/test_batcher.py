@@ -1,6 +1,7 @@
 """Batches, on a real event loop and a real engine thread; the engine is a function that a test can hold."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -12,17 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.batcher import Batch, Done, Lane, Queue
+from service import batcher
+from service.batcher import Batch, Done, Lane, Load, Queue
 from service.errors import QueueFull
 
 Rows = NDArray[Any]
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
-most = st.integers(2, 16)
+most = st.integers(1, 16)
 
 
 class Engine:
-    """Doubles its rows and writes down every batch; while `closed`, a run waits, so that jobs gather."""
+    """Doubles its first input, negates its last and writes down every batch; while it is not open, a run waits, so that
+    jobs gather.
+    """
 
     def __init__(self) -> None:
         self.batches: list[Rows] = []
@@ -31,13 +35,13 @@ class Engine:
         self.started = threading.Event()
         self.failing = False
 
-    def run(self, rows: Rows) -> tuple[Rows, ...]:
-        self.batches.append(rows)
+    def run(self, *inputs: Rows) -> tuple[Rows, ...]:
+        self.batches.append(inputs[0])
         self.started.set()
         assert self.open.wait(20)
         if self.failing:
             raise RuntimeError("the engine failed")
-        return rows * 2, -rows
+        return inputs[0] * 2, -inputs[-1]
 
     @asynccontextmanager
     async def held(self, queue: Queue) -> AsyncIterator[None]:
@@ -59,9 +63,19 @@ class Engine:
         return self.batches[1:]
 
 
+def at_most(limit: int) -> Callable[[tuple[int, ...]], Load]:
+    """The load of a graph that runs so many rows at a time, of whatever shape."""
+    return lambda _row_shape: Load(limit, 1.0)
+
+
 def jobs_of(counts: list[int]) -> list[Rows]:
     """Rows that say whose they are: 1000 · job + row."""
-    return [np.arange(1000 * job, 1000 * job + count).reshape(-1, 1) for job, count in enumerate(counts)]
+    return [rows_of(job, count) for job, count in enumerate(counts)]
+
+
+def rows_of(job: int, count: int, *, width: int = 1) -> Rows:
+    """The rows of one job, each as wide as asked."""
+    return np.arange(1000 * job, 1000 * job + count).reshape(-1, 1).repeat(width, axis=1)
 
 
 def on_a_lane(scenario: Callable[[Lane, Engine], Coroutine[Any, Any, None]], *, max_queue_rows: int = 10**6) -> Engine:
@@ -85,10 +99,10 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
-def assert_own(done: Done, rows: Rows) -> None:
+def assert_own(done: Done, *inputs: Rows) -> None:
     doubled, negated = done.outputs
-    np.testing.assert_array_equal(doubled, rows * 2)
-    np.testing.assert_array_equal(negated, -rows)
+    np.testing.assert_array_equal(doubled, inputs[0] * 2)
+    np.testing.assert_array_equal(negated, -inputs[-1])
 
 
 @settings(max_examples=100)
@@ -97,7 +111,7 @@ def test_every_caller_gets_its_own_rows_at_any_mix_of_sizes(counts: list[int], l
     jobs = jobs_of(counts)
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=limit)
+        queue = Queue(engine.run, lane=lane, load=at_most(limit))
         replies = await asyncio.gather(*(queue.submit(rows) for rows in jobs))
         for reply, rows in zip(replies, jobs, strict=True):
             assert_own(reply, rows)
@@ -112,7 +126,7 @@ def test_every_caller_gets_its_own_rows_at_any_mix_of_sizes(counts: list[int], l
 @given(waves=st.lists(sizes, min_size=1, max_size=4), limit=most)
 def test_callers_that_arrive_while_others_run_get_their_own_rows(waves: list[list[int]], limit: int) -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=limit)
+        queue = Queue(engine.run, lane=lane, load=at_most(limit))
         awaited: list[tuple[Rows, asyncio.Future[Done]]] = []
         for wave in waves:
             awaited += [(rows, queue.submit(rows)) for rows in jobs_of(wave)]
@@ -142,7 +156,7 @@ def test_two_graphs_of_one_lane_never_run_at_once_and_keep_their_rows_apart(
         return run
 
     async def scenario(lane: Lane, _engine: Engine) -> None:
-        encoder, decoder = (Queue(alone(name), lane=lane, max_batch_rows=limit) for name in (10**6, 2 * 10**6))
+        encoder, decoder = (Queue(alone(name), lane=lane, load=at_most(limit)) for name in (10**6, 2 * 10**6))
         replies = [(rows, encoder.submit(rows), 10**6) for rows in jobs_of(encoding)]
         replies += [(rows, decoder.submit(rows), 2 * 10**6) for rows in jobs_of(decoding)]
         for rows, reply, name in replies:
@@ -156,7 +170,7 @@ def test_a_lone_job_that_needs_several_batches_is_answered_whole(rows: int, limi
     (job,) = jobs_of([rows])
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        done = await Queue(engine.run, lane=lane, max_batch_rows=limit).submit(job)
+        done = await Queue(engine.run, lane=lane, load=at_most(limit)).submit(job)
         assert_own(done, job)
         assert done.batch_rows == min(rows, limit)
 
@@ -166,7 +180,7 @@ def test_a_lone_job_that_needs_several_batches_is_answered_whole(rows: int, limi
 
 def test_a_batch_is_what_is_waiting_when_the_engine_is_free() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=16)
+        queue = Queue(engine.run, lane=lane, load=at_most(16))
         async with engine.held(queue):
             replies = []
             for rows in jobs_of([1, 2, 1, 3]):
@@ -180,7 +194,7 @@ def test_a_batch_is_what_is_waiting_when_the_engine_is_free() -> None:
 
 def test_those_who_arrive_in_one_turn_of_the_loop_share_a_batch() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=16)
+        queue = Queue(engine.run, lane=lane, load=at_most(16))
         await asyncio.gather(*(queue.submit(rows) for rows in jobs_of([1] * 16)))
 
     assert list(map(len, on_a_lane(scenario).batches)) == [16]
@@ -190,7 +204,7 @@ def test_those_who_arrive_in_one_turn_of_the_loop_share_a_batch() -> None:
 @given(counts=st.lists(st.integers(1, 60), min_size=2, max_size=10), limit=st.integers(2, 16))
 def test_no_job_fills_more_than_half_a_batch_while_others_wait(counts: list[int], limit: int) -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=limit)
+        queue = Queue(engine.run, lane=lane, load=at_most(limit))
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs_of(counts)]
             await turn()
@@ -219,7 +233,7 @@ def test_a_lone_row_is_in_the_next_batch_while_jobs_are_fewer_than_its_rows(
     counts.insert(lone, 1)
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=limit)
+        queue = Queue(engine.run, lane=lane, load=at_most(limit))
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs_of(counts)]
             await turn()
@@ -232,7 +246,7 @@ def test_a_lone_row_behind_a_crowd_waits_its_turn_and_no_longer() -> None:
     """Forty jobs of ten rows for batches of eight: whoever was not served comes first in the next batch."""
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=8)
+        queue = Queue(engine.run, lane=lane, load=at_most(8))
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs_of([10] * 40 + [1])]
             await turn()
@@ -245,7 +259,7 @@ def test_a_lone_row_behind_a_crowd_waits_its_turn_and_no_longer() -> None:
 
 def test_a_row_that_arrives_late_is_not_kept_behind_a_long_request() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        queue = Queue(engine.run, lane=lane, load=at_most(4))
         long, late = jobs_of([400, 1])
         async with engine.held(queue):
             whole = queue.submit(long)
@@ -261,7 +275,7 @@ def test_a_row_that_arrives_late_is_not_kept_behind_a_long_request() -> None:
 
 def test_a_caller_who_left_is_dropped_as_the_batch_forms() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=16)
+        queue = Queue(engine.run, lane=lane, load=at_most(16))
         jobs = jobs_of([2, 3, 2])
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs]
@@ -275,7 +289,7 @@ def test_a_caller_who_left_is_dropped_as_the_batch_forms() -> None:
 
 def test_a_caller_who_leaves_half_way_takes_back_what_no_batch_has_taken() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        queue = Queue(engine.run, lane=lane, load=at_most(4))
         engine.open.clear()
         leaving = queue.submit(np.arange(100).reshape(-1, 1))
         await engine.running()
@@ -288,7 +302,7 @@ def test_a_caller_who_leaves_half_way_takes_back_what_no_batch_has_taken() -> No
 
 def test_a_lane_whose_callers_all_left_runs_nothing_and_goes_on() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        queue = Queue(engine.run, lane=lane, load=at_most(4))
         for reply in [queue.submit(rows) for rows in jobs_of([3, 3])]:
             reply.cancel()
         await turn()
@@ -300,7 +314,7 @@ def test_a_lane_whose_callers_all_left_runs_nothing_and_goes_on() -> None:
 
 def test_a_run_that_fails_fails_its_own_batch_alone() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        queue = Queue(engine.run, lane=lane, load=at_most(4))
         engine.failing = True
         first = await asyncio.gather(*(queue.submit(rows) for rows in jobs_of([1, 1])), return_exceptions=True)
         assert [str(error) for error in first] == ["the engine failed"] * 2
@@ -312,7 +326,7 @@ def test_a_run_that_fails_fails_its_own_batch_alone() -> None:
 
 def test_a_long_job_that_failed_is_not_run_any_further() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        queue = Queue(engine.run, lane=lane, load=at_most(4))
         engine.failing = True
         with pytest.raises(RuntimeError, match="the engine failed"):
             await queue.submit(np.zeros((100, 1)))
@@ -323,7 +337,145 @@ def test_a_long_job_that_failed_is_not_run_any_further() -> None:
 
 def test_a_batch_hands_on_a_lone_jobs_rows_without_a_copy() -> None:
     rows = np.zeros((3, 1))
-    assert Batch((), (rows,)).rows() is rows
+    (passed_on,) = Batch((), ((rows,),), engine_rows=3).inputs()
+    assert passed_on is rows
+
+
+# Rows of several shapes, and several inputs
+
+widths = st.sampled_from([1, 2, 3])
+mixed = st.lists(st.tuples(st.integers(1, 20), widths), min_size=1, max_size=12)
+
+
+def by_width(budget: int) -> Callable[[tuple[int, ...]], Load]:
+    """The load of a graph that runs so many numbers at a time, and one row in any case."""
+    return lambda row_shape: Load(max(1, budget // row_shape[0]), float(row_shape[0]))
+
+
+@settings(max_examples=100)
+@given(jobs=mixed, budget=st.integers(1, 24))
+def test_callers_get_their_own_rows_at_any_mix_of_shapes_and_a_budget_bounds_each_run(
+    jobs: list[tuple[int, int]], budget: int
+) -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, load=by_width(budget))
+        asked = [rows_of(job, count, width=width) for job, (count, width) in enumerate(jobs)]
+        replies = await asyncio.gather(*(queue.submit(rows) for rows in asked))
+        for reply, rows in zip(replies, asked, strict=True):
+            assert_own(reply, rows)
+
+    engine = on_a_lane(scenario)
+    assert all(batch.size <= budget or len(batch) == 1 for batch in engine.batches)
+    assert sum(map(len, engine.batches)) == sum(count for count, _ in jobs)
+
+
+@settings(max_examples=50)
+@given(jobs=mixed, limit=most)
+def test_the_rows_of_two_inputs_stay_together(jobs: list[tuple[int, int]], limit: int) -> None:
+    """The first input has rows of one shape here, the second of several: both must be alike to share a batch."""
+
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, load=at_most(limit))
+        asked = [(rows_of(job, count), rows_of(job, count, width=width)) for job, (count, width) in enumerate(jobs)]
+        replies = await asyncio.gather(*(queue.submit(*inputs) for inputs in asked))
+        for reply, inputs in zip(replies, asked, strict=True):
+            assert_own(reply, *inputs)
+
+    assert max(map(len, on_a_lane(scenario).batches)) <= limit
+
+
+def test_a_run_holds_rows_of_one_shape_as_many_as_wait() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, load=at_most(16))
+        async with engine.held(queue):
+            shapes = enumerate([1, 2, 1, 3, 2, 1])
+            replies = [queue.submit(rows_of(job, 1, width=width)) for job, width in shapes]
+            await turn()
+        assert [(await reply).batch_rows for reply in replies] == [3, 2, 3, 1, 2, 3]
+
+    assert [batch.shape for batch in on_a_lane(scenario).behind] == [(3, 1), (2, 2), (1, 3)]
+
+
+@settings(max_examples=50)
+@given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=15), limit=st.integers(2, 16))
+def test_a_lone_row_of_a_rare_shape_is_in_the_second_batch_while_jobs_are_fewer_than_its_rows(
+    counts: list[int], limit: int
+) -> None:
+    counts = counts[:limit]
+    lone = len(counts)
+
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, load=at_most(limit))
+        async with engine.held(queue):
+            replies = [queue.submit(rows) for rows in jobs_of(counts)]
+            replies.append(queue.submit(rows_of(lone, 1, width=2)))
+            await turn()
+        await asyncio.gather(*replies)
+
+    assert on_a_lane(scenario).behind[1].tolist() == [[1000 * lone] * 2]
+
+
+def test_a_rare_shape_is_not_starved_by_a_crowd_that_keeps_coming() -> None:
+    """A caller of the common shape is back as soon as it is answered, eight of them for batches of four."""
+
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        answered = asyncio.Event()
+
+        async def crowd(job: int) -> None:
+            while not answered.is_set():
+                await queue.submit(rows_of(job, 3))
+
+        async with engine.held(queue):
+            callers = [asyncio.create_task(crowd(job)) for job in range(8)]
+            await turn()
+            lone = queue.submit(rows_of(9, 1, width=2))
+        await lone
+        answered.set()
+        await asyncio.gather(*callers)
+
+    # Two batches serve all eight that were there before; they have rows left then, but stand behind.
+    assert [batch.shape[1] for batch in on_a_lane(scenario).behind[:3]] == [1, 1, 2]
+
+
+def test_long_jobs_of_two_shapes_take_turns() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        async with engine.held(queue):
+            replies = [queue.submit(rows_of(job, 12, width=job + 1)) for job in range(2)]
+            await turn()
+        await asyncio.gather(*replies)
+
+    assert [batch.shape for batch in on_a_lane(scenario).behind] == [(4, 1), (4, 2)] * 3
+
+
+def test_jobs_of_rows_too_large_to_share_a_run_take_turns() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, load=at_most(1))
+        async with engine.held(queue):
+            replies = [queue.submit(rows) for rows in jobs_of([2, 2, 1])]
+            await turn()
+        await asyncio.gather(*replies)
+
+    assert np.concatenate(on_a_lane(scenario).behind).ravel().tolist() == [0, 1000, 2000, 1, 1001]
+
+
+def test_a_run_that_fails_leaves_the_jobs_of_other_shapes_alone() -> None:
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        def run(rows: Rows) -> tuple[Rows, ...]:
+            if rows.shape[1] == 2:
+                raise RuntimeError("the engine failed")
+            return engine.run(rows)
+
+        queue = Queue(run, lane=lane, load=at_most(4))
+        replies = [queue.submit(rows_of(job, 1, width=width)) for job, width in enumerate([1, 2, 1])]
+        first, failed, last = await asyncio.gather(*replies, return_exceptions=True)
+        assert str(failed) == "the engine failed"
+        for job, done in ((0, first), (2, last)):
+            assert isinstance(done, Done)
+            assert_own(done, rows_of(job, 1))
+
+    on_a_lane(scenario)
 
 
 # Admission
@@ -386,8 +538,21 @@ def test_retry_after_is_a_second_at_least_and_before_anything_was_measured() -> 
 
 def test_the_rate_is_measured_from_the_runs() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, max_batch_rows=4)
+        queue = Queue(engine.run, lane=lane, load=at_most(4))
         await queue.submit(np.zeros((12, 1)))
         assert lane._rows_per_s > 0  # noqa: SLF001
+
+    on_a_lane(scenario)
+
+
+def test_the_rate_is_that_of_engine_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second passes each time that the clock is read, so every run takes one."""
+    clock = itertools.count()
+    monkeypatch.setattr(batcher, "perf_counter", lambda: float(next(clock)))
+
+    async def scenario(lane: Lane, engine: Engine) -> None:
+        queue = Queue(engine.run, lane=lane, load=lambda _row_shape: Load(8, 2.5))
+        assert (await queue.submit(np.zeros((4, 1)))).run_s == 1
+        assert lane._rows_per_s == 10  # noqa: SLF001
 
     on_a_lane(scenario)

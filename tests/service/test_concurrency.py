@@ -9,8 +9,10 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
+from service.app import create_app
 from service.latents import path, prior_sample
-from tests.service.linear import Linear
+from service.settings import Settings
+from tests.service.linear import Bundles, Linear
 from tests.service.wire import (
     SAFETENSORS,
     assert_near,
@@ -22,6 +24,7 @@ from tests.service.wire import (
     read_tensors,
     tensors,
 )
+from tests.serving import in_process
 
 BINARY = {"content-type": SAFETENSORS, "accept": SAFETENSORS}
 
@@ -132,6 +135,29 @@ def test_concurrent_rows_share_a_batch(app: FastAPI) -> None:
                 assert 'batch;desc="4 rows"' in (await other).headers["server-timing"]
 
     asyncio.run(over_a_socket(app, scenario))
+
+
+def test_pixels_bound_the_runs_of_every_model(bundles: Bundles) -> None:
+    """Three rows of 6 × 5 pixels hold 90; a row of 28 × 28 is over the budget and runs alone."""
+    app = create_app(Settings(bundles=(bundles.colour, bundles.grey), max_batch_rows=8, max_run_pixels=100))
+    ran: dict[str, list[int]] = {"colour": [], "grey": []}
+
+    def recording(name: str, run: Any) -> Any:
+        def record(*inputs: np.ndarray) -> Any:
+            ran[name].append(len(inputs[0]))
+            return run(*inputs)
+
+        return record
+
+    async def scenario() -> None:
+        for model in app.state.deployment.models:
+            model.decoder.run = recording(model.manifest.name, model.decoder.run)
+        async with in_process(app) as http:
+            assert (await http.get("/sample?n=7&model=colour")).status_code == 200
+            assert (await http.get("/sample?n=2&model=grey")).status_code == 200
+
+    asyncio.run(scenario())
+    assert ran == {"colour": [3, 3, 1], "grey": [1, 1]}
 
 
 def test_a_caller_who_leaves_gives_back_its_room_and_its_rows(app: FastAPI) -> None:

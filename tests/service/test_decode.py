@@ -12,6 +12,14 @@ from tests.service.linear import Linear
 from tests.service.wire import SAFETENSORS, assert_near, from_json, latents, opened, read_tensors, tensors, tiles
 
 
+def nested(depth: int) -> object:
+    """A number in a list in a list, so many deep."""
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def decoded(client: httpx.Client, **request: Any) -> dict[str, np.ndarray]:
     """images and z of an answer in safetensors."""
     request["params"] = {"format": "safetensors"} | request.get("params", {})
@@ -116,7 +124,11 @@ def test_options_may_stand_beside_the_latents(client: httpx.Client, colour: Line
         ([1, 2, 3, None], "z", "object (4,)"),
         ([1, 2, 3, "4"], "z", "<U21 (4,)"),
         ([True, False, True, False], "z", "bool (4,)"),
-        ([[1, 2, 3, 4], [1, 2]], "z", "rows of unequal lengths"),
+        ([[1, 2, 3, 4], [1, 2]], "z[1]", "(2,)"),
+        ([[1, 2, 3, 4], [1, 2, 3, [4]]], "z[1]", "lists of unequal lengths, or too deep"),
+        (nested(64), "z", f"int64 {(1,) * 64}"),
+        (nested(65), "z", "lists of unequal lengths, or too deep"),
+        (nested(200), "z[0]", "lists of unequal lengths, or too deep"),
         ([[0, 0, 0, 0], [0, 0, 0, 0], [0, 1e39, 0, 0]], "z[2]", "NaN or infinity"),
     ],
 )

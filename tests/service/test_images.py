@@ -28,6 +28,15 @@ def rows(*files: bytes, shape: tuple[int, int, int], max_pixels: int = LIMIT) ->
     return images.to_rows(pictures, shape=shape, where=where)
 
 
+def cut(*files: bytes, channels: int, stride: int) -> images.Uint8:
+    """Files as a request brings them to a model of open sizes."""
+    where = [f"images[{index}]" for index in range(len(files))]
+    pictures = [
+        images.open_picture(data, where=place, max_pixels=LIMIT) for data, place in zip(files, where, strict=True)
+    ]
+    return images.to_rows_of_their_size(pictures, channels=channels, stride=stride, where=where)
+
+
 def row(data: bytes, shape: tuple[int, int, int]) -> images.Uint8:
     (only,) = rows(data, shape=shape)
     return only
@@ -125,6 +134,48 @@ def test_any_size_is_fitted_as_pillow_fits(height: int, width: int, seed: int, s
 def test_a_cover_crop_keeps_the_middle() -> None:
     left, middle, right = (np.full((6, 5, 3), value, np.uint8) for value in (0, 128, 255))
     assert_near(row(png(np.concatenate([left, middle, right], axis=1)), COLOUR), middle, levels=0)
+
+
+@settings(max_examples=60)
+@given(
+    stride=st.integers(1, 9), spare=st.tuples(st.integers(0, 8), st.integers(0, 8)), seed=st.integers(0, 99),
+    places=st.tuples(st.integers(1, 4), st.integers(1, 4)), channels=st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_a_picture_of_any_size_loses_less_than_a_stride_half_of_it_on_each_side(
+    stride: int, spare: tuple[int, int], seed: int, places: tuple[int, int], channels: int
+) -> None:
+    (height, width), (below, beside) = (place * stride for place in places), (side % stride for side in spare)
+    image = pixels(1, (height + below, width + beside, channels), seed)[0]
+    (found,) = cut(png(image), channels=channels, stride=stride)
+    top, left = below // 2, beside // 2
+    np.testing.assert_array_equal(found, image[top : top + height, left : left + width])
+
+
+def test_pictures_of_their_size_are_read_as_those_that_are_fitted() -> None:
+    """Alpha, 16 bits, palettes and orientation, none of which the size changes."""
+    rgba = Image.fromarray(np.concatenate([pixels(1, COLOUR)[0], pixels(1, GREY, 1)[0]], axis=2))
+    deep = Image.fromarray(np.random.default_rng(0).integers(0, 65536, (6, 5), dtype=np.uint16))
+    palette = picture(pixels(1, COLOUR)[0]).convert("P")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = picture(pixels(1, (5, 6, 3))[0])
+    files = [saved(image, "PNG") for image in (rgba, deep, palette)] + [saved(lying, "PNG", exif=exif)]
+    for shape in (COLOUR, GREY):
+        found = cut(*files, channels=shape[-1], stride=1)
+        np.testing.assert_array_equal(found, rows(*files, shape=shape))
+
+
+def test_the_first_picture_of_another_size_is_named() -> None:
+    files = [png(pixels(1, (*size, 3))[0]) for size in [(8, 8), (9, 10), (8, 12), (4, 4)]]
+    expected = r"^images\[2\]: got height 8, width 12, expected height 8, width 8 as images\[0\]$"
+    with pytest.raises(Invalid, match=expected):
+        cut(*files, channels=3, stride=4)
+
+
+def test_a_broken_picture_among_those_of_their_size_is_named() -> None:
+    whole = png(pixels(1, COLOUR)[0])
+    with pytest.raises(BadBody, match=r"^images\[1\]: the picture's data is broken or incomplete$"):
+        cut(whole, whole[:-40], channels=3, stride=1)
 
 
 ORIENTED = {  # EXIF's number: what the camera did, undone

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.latents import path, prior_sample
-from tests.service.linear import Linear
+from tests.service.linear import Linear, OpenLinear
 from tests.service.wire import (
     SAFETENSORS,
     assert_near,
@@ -132,6 +132,16 @@ def test_points_of_other_sizes_and_formats_are_fitted(client: httpx.Client, colo
     encoded = client.post("/encode", files=[("images", ("b", large))]).json()
     np.testing.assert_allclose(named["z"][0], colour.encode(image[None])[0][0], atol=1e-5)
     np.testing.assert_allclose(named["z"][-1:], np.array(encoded["mu"], np.float32), atol=1e-5)
+
+
+def test_seeds_beside_pictures_and_latents_of_open_sizes_have_theirs(kinds: httpx.Client, patches: OpenLinear) -> None:
+    image, (z,) = pixels(1, (8, 20, 3)), latents(1, (2, 2, 5))
+    points = [{"seed": 3}, {"image": base64_png(image[0])}, {"seed": 4}, {"z": z.tolist()}]
+    for size in ({}, {"height": 8}, {"height": 8, "width": 20}):
+        named = walked(kinds, json={"points": points, "steps": 2, "model": "patches"} | size)
+        three, four = ends_of([3, 4], (2, 2, 5))
+        np.testing.assert_allclose(named["z"], [three, patches.encode(image)[0][0], four, z], atol=1e-5)
+        assert_near(named["images"], patches.decode(named["z"]))
 
 
 # Paths
@@ -275,6 +285,29 @@ def test_points_that_cannot_be_are_refused_by_their_index(
     answer = client.post("/interpolate", json=body)
     assert answer.status_code == 422
     assert (answer.json()["errors"][0]["where"], answer.json()["errors"][0]["got"]) == (where, got)
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (
+            {"points": [SEED, {"z": np.zeros((2, 2, 5)).tolist()}, {"z": np.zeros((2, 2, 4)).tolist()}]},
+            "body.points[2]: got height 8, width 16, expected height 8, width 20 as body.points[1]",
+        ),
+        (
+            {"points": [{"image": base64_png(np.zeros((8, 8, 3), np.uint8))}, {"z": np.zeros((2, 2, 5)).tolist()}]},
+            "body.points[1]: got height 8, width 20, expected height 8, width 8 as body.points[0]",
+        ),
+        ({"z": np.zeros((3, 2, 2, 5)).tolist(), "width": 24}, "width: got 24, expected 20, as z[0] has it"),
+        ({"z": np.zeros((3, 2, 2, 5)).tolist(), "height": 6}, "height: got 6, expected a multiple of 4 up to 64"),
+    ],
+)
+def test_points_and_options_of_two_sizes_are_refused_by_their_place(
+    kinds: httpx.Client, body: dict[str, Any], detail: str
+) -> None:
+    answer = kinds.post("/interpolate?model=patches", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == detail
 
 
 def test_a_point_that_is_no_picture_is_named(client: httpx.Client) -> None:

@@ -1,18 +1,28 @@
 """GET /models and /models/{name}: what is loaded, where it runs, and everything its manifest says."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import httpx
+import pytest
+import uvicorn
+from typer.testing import CliRunner
 
-from service.bundle import MANIFEST
-from tests.service.linear import Bundles
+from service.__main__ import app as command
+from service.app import create_app
+from service.bundle import MANIFEST, BadBundle
+from service.settings import Settings
+from tests.service.linear import Bundles, Model, fitted_prior, linear, open_linear, write_linear
 
 
 def test_models_lists_what_is_loaded_the_default_first(client: httpx.Client, bundles: Bundles) -> None:
     first, second = client.get("/models").json()["models"]
     assert (first["name"], first["default"]) == ("colour", True)
     assert (second["name"], second["default"]) == ("grey", False)
-    assert second["image"] == {"height": 28, "width": 28, "channels": 1}
+    assert second["image"] == {
+        "height": 28, "width": 28, "channels": 1, "stride": 1, "default_side": None, "max_side": None,
+    }  # fmt: skip
     assert second["latent_shape"] == [2, 3, 2]
     assert {model["provider"] for model in (first, second)} == {"CPUExecutionProvider"}
     assert {model["precision"] for model in (first, second)} == {"fp32"}
@@ -39,6 +49,7 @@ def test_a_model_shows_the_limits_of_a_request(tight: httpx.Client) -> None:
         "max_answer_pixels": 600,
         "max_request_rows": 8,
         "max_batch_rows": 4,
+        "max_run_pixels": 2_000_000,
     }
 
 
@@ -48,3 +59,35 @@ def test_a_verb_takes_the_model_it_is_told(client: httpx.Client) -> None:
         assert label == f"{name}@{client.get(f'/models/{name}').json()['digest']}"
         assert client.get("/sample", params={"seed": 1, "model": label}).headers["x-model"] == label
     assert client.get("/sample?seed=1").headers["x-model"] == labels["colour"]
+
+
+def test_a_fitted_prior_over_other_latents_stops_the_process(tmp_path: Path) -> None:
+    write_linear(tmp_path / "model", linear(), fitted=fitted_prior(5))
+    expected = r"model/prior.safetensors: means is float32 \(3, 5\), expected float32 \(3, 4\)$"
+    with pytest.raises(BadBundle, match=expected):
+        create_app(Settings(bundles=(tmp_path / "model",)))
+
+
+AUTOENCODER = dataclasses.replace(linear(), family="autoencoder")
+
+
+@pytest.mark.parametrize(
+    ("model", "fitted", "line"),
+    [
+        (linear(), False, "curl -s 'http://127.0.0.1:8000/sample?n=16&seed=7&scale=4' -o sample.png"),
+        (linear((80, 64, 1)), False, "curl -s 'http://127.0.0.1:8000/sample?seed=7' -o sample.png"),
+        (open_linear(), False, "curl -s 'http://127.0.0.1:8000/sample?n=16&seed=7&scale=4' -o sample.png"),
+        (AUTOENCODER, False, "http://127.0.0.1:8000/docs"),
+        (AUTOENCODER, True, "curl -s 'http://127.0.0.1:8000/sample?n=16&seed=7&scale=4' -o sample.png"),
+    ],
+    ids=["small", "large", "open sizes", "autoencoder", "autoencoder with a prior"],
+)
+def test_the_process_says_what_to_try_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, fitted: bool, line: str
+) -> None:
+    """Without a port of its own: what is said comes before uvicorn runs."""
+    monkeypatch.setattr(uvicorn, "run", lambda *_args, **_options: None)
+    write_linear(tmp_path / "model", model, fitted=fitted_prior() if fitted else None)
+    finished = CliRunner().invoke(command, [str(tmp_path / "model")])
+    assert finished.exit_code == 0, finished.output
+    assert finished.stderr.splitlines()[-1] == f"try:  {line}"

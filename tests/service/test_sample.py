@@ -93,6 +93,19 @@ def test_a_post_without_a_body_takes_its_options_from_the_query(client: httpx.Cl
     assert client.post("/sample?n=2&seed=4").content == client.get("/sample?n=2&seed=4").content
 
 
+@pytest.mark.parametrize("options", [{"height": 6}, {"width": 5}, {"height": 6, "width": 5}])
+def test_the_models_own_size_may_be_asked_for(client: httpx.Client, options: dict[str, int]) -> None:
+    named = sampled(client, seed=7, **options)
+    np.testing.assert_array_equal(named["images"], sampled(client, seed=7)["images"])
+
+
+@pytest.mark.parametrize(("name", "side", "own"), [("height", 12, 6), ("width", 6, 5), ("width", 1, 5)])
+def test_a_model_of_one_size_makes_no_other(client: httpx.Client, name: str, side: int, own: int) -> None:
+    answer = client.get("/sample", params={"seed": 7, name: side})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == f"{name}: got {side}, expected {own}"
+
+
 # Forms
 
 
