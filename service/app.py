@@ -20,12 +20,12 @@ from service.callers import CallerGone
 from service.errors import Internal, MethodNotAllowed, NotFound, Problem
 from service.models import Deployment, deploy
 from service.request_id import RequestId
-from service.routes import health, latents, models, pictures
+from service.routes import health, latents, models, paths, pictures
 from service.settings import Settings
 
 logger = logging.getLogger("vaeserve")
 
-_ROUTERS = (latents.router, pictures.router, models.router, health.router)
+_ROUTERS = (latents.router, pictures.router, paths.router, models.router, health.router)
 _DESCRIPTION = "Embeddings, samples and interpolations of variational autoencoders."
 
 

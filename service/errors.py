@@ -75,7 +75,7 @@ class NotAcceptable(Problem):
 
 
 class ModelCannot(Problem):
-    """The request is right, but this model lacks what it needs."""
+    """The request is right, but this model lacks what it needs: a prior, a scorer, a posterior."""
 
     status = 409
     kind = "model-cannot"

@@ -24,7 +24,12 @@ from service.schemas import (
     Options,
     PicturesAnswer,
     ProblemAnswer,
+    ReconstructBody,
     SampleOptions,
+    ScoreAnswer,
+    ScoreBody,
+    SeededOptions,
+    TraverseBody,
 )
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -32,8 +37,12 @@ _COMPONENTS: tuple[type[BaseModel], ...] = (
     EncodeBody,
     SampleOptions,
     DecodeBody,
+    ReconstructBody,
     InterpolateBody,
+    TraverseBody,
+    ScoreBody,
     EncodeAnswer,
+    ScoreAnswer,
     PicturesAnswer,
     ProblemAnswer,
 )
@@ -48,6 +57,7 @@ _CACHING = {
     "ETag": "with a seed: of this URL and the model that answered",
 }
 _SEED = {"X-Seed": "the seed that was chosen, where one was needed and none was sent"}
+_DIMS = {"X-Dims": "the dimensions that were chosen, line by line, where none were sent"}
 
 
 class VerbRoute(APIRoute):
@@ -63,7 +73,7 @@ def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseMod
     """What FastAPI is told of a verb's route; without a body, of its GET."""
     extra: dict[str, Any] = {"parameters": _parameters(verb)}
     if body is not None:
-        required = bool(verb.takes) and "points" not in verb.takes
+        required = bool(verb.takes) and not issubclass(verb.options, SeededOptions)
         extra["requestBody"] = {"required": required, "content": _contents(verb, body)}
     statuses = (404, 406, 409, 413, 422, 429, 500) if body is None else (400, 404, 406, 409, 413, 415, 422, 429, 500)
     answers: dict[int | str, Any] = {
@@ -84,7 +94,9 @@ def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseMod
 
 
 def _headers(verb: Verb[Options], *, is_get: bool) -> dict[str, str]:
-    return _HEADERS | (_CACHING if is_get else {}) | (_SEED if "seed" in verb.options.model_fields else {})
+    options = verb.options.model_fields
+    chosen = _DIMS if "dims" in options else _SEED if "seed" in options else {}
+    return _HEADERS | (_CACHING if is_get else {}) | chosen
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -121,9 +133,9 @@ def _parameters(verb: Verb[Options]) -> list[dict[str, Any]]:
             "in": "query",
             "required": False,
             "description": schema.get("description", ""),
-            "schema": _without_null(schema),
+            "schema": (present := _without_null(schema)),
         }
-        | ({"style": "form", "explode": False} if name == "seeds" else {})
+        | ({"style": "form", "explode": False} if present.get("type") == "array" else {})
         for name, schema in properties.items()
     ]
 

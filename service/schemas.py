@@ -8,10 +8,11 @@ from service.errors import Fault
 from service.latents import MAX_SEED
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Dimension = Annotated[int, Field(ge=0)]
 
 
 def _split(value: object) -> object:
-    """`seeds=3,14` as it stands in a query."""
+    """`seeds=3,14` and `dims=0,3` as they stand in a query."""
     return value.split(",") if isinstance(value, str) else value
 
 
@@ -32,6 +33,13 @@ class EncodeOptions(Options):
     dtype: Literal["float32", "float16"] = Field("float32", description="Number format of the answer.")
 
 
+class ScoreOptions(Options):
+    """Options of /score."""
+
+    k: int = Field(0, ge=0, description="Draws from each posterior, whose bound is answered as `log_likelihood`.")
+    seed: Seed | None = Field(None, description="Seed of the draws; else one is chosen and answered.")
+
+
 class PictureOptions(Options):
     """How pictures are put together."""
 
@@ -40,14 +48,21 @@ class PictureOptions(Options):
     quality: int = Field(90, ge=1, le=100, description="Quality of JPEG and WebP.")
 
 
-class SampleOptions(PictureOptions):
+class SeededOptions(PictureOptions):
+    """The size of pictures that are made from seeds, where the model leaves it open."""
+
+    height: int | None = Field(None, ge=1, description="Height, where sizes are open; else the model's default.")
+    width: int | None = Field(None, ge=1, description="Width, where sizes are open; else the model's default.")
+
+
+class SampleOptions(SeededOptions):
     """Options of /sample."""
 
     n: int = Field(1, ge=1, description="Number of pictures.")
     seed: Seed | None = Field(None, description="Seed of the latents; else one is chosen and answered.")
     temperature: float = Field(1.0, ge=0, le=100, allow_inf_nan=False, description="Standard deviation of the latents.")
-    prior: Literal["standard", "fitted"] = Field(
-        "standard", description="N(0, I), or the density that was fitted to the model's latents."
+    prior: Literal["standard", "fitted"] | None = Field(
+        None, description="N(0, I), or the density fitted to the model's latents; else standard if the model knows it."
     )
 
 
@@ -55,7 +70,19 @@ class DecodeOptions(PictureOptions):
     """Options of /decode."""
 
 
-class InterpolateOptions(PictureOptions):
+class ReconstructOptions(PictureOptions):
+    """Options of /reconstruct."""
+
+    compare: bool = Field(False, description="Show each picture above its reconstruction.")
+
+
+class PathOptions(SeededOptions):
+    """Options of the verbs whose pictures may move."""
+
+    frame_ms: int = Field(100, ge=20, le=10_000, description="Milliseconds a frame, of GIF and APNG.")
+
+
+class InterpolateOptions(PathOptions):
     """Options of /interpolate."""
 
     seeds: Annotated[tuple[Seed, ...], Field(fail_fast=True), BeforeValidator(_split)] | None = Field(
@@ -64,7 +91,17 @@ class InterpolateOptions(PictureOptions):
     steps: int = Field(9, ge=2, description="Pictures from one point to the next, both included.")
     method: Literal["linear", "slerp"] = Field("linear", description="Straight lines, or great arcs.")
     loop: bool = Field(False, description="Lead back to the first point, without repeating it.")
-    frame_ms: int = Field(100, ge=20, le=10_000, description="Milliseconds a frame, of GIF and APNG.")
+
+
+class TraverseOptions(PathOptions):
+    """Options of /traverse."""
+
+    seed: Seed | None = Field(None, description="Seed whose first latent is the start.")
+    dims: Annotated[tuple[Dimension, ...], Field(fail_fast=True), BeforeValidator(_split)] | None = Field(
+        None, min_length=1, description="Dimensions of the latent, a line each, as `0,3,5`; else the 8 most active."
+    )
+    span: float = Field(3.0, gt=0, le=1000, allow_inf_nan=False, description="Lines lead from -span to span.")
+    steps: int = Field(9, ge=2, description="Pictures in a line, both ends included.")
 
 
 Base64 = Annotated[str, Field(description="a picture as base64, or as a data: URI")]
@@ -73,6 +110,18 @@ Vector = Annotated[list[Any], Field(description="one latent, nested as latent_sh
 
 class EncodeBody(EncodeOptions):
     """JSON body of /encode."""
+
+    images: list[Base64]
+
+
+class ScoreBody(ScoreOptions):
+    """JSON body of /score."""
+
+    images: list[Base64]
+
+
+class ReconstructBody(ReconstructOptions):
+    """JSON body of /reconstruct."""
 
     images: list[Base64]
 
@@ -101,15 +150,34 @@ class InterpolateBody(InterpolateOptions):
     points: list[Point] | None = None
 
 
+class TraverseBody(TraverseOptions):
+    """JSON body of /traverse: one of images (a single one), z (a single one) and seed."""
+
+    images: list[Base64] | None = None
+    z: list[Vector] | Vector | None = None
+
+
 class EncodeAnswer(BaseModel):
     """The posterior of each image, a row each, nested as latent_shape says."""
 
     model: str
     digest: str
     mu: list[Vector]
-    logvar: list[Vector]
+    logvar: list[Vector] | None = Field(description="null where the model is an autoencoder")
     seed: int | None = None
     z: list[list[Vector]] | None = Field(None, description="(n, draws, *latent_shape), where draws were asked")
+
+
+class ScoreAnswer(BaseModel):
+    """How well the model explains each image, in nats, a number each."""
+
+    model: str
+    digest: str
+    recon: list[float] = Field(description="-log p(x given z) at z = mu")
+    kl: list[float] | None = Field(description="KL(q, prior); null where the model is an autoencoder")
+    elbo: list[float] | None = Field(description="-(recon + kl); null where the model is an autoencoder")
+    seed: int | None = None
+    log_likelihood: list[float] | None = Field(None, description="the bound of k draws, where k was asked")
 
 
 class PicturesAnswer(BaseModel):
@@ -117,6 +185,7 @@ class PicturesAnswer(BaseModel):
 
     model: str
     digest: str
+    inputs: list[Base64] | None = Field(None, description="what /reconstruct was sent, with compare")
     images: list[Base64]
     z: list[Vector]
     seed: int | None = None
@@ -141,8 +210,8 @@ class ModelSummary(BaseModel):
     default: bool
     provider: str = Field(description="what really runs its graphs")
     precision: str
-    image: dict[str, int]
-    latent_shape: list[int]
+    image: dict[str, int | None]
+    latent_shape: list[int | None]
 
 
 class ModelsAnswer(BaseModel):
@@ -159,6 +228,7 @@ class Limits(BaseModel):
     max_answer_pixels: int
     max_request_rows: int
     max_batch_rows: int
+    max_run_pixels: int
 
 
 class ModelAnswer(ModelSummary):

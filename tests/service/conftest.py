@@ -1,6 +1,8 @@
-"""Two linear bundles, and real processes that serve them."""
+"""Linear bundles, and real processes that serve them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -8,7 +10,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
-from tests.service.linear import Bundles, Linear, linear, write_linear
+from tests.service.linear import Bundles, Linear, OpenLinear, fitted_prior, linear, open_linear, write_linear
 from tests.serving import Server, serving
 
 
@@ -61,6 +63,53 @@ def tight(bundles: Bundles) -> Iterator[httpx.Client]:
     }
     flags = [str(part) for pair in limits.items() for part in pair]
     with serving([*bundles.arguments, *flags]) as running, httpx.Client(base_url=running.url, timeout=30) as http:
+        yield http
+
+
+# Bundles that can more, or less, than those two.
+
+KL_PER_DIMENSION = (0.1, 2.0, 0.5, 1.0, 0.0, 3.0, 0.5, 0.2, 4.0, 0.3)
+
+
+@pytest.fixture(scope="session")
+def full() -> Linear:
+    return linear((6, 5, 3), (10,), seed=3)
+
+
+@pytest.fixture(scope="session")
+def autoencoder() -> Linear:
+    return replace(linear((6, 5, 3), (4,), seed=4), family="autoencoder")
+
+
+@pytest.fixture(scope="session")
+def patches() -> OpenLinear:
+    """Pictures of any size up to 64 × 64 with latents (2, h / 4, w / 4); 16 × 16 where nothing is said."""
+    return open_linear()
+
+
+@pytest.fixture(scope="session")
+def kinds_folder(
+    tmp_path_factory: pytest.TempPathFactory, full: Linear, autoencoder: Linear, patches: OpenLinear
+) -> Path:
+    """`full` is a vae with scorer, fitted prior and diagnostics; `autoencoder` has scorer and fitted prior, `bare` is
+    the same without either; `patches` has a scorer and open sizes.
+    """
+    folder = tmp_path_factory.mktemp("kinds")
+    spread = {"active_units": 9, "mu_min": -3.0, "mu_max": 3.0}
+    diagnostics = {"kl_per_dimension": KL_PER_DIMENSION, **spread}
+    write_linear(folder / "full", full, scorer=full.scorer(), fitted=fitted_prior(10), diagnostics=diagnostics)
+    write_linear(folder / "autoencoder", autoencoder, scorer=autoencoder.scorer(), fitted=fitted_prior())
+    write_linear(folder / "bare", autoencoder)
+    write_linear(folder / "patches", patches, scorer=patches.scorer())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kinds(kinds_folder: Path) -> Iterator[httpx.Client]:
+    """A client of a process that serves them; `full` is the default."""
+    folders = [str(kinds_folder / name) for name in ("full", "autoencoder", "bare", "patches")]
+    flags = ["--max-batch-rows", "16", "--max-request-rows", "256"]
+    with serving([*folders, *flags]) as running, httpx.Client(base_url=running.url, timeout=30) as http:
         yield http
 
 

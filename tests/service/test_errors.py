@@ -54,11 +54,17 @@ def test_broken_json_is_400(client: httpx.Client, body: bytes) -> None:
     assert document["detail"].startswith("not readable as JSON: ")
 
 
-@pytest.mark.parametrize("verb", ["/encode", "/decode", "/interpolate"])
+@pytest.mark.parametrize("verb", ["/encode", "/score", "/decode", "/reconstruct", "/interpolate", "/traverse"])
 def test_truncated_safetensors_is_400(client: httpx.Client, verb: str) -> None:
     body = tensors(z=np.zeros((2, 4), np.float32))[:-1]
     document = problem(client.post(verb, content=body, headers={"content-type": SAFETENSORS}), 400, "bad-body")
     assert document["detail"].startswith("not readable as safetensors: ")
+
+
+@pytest.mark.parametrize("verb", ["/score", "/reconstruct", "/traverse"])
+def test_a_picture_that_is_none_is_400_of_every_verb_that_takes_some(kinds: httpx.Client, verb: str) -> None:
+    document = problem(kinds.post(verb, content=b"not a picture", headers=PNG), 400, "bad-body")
+    assert document["detail"] == "body: not a picture in one of PNG, JPEG, WEBP, BMP, GIF, TIFF"
 
 
 def test_a_body_that_is_no_picture_is_400(client: httpx.Client) -> None:
@@ -127,6 +133,9 @@ def test_no_such_model_page_is_404(client: httpx.Client) -> None:
         ("/encode", "HEAD", "POST"),
         ("/encode", "OPTIONS", "POST"),
         ("/decode", "PUT", "POST"),
+        ("/score", "GET", "POST"),
+        ("/reconstruct", "GET", "POST"),
+        ("/traverse", "PUT", "GET, HEAD, POST"),
         ("/sample", "DELETE", "GET, HEAD, POST"),
         ("/interpolate", "PATCH", "GET, HEAD, POST"),
         ("/models", "POST", "GET, HEAD"),
@@ -155,13 +164,18 @@ def test_a_method_on_the_documentations_files_is_405(client: httpx.Client) -> No
 # 406 and 415: forms out and in
 
 
-@pytest.mark.parametrize("verb", ["/encode", "/sample", "/decode", "/interpolate"])
+@pytest.mark.parametrize(
+    "verb", ["/encode", "/score", "/sample", "/decode", "/reconstruct", "/interpolate", "/traverse"]
+)
 def test_a_form_that_the_verb_has_not_is_406(client: httpx.Client, colour: Linear, verb: str) -> None:
     bodies: dict[str, dict[str, Any]] = {
         "/encode": {"files": form(pixels(1, colour.shape))},
+        "/score": {"files": form(pixels(1, colour.shape))},
         "/sample": {},
         "/decode": {"json": {"z": [0, 0, 0, 0]}},
+        "/reconstruct": {"files": form(pixels(1, colour.shape))},
         "/interpolate": {"json": {"seeds": [1, 2]}},
+        "/traverse": {"json": {"seed": 1}},
     }
     answer = client.post(verb, headers={"accept": "text/html;q=0.9, audio/*"}, **bodies[verb])
     detail = problem(answer, 406, "not-acceptable")["detail"]
@@ -182,6 +196,9 @@ def test_a_form_that_the_verb_has_not_is_406(client: httpx.Client, colour: Linea
         ("/sample", SAFETENSORS),
         ("/sample", "multipart/form-data; boundary=x"),
         ("/interpolate", "text/uri-list"),
+        ("/traverse", "text/uri-list"),
+        ("/score", "text/plain"),
+        ("/reconstruct", "application/octet-stream"),
     ],
 )
 def test_a_body_that_the_verb_does_not_read_is_415(client: httpx.Client, verb: str, content_type: str) -> None:
@@ -319,7 +336,7 @@ def test_no_picture_is_422(client: httpx.Client) -> None:
 )
 def test_no_address_is_ever_fetched(client: httpx.Client, colour: Linear, url: str) -> None:
     body = {"images": [base64_png(pixels(1, colour.shape)[0]), url]}
-    for verb in ("/encode", "/interpolate"):
+    for verb in ("/encode", "/reconstruct", "/interpolate", "/traverse"):
         document = problem(client.post(verb, json=body), 422, "invalid")
         expected = "a picture as base64, or as a base64 data: URI"
         assert document["errors"] == [{"where": "body.images[1]", "got": url, "expected": expected}]
@@ -388,6 +405,8 @@ def test_what_was_sent_is_never_echoed_at_length(client: httpx.Client) -> None:
         client.post("/encode", json={"images": [long]}),
         client.post("/encode", content=b"x", headers={"content-encoding": long}),
         client.post("/interpolate", json={"points": [{"colour": long}, {}]}),
+        client.post("/traverse", json={"dims": [long] * 1000}),
+        client.get("/traverse", params={"seed": 1, "dims": "9" * 4000}),
     ]
     for answer in answers:
         assert answer.status_code in {404, 406, 415, 422}, (answer.request.url.path, answer.text)
@@ -420,6 +439,9 @@ def test_one_bad_row_fails_its_own_request_alone(client: httpx.Client, colour: L
 # 429: the queue
 
 
+POSTED = ("/encode", "/reconstruct", "/traverse?dims=0&steps=2")
+
+
 def test_a_full_queue_answers_429(app: FastAPI, colour: Linear) -> None:
     """The engine waits for the test, so that the queue is as full as it says."""
     model = app.state.deployment.models.default
@@ -437,11 +459,12 @@ def test_a_full_queue_answers_429(app: FastAPI, colour: Linear) -> None:
             await asyncio.to_thread(started.wait, 20)
             second = asyncio.create_task(client.get("/sample?n=2&seed=2&format=safetensors"))
             await asyncio.sleep(0)
-            refused = [await client.get(path) for path in ("/sample?n=1", "/sample?n=8", "/interpolate?seeds=1,2")]
-            picture = await client.post("/encode", files=form(pixels(1, colour.shape)))
+            paths = ("/sample?n=1", "/sample?n=8", "/interpolate?seeds=1,2", "/traverse?seed=1&dims=0&steps=2")
+            refused = [await client.get(path) for path in paths]
+            refused += [await client.post(path, files=form(pixels(1, colour.shape))) for path in POSTED]
             assert (await client.get("/health/live")).status_code == 200
             gate.set()
-            for answer in (*refused, picture):
+            for answer in refused:
                 document = problem(answer, 429, "queue-full")
                 assert document["detail"].startswith("queue: 8 rows wait, ")
                 assert int(answer.headers["retry-after"]) >= 1
@@ -483,6 +506,9 @@ def test_a_crowd_before_a_tiny_queue_is_served_or_sent_away(tight: httpx.Client)
         ("POST", "/decode", {"json": {"z": [0, 0, 0, 0]}}),
         ("GET", "/interpolate?seeds=1,2", {}),
         ("POST", "/encode", {"files": form(pixels(1, (6, 5, 3)))}),
+        ("POST", "/reconstruct", {"files": form(pixels(1, (6, 5, 3)))}),
+        ("GET", "/traverse?seed=1", {}),
+        ("POST", "/traverse", {"files": form(pixels(1, (6, 5, 3)))}),
     ],
 )
 def test_an_engine_that_fails_is_500_with_the_request_id_and_no_internals(

@@ -1,4 +1,6 @@
-"""The seed contract and the geometry of paths, against Random123's vectors, plain arithmetic and hand-worked cases."""
+"""The seed contract, the geometry of paths and the scores, against Random123's vectors, plain arithmetic, numerical
+integrals and hand-worked cases.
+"""
 
 import math
 
@@ -12,6 +14,8 @@ from scipy import stats
 from service.latents import (
     MAX_SEED,
     Purpose,
+    importance_weighted_bound,
+    kl,
     linear,
     normals,
     path,
@@ -19,8 +23,13 @@ from service.latents import (
     philox4x32,
     posterior_sample,
     prior_sample,
+    reparameterise,
     slerp,
+    traverse,
+    uniforms,
 )
+from tests.service.seeds import normal
+from tests.service.seeds import uniforms as plain_uniforms
 
 seeds = st.integers(0, MAX_SEED)
 latent_shapes = st.sampled_from([(1,), (2,), (3,), (5,), (2, 3, 2), (3, 1, 3)])
@@ -62,9 +71,13 @@ def test_philox_treats_each_column_alone() -> None:
         (7, Purpose.PRIOR, 63, 0, [0.29543567, 0.055403307, -0.54467916, -0.95230937, -0.2989994]),
         (7, Purpose.POSTERIOR, 0, 0, [0.0757446, 0.58873534, 0.5068528, 0.5885575, -0.5096342]),
         (7, Purpose.POSTERIOR, 2, 3, [2.3700926, -0.67095065, 0.5561421, 0.2490299, 0.57427543]),
+        (7, Purpose.SCORE, 0, 0, [1.5622392, 0.81255513, -2.3186843, -1.1321223, -0.75190204]),
+        (7, Purpose.FITTED, 0, 0, [-0.6414914, 0.64149326, -1.5458981, 0.28343168, 0.2540727]),
         (2**32, Purpose.PRIOR, 0, 0, [0.03904599, 0.12328969, -0.022050157, -0.66659063, -0.7358224]),
         (2**32 + 7, Purpose.POSTERIOR, 5, 1, [-0.28455478, 0.85428816, -0.28778815, -0.8788104, -1.8627733]),
+        (2**32 + 7, Purpose.SCORE, 5, 63, [0.2674071, 0.89764774, -1.2795098, 0.5440223, 2.129113]),
         (MAX_SEED, Purpose.PRIOR, 4095, 0, [0.83844054, -1.1905175, 1.6966733, -0.6366522, -0.17778775]),
+        (MAX_SEED, Purpose.FITTED, 63, 0, [0.418598, -0.085424885, -0.8194951, -0.85537714, 1.0234606]),
     ],
 )
 def test_normals_are_the_golden_vectors(
@@ -82,9 +95,29 @@ def test_normals_follow_the_written_formula(
 ) -> None:
     found = normals(seed, purpose, rows=5, latent_shape=shape, draws=4)[row, draw]
     size = int(np.prod(shape))
-    expected = [_normal(seed, purpose, row=row, draw=draw, element=element) for element in range(size)]
+    expected = [normal(seed, int(purpose), row=row, draw=draw, element=element) for element in range(size)]
     # CPUs may differ in the last bit of a logarithm or a cosine.
     np.testing.assert_array_max_ulp(found.ravel(), np.array(expected, np.float32), maxulp=1)
+
+
+@settings(max_examples=30)
+@given(seed=seeds, row=st.integers(0, 2**32 - 1), draw=st.integers(0, 2**32 - 1), purpose=st.sampled_from(Purpose))
+def test_uniforms_follow_the_written_formula_to_the_last_bit(seed: int, row: int, draw: int, purpose: Purpose) -> None:
+    u, v = uniforms(seed, purpose, row=np.array([5, row]), draw=np.array([0, draw]), blocks=3)
+    expected = [plain_uniforms(seed, int(purpose), row=row, draw=draw, block=block) for block in range(3)]
+    assert list(zip(u[1].tolist(), v[1].tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"), [(70_000, 1), (300, 1001), (3, 70_000)], ids=["many rows", "some of each", "large latents"]
+)
+def test_many_normals_are_those_that_each_of_them_is_alone(rows: int, size: int) -> None:
+    """More than are computed at a time."""
+    found = normals(9, Purpose.SCORE, rows=rows, latent_shape=(size,))
+    for row in (0, 1, rows // 2, rows - 1):
+        for element in {0, size // 2, size - 1}:
+            expected = np.float32(normal(9, Purpose.SCORE, row=row, draw=0, element=element))
+            np.testing.assert_array_max_ulp(found[row, 0, element], expected, maxulp=1)
 
 
 @settings(max_examples=50)
@@ -269,21 +302,122 @@ def test_a_linear_path_is_numpys_linspace(steps: int, seed: int) -> None:
     np.testing.assert_allclose(walked, np.linspace(z1, z2, steps), atol=1e-6)
 
 
-def _normal(seed: int, purpose: int, *, row: int, draw: int, element: int) -> float:
-    """The formula of docs/api.md for one value, in Python's own integers."""
-    words = _philox([element // 2, draw, row, int(purpose)], [seed % 2**32, seed // 2**32])
-    u = ((words[0] * 2**32 + words[1]) // 2**11 + 1) / 2**53
-    v = ((words[2] * 2**32 + words[3]) // 2**11) / 2**53
-    turn = math.cos if element % 2 == 0 else math.sin
-    return math.sqrt(-2 * math.log(u)) * turn(2 * math.pi * v)
+# Traversals
 
 
-def _philox(counter: list[int], key: list[int]) -> list[int]:
-    """Philox4x32-10 as the paper writes it: a round multiplies two words and swaps in the others' high halves."""
-    c, k = list(counter), list(key)
-    for _ in range(10):
-        high0, low0 = divmod(0xD2511F53 * c[0], 2**32)
-        high1, low1 = divmod(0xCD9E8D57 * c[2], 2**32)
-        c = [high1 ^ c[1] ^ k[0], low1, high0 ^ c[3] ^ k[1], low0]
-        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
-    return c
+def test_a_traversal_worked_by_hand() -> None:
+    start = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    found = traverse(start, dims=(3, 0), span=2.0, steps=3)
+    expected = [[[1, 2], [3, value]] for value in (-2, 0, 2)] + [[[value, 2], [3, 4]] for value in (-2, 0, 2)]
+    assert found.dtype == np.float32
+    assert found.tolist() == expected
+
+
+@settings(max_examples=30)
+@given(span=st.floats(0.01, 100), steps=st.integers(2, 12), dim=st.integers(0, 5), seed=st.integers(0, 1000))
+def test_a_line_of_a_traversal_is_symmetric_and_leaves_the_other_dimensions(
+    span: float, steps: int, dim: int, seed: int
+) -> None:
+    (start,) = prior_sample(seed, n=1, latent_shape=(3, 2))
+    found = traverse(start, dims=(dim,), span=span, steps=steps).reshape(steps, 6)
+    np.testing.assert_allclose(found[:, dim], np.linspace(-span, span, steps), rtol=1e-6, atol=1e-6 * span)
+    np.testing.assert_array_equal(found[:, dim], -found[::-1, dim])
+    others = np.delete(found, dim, axis=1)
+    np.testing.assert_array_equal(others, np.tile(np.delete(start.ravel(), dim), (steps, 1)))
+
+
+# Scores
+
+
+def test_the_divergence_of_hand_worked_normals() -> None:
+    mu = np.array([[0, 0], [1, 0], [0, 0], [2, -1]], np.float32)
+    logvar = np.log(np.array([[1, 1], [1, 1], [4, 1], [0.25, 1]])).astype(np.float32)
+    found = kl(mu, logvar)
+    assert found.dtype == np.float64
+    expected = [0, 0.5, 0.5 * (4 - 1 - math.log(4)), 0.5 * (4 + 0.25 - 1 + math.log(4)) + 0.5]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@settings(max_examples=30)
+@given(mu=st.floats(-4, 4, width=32), logvar=st.floats(-6, 2, width=32))
+def test_the_divergence_is_the_integral_that_defines_it(mu: float, logvar: float) -> None:
+    sigma = math.exp(logvar / 2)
+    x = np.linspace(mu - 12 * sigma, mu + 12 * sigma, 20_001)
+    log_q, log_p = _log_normal(x, mu, sigma), _log_normal(x, 0, 1)
+    integral = np.trapezoid(np.exp(log_q) * (log_q - log_p), x)
+    found = kl(np.array([[mu]], np.float32), np.array([[logvar]], np.float32))
+    np.testing.assert_allclose(found, [integral], rtol=1e-6, atol=1e-9)
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 1000), size=st.sampled_from([1e-12, 1e-7, 1e-3, 1.0, 10.0]))
+def test_a_divergence_is_never_below_zero(seed: int, size: float) -> None:
+    mu, logvar = size * np.random.default_rng(seed).standard_normal((2, 5, 3, 2)).astype(np.float32)
+    assert (kl(mu.astype(np.float32), logvar.astype(np.float32)) >= 0).all()
+
+
+def _log_normal(x: NDArray[np.float64], mu: float | NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+    return -0.5 * (((x - mu) / sigma) ** 2 + math.log(2 * math.pi)) - math.log(sigma)
+
+
+def bound_of(x: float, *, mu: float, logvar: float, k: int, n: int = 1, noise: float = 1.0) -> NDArray[np.float64]:
+    """The bound of n equal rows where p(x given z) = N(z, noise²) in one dimension.
+
+    Shapes:  -> (n,)
+    """
+    means, logvars = np.full((n, 1), mu, np.float32), np.full((n, 1), logvar, np.float32)
+    eps = normals(5, Purpose.SCORE, rows=n, latent_shape=(1,), draws=k)
+    z = reparameterise(means, logvars, eps)
+    log_likelihood = _log_normal(np.array(x), z[..., 0].astype(np.float64), noise).astype(np.float32)
+    return importance_weighted_bound(log_likelihood, z=z, eps=eps, logvar=logvars)
+
+
+@pytest.mark.parametrize("k", [1, 2, 50])
+@pytest.mark.parametrize("x", [-3.0, 0.0, 1.5])
+def test_the_bound_is_log_p_of_x_itself_where_q_is_the_true_posterior(x: float, k: int) -> None:
+    """z ~ N(0, 1) and x ~ N(z, 1) give p(z given x) = N(x/2, 1/2) and p(x) = N(0, 2): every weight is p(x)."""
+    found = bound_of(x, mu=x / 2, logvar=math.log(0.5), k=k, n=4)
+    np.testing.assert_allclose(found, _log_normal(np.array(x), 0, math.sqrt(2)), atol=1e-5)
+
+
+def test_one_draw_gives_the_weight_of_that_draw() -> None:
+    mu, logvar = np.array([[0.5, -1.0]], np.float32), np.array([[-2.0, 1.0]], np.float32)
+    eps = np.array([[[0.3, -1.2]]], np.float32)
+    z = reparameterise(mu, logvar, eps)
+    found = importance_weighted_bound(np.array([[-7.0]], np.float32), z=z, eps=eps, logvar=logvar)
+    ratio = sum(
+        float(_log_normal(np.array(value), 0, 1) - _log_normal(np.array(value), m, math.exp(v / 2)))
+        for value, m, v in zip(z.ravel().tolist(), (0.5, -1.0), (-2.0, 1.0), strict=True)
+    )
+    np.testing.assert_allclose(found, [-7.0 + ratio], rtol=1e-6)
+
+
+def test_the_bound_rises_with_draws_to_the_integral_that_it_bounds() -> None:
+    """q is neither where nor as wide as the true posterior."""
+    z = np.linspace(-12, 12, 100_001)
+    log_p_of_x = math.log(np.trapezoid(np.exp(_log_normal(np.array(1.0), z, 0.5) + _log_normal(z, 0, 1)), z))
+    elbo, few, many = (
+        bound_of(1.0, mu=0.4, logvar=0.0, k=k, n=rows, noise=0.5).mean()
+        for k, rows in ((1, 4000), (10, 4000), (4000, 40))
+    )
+    assert elbo < few - 0.1 < many - 0.1
+    assert abs(many - log_p_of_x) < 0.01
+
+
+def test_weights_that_are_far_below_the_smallest_float_still_have_their_mean() -> None:
+    zeros = np.zeros((1, 2, 3), np.float32)
+    found = importance_weighted_bound(
+        np.array([[-100_000.0, -100_001.0]], np.float32), z=zeros, eps=zeros, logvar=zeros[:, 0]
+    )
+    np.testing.assert_allclose(found, [-100_000 + math.log((1 + math.exp(-1)) / 2)])
+
+
+def test_the_rounding_of_z_is_no_distance_from_mu() -> None:
+    """sigma is a tenth of the distance between two float32 at mu."""
+    mu, logvar = np.full((1, 8), 1000, np.float32), np.full((1, 8), 2 * math.log(6e-6), np.float32)
+    eps = normals(1, Purpose.SCORE, rows=1, latent_shape=(8,), draws=1)
+    z = reparameterise(mu, logvar, eps)
+    found = importance_weighted_bound(np.zeros((1, 1), np.float32), z=z, eps=eps, logvar=logvar)
+    exact = 1000 + 6e-6 * eps.astype(np.float64)
+    expected = (_log_normal(exact, 0, 1) - _log_normal(exact, 1000, 6e-6)).sum()
+    np.testing.assert_allclose(found, [expected], rtol=1e-7)

@@ -9,11 +9,22 @@ import pytest
 
 from service.bodies import readable_types
 from service.errors import PROBLEMS
-from service.routes.latents import ENCODE
-from service.routes.pictures import DECODE, INTERPOLATE, SAMPLE
+from service.routes.latents import ENCODE, SCORE
+from service.routes.paths import INTERPOLATE, TRAVERSE
+from service.routes.pictures import DECODE, RECONSTRUCT, SAMPLE
+from tests.service.linear import Linear
+from tests.service.wire import base64_png, pixels
 
-VERBS = {"/encode": ENCODE, "/sample": SAMPLE, "/decode": DECODE, "/interpolate": INTERPOLATE}
-GETS = ("/sample", "/interpolate")
+VERBS = {
+    "/encode": ENCODE,
+    "/score": SCORE,
+    "/sample": SAMPLE,
+    "/decode": DECODE,
+    "/reconstruct": RECONSTRUCT,
+    "/interpolate": INTERPOLATE,
+    "/traverse": TRAVERSE,
+}
+GETS = ("/sample", "/interpolate", "/traverse")
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +64,9 @@ def resolved(document: dict[str, Any], reference: str) -> Any:
 def test_every_route_stands_in_it(document: dict[str, Any]) -> None:
     found = {(path, method) for path, method, _ in operations(document)}
     assert found == {
-        ("/encode", "post"), ("/sample", "get"), ("/sample", "post"), ("/decode", "post"), ("/interpolate", "get"),
-        ("/interpolate", "post"), ("/models", "get"), ("/models/{name}", "get"), ("/health/live", "get"),
+        ("/encode", "post"), ("/score", "post"), ("/sample", "get"), ("/sample", "post"), ("/decode", "post"),
+        ("/reconstruct", "post"), ("/interpolate", "get"), ("/interpolate", "post"), ("/traverse", "get"),
+        ("/traverse", "post"), ("/models", "get"), ("/models/{name}", "get"), ("/health/live", "get"),
         ("/health/ready", "get"),
     }  # fmt: skip
 
@@ -103,7 +115,23 @@ def test_a_parameter_says_its_range_and_default(document: dict[str, Any]) -> Non
     parameters = {item["name"]: item["schema"] for item in document["paths"]["/sample"]["get"]["parameters"]}
     assert parameters["n"] == {"type": "integer", "minimum": 1, "default": 1}
     assert parameters["seed"] == {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
-    assert parameters["prior"]["enum"] == ["standard", "fitted"]
+    assert parameters["prior"] == {"enum": ["standard", "fitted"], "type": "string"}
+    assert parameters["height"] == {"type": "integer", "minimum": 1}
+
+
+@pytest.mark.parametrize(("path", "name", "most"), [("/interpolate", "seeds", 2**63 - 1), ("/traverse", "dims", None)])
+def test_a_list_in_an_address_is_one_parameter_with_commas(
+    document: dict[str, Any], path: str, name: str, most: int | None
+) -> None:
+    (parameter,) = [item for item in document["paths"][path]["get"]["parameters"] if item["name"] == name]
+    assert (parameter["style"], parameter["explode"]) == ("form", False)
+    assert parameter["schema"]["type"] == "array"
+    assert parameter["schema"]["items"] == {"type": "integer", "minimum": 0} | ({"maximum": most} if most else {})
+
+
+def test_a_body_is_required_of_verbs_that_have_nothing_to_do_without(document: dict[str, Any]) -> None:
+    required = {path for path in VERBS if document["paths"][path]["post"]["requestBody"]["required"]}
+    assert required == {"/encode", "/score", "/decode", "/reconstruct"}
 
 
 @pytest.mark.parametrize("path", VERBS)
@@ -142,24 +170,47 @@ def test_a_get_may_be_answered_by_304(document: dict[str, Any], path: str) -> No
     assert "304" not in document["paths"][path]["post"]["responses"]
 
 
+JSON_TYPES = {
+    str: {"string"},
+    int: {"integer", "number"},
+    list: {"array"},
+    type(None): {"null"},
+}
+
+
 @pytest.mark.parametrize(
-    ("path", "request_parts"),
+    ("path", "body"),
     [
-        ("/encode", {"json": {"images": []}}),
-        ("/sample", {"json": {"n": 2}}),
-        ("/decode", {"json": {"z": [[0, 0, 0, 0]]}}),
-        ("/interpolate", {"json": {"seeds": [1, 2]}}),
+        ("/encode", {"images": []}),
+        ("/encode", {"images": None}),
+        ("/encode", {"images": None, "draws": 2}),
+        ("/score", {"images": None}),
+        ("/score", {"images": None, "k": 2}),
+        ("/sample", {"n": 2}),
+        ("/decode", {"z": [0] * 10}),
+        ("/reconstruct", {"images": None}),
+        ("/reconstruct", {"images": None, "compare": True}),
+        ("/interpolate", {"seeds": [1, 2]}),
+        ("/traverse", {"seed": 1}),
+        ("/traverse", {}),
+        ("/encode", {"images": None, "model": "autoencoder"}),
+        ("/score", {"images": None, "model": "autoencoder"}),
     ],
 )
 def test_json_answers_have_the_members_that_it_names(
-    client: httpx.Client, document: dict[str, Any], path: str, request_parts: dict[str, Any]
+    kinds: httpx.Client, document: dict[str, Any], full: Linear, path: str, body: dict[str, Any]
 ) -> None:
-    answer = client.post(f"{path}?format=json", **request_parts)
+    """Where images are None, a picture is sent."""
+    picture = [base64_png(row) for row in pixels(1, full.shape)]
+    answer = kinds.post(f"{path}?format=json", json={name: picture if v is None else v for name, v in body.items()})
     status, media_type = str(answer.status_code), answer.headers["content-type"]
     content = document["paths"][path]["post"]["responses"][status]["content"]
     schema = resolved(document, content[media_type]["schema"]["$ref"])
     members = answer.json()
     assert set(schema["required"]) <= set(members) <= set(schema["properties"])
+    for name, value in members.items():
+        choices = schema["properties"][name].get("anyOf", [schema["properties"][name]])
+        assert JSON_TYPES[type(value)] & {choice.get("type") for choice in choices}, name
 
 
 def test_models_answer_what_it_names(client: httpx.Client, document: dict[str, Any]) -> None:
@@ -190,15 +241,15 @@ def test_there_is_no_second_page_that_needs_a_network(client: httpx.Client) -> N
 
 
 def test_every_option_stands_among_the_fields_of_a_form(document: dict[str, Any]) -> None:
-    for path in ("/encode", "/interpolate"):
+    for path in ("/encode", "/score", "/reconstruct", "/interpolate", "/traverse"):
         content = document["paths"][path]["post"]["requestBody"]["content"]
         fields = set(content["multipart/form-data"]["schema"]["properties"])
         assert fields == {"images", *VERBS[path].options.model_fields}
 
 
 def test_every_header_of_an_answer_stands_in_it(document: dict[str, Any], client: httpx.Client) -> None:
-    ours = ("x-model", "x-request-id", "server-timing", "x-seed", "etag", "cache-control")
-    for path, query in {"/sample": "", "/interpolate": "?seeds=1,2"}.items():
+    ours = ("x-model", "x-request-id", "server-timing", "x-seed", "x-dims", "etag", "cache-control")
+    for path, query in {"/sample": "", "/interpolate": "?seeds=1,2", "/traverse": "?seed=1"}.items():
         listed = {name.lower() for name in document["paths"][path]["get"]["responses"]["200"]["headers"]}
         sent = {name for name in client.get(path + query).headers if name in ours}
         assert sent <= listed
