@@ -1,21 +1,36 @@
-"""Writing a bundle: graphs, manifest and probe under a temporary name, renamed into place last."""
+"""Writing a bundle: graphs, manifest and probe in a folder, and nothing at all where something fails on the way."""
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import save
 
-from service.bundle import DECODER, ENCODER, FORMAT, MANIFEST, PROBE, Manifest, Probe, digest
+from export.frozen import Graphs
+from export.scorer import without_copies
+from service.bundle import DECODER, ENCODER, FORMAT, MANIFEST, PROBE, SCORER, Manifest, Probe, digest
 
 
 class CannotWrite(Exception):
-    """A bundle that cannot be written where it was asked for."""
+    """A bundle that cannot be written where it was asked for, or under the name that was asked for."""
+
+
+def require_name(name: str) -> None:
+    """Nothing, if a model may have the name.
+
+    Raises:  CannotWrite
+    """
+    try:
+        TypeAdapter(Annotated[str, Manifest.model_fields["name"]]).validate_python(name)
+    except ValidationError as error:
+        expected = "at most 64 letters, digits, '.', '_' and '-', the first of them a letter or a digit"
+        raise CannotWrite(f"name: got {name!r}, expected {expected}") from error
 
 
 def manifest_of(files: Mapping[str, bytes], fields: Mapping[str, Any]) -> Manifest:
@@ -33,28 +48,47 @@ def manifest_of(files: Mapping[str, bytes], fields: Mapping[str, Any]) -> Manife
     return Manifest.model_validate(plain | {"digest": digest(plain)})
 
 
-def bundle_files(*, encoder: bytes, decoder: bytes, probe: Probe) -> dict[str, bytes]:
+def bundle_files(graphs: Graphs, *, probe: Probe, others: Mapping[str, bytes]) -> dict[str, bytes]:
     """The content of every file of a bundle but its manifest."""
-    return {ENCODER: encoder, DECODER: decoder, PROBE: save(asdict(probe))}
+    scorer = {} if graphs.scorer is None else {SCORER: without_copies(graphs.scorer, decoder=graphs.decoder)}
+    tensors = {name: tensor for name, tensor in asdict(probe).items() if tensor is not None}
+    return {ENCODER: graphs.encoder, DECODER: graphs.decoder, **scorer, PROBE: save(tensors), **others}
 
 
 def write(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
-    """A bundle on disk, whole or not at all.
+    """A bundle in a new folder.
 
-    Raises:  CannotWrite if the folder exists already
+    Raises:  FileExistsError if it is not new
     """
-    if folder.exists():
-        raise CannotWrite(f"{folder}: exists already, expected a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        for name, content in files.items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            (partial / name).write_bytes(content)
-        text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A path for a file or folder that becomes the target when all has gone well, and otherwise vanishes.
+
+    Raises:  CannotWrite if the target exists already
+    """
+    require_new(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+        place = Path(beside) / target.name
+        yield place
+        place.rename(target)
+
+
+def require_new(target: Path) -> None:
+    """Nothing, if something can be put at a path.
+
+    Raises:  CannotWrite
+    """
+    if target.exists() or target.is_symlink():
+        raise CannotWrite(f"{target}: exists already, expected a new place")
+    above = next(place for place in target.absolute().parents if place.exists())
+    if not above.is_dir():
+        raise CannotWrite(f"{above}: got a file, expected a folder to write into")

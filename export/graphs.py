@@ -1,80 +1,106 @@
-"""A VAE as two ONNX graphs that speak pixels: uint8 in, uint8 out, a free batch axis, no noise."""
+"""torch modules as ONNX graphs that speak pixels: uint8 in, uint8 out, a free batch axis, no noise."""
 
 import logging
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from model.gaussian import DiagonalGaussian
-from model.training import to_x
-from model.vae import VAE
+from export.frozen import Float32, Graphs, Source, Uint8
+from service.bundle import ImageSpec
 
 OPSET = 20
 IR_VERSION = 10
 
 _LARGEST_BATCH = 2**16
+_EXAMPLE_ROWS = 2
+# Of an open size, in strides. Neither 0 nor 1, which the exporter takes for constants, nor equal.
+_EXAMPLE_SIDES = (4, 6)
 
 
-@dataclass(frozen=True)
-class Graphs:
-    """The graphs of a model, serialised."""
+def freeze(
+    encoder: nn.Module,
+    decoder: nn.Module,
+    scorer: nn.Module | None,
+    *,
+    image: ImageSpec,
+    latent_shape: Sequence[int | None],
+) -> Graphs:
+    """Graphs of modules on pixels, the same bytes for the same weights wherever they are made.
 
-    encoder: bytes
-    decoder: bytes
-
-
-class _Encoder(nn.Module):
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(self.vae.likelihood.settle(to_x(image)))
-        if not isinstance(posterior, DiagonalGaussian):
-            raise TypeError("encoder: got an autoencoder, expected a model with a posterior")
-        return posterior.mu, posterior.logvar
-
-
-class _Decoder(nn.Module):
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, z: Tensor) -> Tensor:
-        return torch.round(self.vae.decode(z) * 255).to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def encoder_module(vae: VAE) -> nn.Module:
-    """What the encoder graph computes, in torch.
-
-    Shapes:  image (n, h, w, c) uint8 -> mu, logvar (n, latent_dim)
+    The encoder takes image (n, h, w, c) uint8 and gives mu and logvar (n, *latent_shape), or mu alone; the decoder
+    takes z and gives image; the scorer takes image and z and gives log p(x given z) (n,).
     """
-    return _Encoder(vae).eval()
-
-
-def decoder_module(vae: VAE) -> nn.Module:
-    """What the decoder graph computes, in torch.
-
-    Shapes:  z (n, latent_dim) -> image (n, h, w, c) uint8
-    """
-    return _Decoder(vae).eval()
-
-
-def freeze(vae: VAE) -> Graphs:
-    """Both graphs of a VAE, the same bytes for the same weights wherever they are made."""
-    image = torch.zeros(2, *vae.config.image_shape, dtype=torch.uint8)
-    z = torch.zeros(2, vae.config.latent_dim)
+    pixels, z = _examples(image, latent_shape)
+    outputs = ["mu", "logvar"] if isinstance(_tried(encoder, pixels), tuple) else ["mu"]
+    sizes = _Sizes(image)
     return Graphs(
-        encoder=_export(encoder_module(vae), image, inputs=["image"], outputs=["mu", "logvar"]),
-        decoder=_export(decoder_module(vae), z, inputs=["z"], outputs=["image"]),
+        encoder=_export(encoder, {"image": pixels}, outputs, sizes),
+        decoder=_export(decoder, {"z": z}, ["image"], sizes),
+        scorer=_export(scorer, {"image": pixels, "z": z}, ["log_likelihood"], sizes) if scorer else None,
     )
 
 
-def _export(module: nn.Module, example: Tensor, *, inputs: list[str], outputs: list[str]) -> bytes:
-    batch = torch.export.Dim("n", min=1, max=_LARGEST_BATCH)
+def source(encoder: nn.Module, decoder: nn.Module, scorer: nn.Module | None) -> Source:
+    """The modules that `freeze` takes, as they are in torch, on arrays."""
+
+    @torch.inference_mode()
+    def encode(image: Uint8) -> tuple[Float32, Float32 | None]:
+        posterior = encoder(torch.from_numpy(image))
+        mu, logvar = posterior if isinstance(posterior, tuple) else (posterior, None)
+        # safetensors writes an array's memory as it lies, and convolutions and splits leave it in another order.
+        return mu.contiguous().numpy(), None if logvar is None else logvar.contiguous().numpy()
+
+    @torch.inference_mode()
+    def decode(z: Float32) -> Uint8:
+        image: Uint8 = decoder(torch.from_numpy(z)).contiguous().numpy()
+        return image
+
+    @torch.inference_mode()
+    def score(image: Uint8, z: Float32) -> Float32:
+        assert scorer is not None  # noqa: S101  # a source without one says so
+        log_likelihood: Float32 = scorer(torch.from_numpy(image), torch.from_numpy(z)).numpy()
+        return log_likelihood
+
+    return Source(encode, decode, score if scorer else None)
+
+
+class _Sizes:
+    """The axes that a graph leaves free: the batch, and height and width where sizes are open."""
+
+    def __init__(self, image: ImageSpec) -> None:
+        self.batch = torch.export.Dim("n", min=1, max=_LARGEST_BATCH)
+        self.is_open = image.is_open
+        if image.is_open:
+            most = (image.max_side or 0) // image.stride
+            places = [torch.export.Dim(axis, min=1, max=most) for axis in ("latent_h", "latent_w")]
+            self.latent = {2: places[0], 3: places[1]}
+            self.pixels = {1: image.stride * places[0], 2: image.stride * places[1]}
+
+    def of(self, name: str) -> dict[int, Any]:
+        """The free axes of an input: `image` (n, h, w, c) or `z` (n, channels, h, w)."""
+        if not self.is_open:
+            return {0: self.batch}
+        return {0: self.batch, **(self.latent if name == "z" else self.pixels)}
+
+
+def _examples(image: ImageSpec, latent_shape: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    places = iter(_EXAMPLE_SIDES)
+    latent = [next(places) if axis is None else axis for axis in latent_shape]
+    height, width = (image.stride * side for side in _EXAMPLE_SIDES)
+    pixels = torch.zeros(_EXAMPLE_ROWS, image.height or height, image.width or width, image.channels, dtype=torch.uint8)
+    return pixels, torch.zeros(_EXAMPLE_ROWS, *latent)
+
+
+@torch.inference_mode()
+def _tried(module: nn.Module, *inputs: Tensor) -> Any:
+    return module(*inputs)
+
+
+def _export(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str], sizes: _Sizes) -> bytes:
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)  # it warns of a torchvision that nothing here needs
@@ -83,10 +109,10 @@ def _export(module: nn.Module, example: Tensor, *, inputs: list[str], outputs: l
             warnings.simplefilter("ignore")  # torch's own deprecations, inside torch's own code
             program = torch.onnx.export(
                 module,
-                (example,),
-                input_names=inputs,
+                tuple(inputs.values()),
+                input_names=list(inputs),
                 output_names=outputs,
-                dynamic_shapes=({0: batch},),
+                dynamic_shapes=tuple(sizes.of(name) for name in inputs),
                 dynamo=True,
                 opset_version=OPSET,
                 external_data=False,
@@ -96,19 +122,27 @@ def _export(module: nn.Module, example: Tensor, *, inputs: list[str], outputs: l
         exporter.setLevel(level)
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    return _plain(program.model_proto)
+    return plain(program.model_proto)
 
 
-def _plain(proto: onnx.ModelProto) -> bytes:
+def plain(proto: onnx.ModelProto) -> bytes:
     """A graph without what differs from machine to machine: the exporter writes source paths into every node."""
     proto.ir_version = min(proto.ir_version, IR_VERSION)
-    proto.doc_string = ""
-    del proto.metadata_props[:]
-    graph = proto.graph
-    graph.doc_string = ""
-    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        part.doc_string = ""
-        del part.metadata_props[:]
+    for field in ("doc_string", "producer_name", "producer_version", "metadata_props"):
+        proto.ClearField(field)
+    for part in (*_parts(proto.graph), *(part for function in proto.functions for part in (function, *function.node))):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
     onnx.checker.check_model(proto, full_check=True)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+def _parts(graph: onnx.GraphProto) -> Iterator[Any]:
+    """A graph and all in it that carries notes, the graphs inside its nodes included."""
+    yield from (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (part for inner in attribute.graphs for part in _parts(inner))
+            if attribute.HasField("g"):  # to read what is not there would make it
+                yield from _parts(attribute.g)

@@ -1,96 +1,208 @@
 """Frozen outputs against the source's outputs, measured with the engine that will serve."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import Difference, Parity, Probe, Tolerance
-from service.engine import Graph
+from export.frozen import CannotImport, Graphs, Source, Uint8
+from export.pictures import Real, natural, sample
+from export.runs import Shape, shapes
+from service import differences
+from service.bundle import DECODER, ENCODER, SCORER, Difference, ImageSpec, Parity, Probe, Tolerance
+from service.engine import Graph, RowShape, signatures
 
-# Odd and even, one and many: what a batch may be.
-BATCH_ROWS = (1, 2, 7, 64)
-
-Float32 = NDArray[np.float32]
-Uint8 = NDArray[np.uint8]
+# Runs of one shape go on until there were so many, or they have seen so many pictures or pixels.
+_RUNS = 32
+_PICTURES = 128
+_PIXELS = 100_000
+# The probe is run whenever a bundle is read, so it is no larger than needed.
+_PROBE_ROWS = 4
+_PROBE_PIXELS = 2**16
 
 
 class NotEqual(Exception):
-    """The graphs differ from their source by more than the tolerance; the sentence names the largest difference."""
+    """The graphs differ from their source by more than the tolerance: a sentence, and a table of what differs."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """The model as it was before it was frozen, on arrays.
+class Candidate:
+    """The graphs of a bundle to be, in the engine that will serve them."""
 
-    Shapes:  encode image (n, h, w, c) -> mu, logvar (n, *latent_shape); decode z -> image
+    encoder: Graph
+    decoder: Graph
+    scorer: Graph | None
+
+    @property
+    def opset(self) -> int:
+        """The highest version of ONNX's operators that one of them asks for."""
+        return max(graph.opset for graph in (self.encoder, self.decoder, self.scorer) if graph)
+
+    @classmethod
+    def of(cls, graphs: Graphs, *, image: ImageSpec, latent_shape: RowShape, family: str) -> "Candidate":
+        """The graphs, loaded on the CPU.
+
+        Raises:  BadBundle if onnxruntime refuses one, or it takes or gives something else than bundles do
+        """
+        expected = signatures(image.shape, latent_shape, family=family)
+
+        def load(name: str, content: bytes) -> Graph:
+            return Graph(content, expected[name], path=Path(name), device="cpu", threads=0)
+
+        return cls(
+            load(ENCODER, graphs.encoder),
+            load(DECODER, graphs.decoder),
+            None if graphs.scorer is None else load(SCORER, graphs.scorer),
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How far the graphs are from their source.
+
+    `differences` holds mu, image, and logvar and log_likelihood where the model has them; a difference that is not a
+    number is one. `shapes` are rows, height and width of the runs; `real` of the `pictures` were real.
+
+    Units:  as Tolerance says
     """
 
-    encode: Callable[[Uint8], tuple[Float32, Float32]]
-    decode: Callable[[Float32], Uint8]
+    differences: Mapping[str, tuple[float, float]]
+    shapes: tuple[Shape, ...]
+    pictures: int
+    real: int
+
+    def parity(self) -> Parity:
+        """What a manifest says of it."""
+        found = {name: Difference(max=most, mean=mean) for name, (most, mean) in self.differences.items()}
+        return Parity(**{"logvar": None} | found, shapes=self.shapes, pictures=self.pictures, real_pictures=self.real)
 
 
-def measure(source: Source, encoder: Graph, decoder: Graph, *, pictures: Uint8, seed: int = 0) -> Parity:
-    """Largest and mean difference on real pictures, random pictures, their latents and latents of the prior.
+def measure(
+    source: Source,
+    candidate: Candidate,
+    *,
+    image: ImageSpec,
+    real: Real,
+    scale_head: str | None,
+    max_run_pixels: int,
+    seed: int = 0,
+) -> Measured:
+    """Largest and mean difference on natural pictures in turn with noise, and on latents of theirs or of the prior.
 
-    Shapes:  pictures (n, h, w, c)
-    Units:   mu and logvar absolute, pictures in grey levels
+    Raises:  CannotImport if the source gives numbers that are not finite, or arrays of another shape than the graphs,
+             BadBundle if a graph fails
     """
     generator = np.random.default_rng(seed)
-    noise = generator.integers(0, 256, pictures.shape, dtype=np.uint8)
-    everything = np.concatenate((pictures, noise))
-    differences: dict[str, list[NDArray[np.float64]]] = {"mu": [], "logvar": [], "image": []}
-    for rows in BATCH_ROWS:
-        for image in _batches(everything, rows):
-            mu, logvar = source.encode(image)
-            found_mu, found_logvar = encoder.run(image)
-            differences["mu"].append(_apart(found_mu, mu))
-            differences["logvar"].append(_apart(found_logvar, logvar))
-            for z in (mu, generator.standard_normal(mu.shape, dtype=np.float32)):
-                (found_image,) = decoder.run(z)
-                differences["image"].append(_apart(found_image, source.decode(z)))
-    measured = {name: _difference(np.concatenate(parts)) for name, parts in differences.items()}
-    return Parity(**measured, batch_rows=BATCH_ROWS, pictures=len(everything))
+    tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
+    seen = seen_real = 0
+    measured = shapes(image, max_run_pixels=max_run_pixels)
+    for size, runs in groupby(measured, key=lambda shape: shape[1:]):
+        batches = {rows: _number_of_runs(rows, pixels=math.prod(size)) for rows, *_ in runs}
+        most = min(_PICTURES, max(rows * number for rows, number in batches.items()))
+        pictures = sample(real, (*size, image.channels), n=most, seed=seed)
+        seen, seen_real = seen + len(pictures.images), seen_real + pictures.real
+        for batch in _batches(pictures.images, batches):
+            for name, apart in _compared(source, candidate, batch, scale_head=scale_head, generator=generator):
+                tallies[name].add(apart)
+    differences = {name: (tally.max, tally.mean) for name, tally in tallies.items()}
+    return Measured(differences, shapes=measured, pictures=seen, real=seen_real)
 
 
-def require(parity: Parity, tolerance: Tolerance) -> None:
+def require(measured: Measured, tolerance: Tolerance) -> None:
     """Nothing, if every difference is within the tolerance.
 
-    Raises:  NotEqual that names what differs most, by how much, and what was allowed
+    Raises:  NotEqual with a table of every difference and what was allowed
     """
-    excesses = {
-        name: getattr(parity, name).max / max(getattr(tolerance, name), 1e-12) for name in ("mu", "logvar", "image")
-    }
-    # `not <=`, so that NaN is an excess too.
-    over = [name for name, excess in excesses.items() if not excess <= 1]
+    allowed = {name: getattr(tolerance, name) for name in measured.differences}
+    # `not <=`, so that what is not a number is an excess too.
+    over = [name for name, (most, _) in measured.differences.items() if not most <= allowed[name]]
     if over:
-        listed = ", ".join(
-            f"{name} by {getattr(parity, name).max:.3g} where {getattr(tolerance, name):g} is allowed" for name in over
-        )
-        raise NotEqual(f"the graphs differ from their source: {listed}; nothing was written")
+        lines = [f"  {'':<14}  {'largest':>9}  {'mean':>9}  {'allowed':>9}"]
+        for name, (most, mean) in measured.differences.items():
+            mark = "  over" if name in over else ""
+            lines.append(f"  {name:<14}  {most:>9.3g}  {mean:>9.3g}  {allowed[name]:>9g}{mark}")
+        verdict = f"the graphs differ from their source in {', '.join(over)}; nothing was written"
+        raise NotEqual("\n".join([verdict, *lines]))
 
 
-def probe_of(source: Source, pictures: Uint8, *, seed: int = 0) -> Probe:
-    """A few inputs and what the source makes of them.
-
-    Shapes:  pictures (n, h, w, c)
-    """
-    mu, logvar = source.encode(pictures)
+def probe_of(source: Source, *, image: ImageSpec, real: Real, seed: int = 0) -> Probe:
+    """A few inputs of the default size and what the source makes of them."""
+    height, width, channels = image.default_shape
+    rows = min(_PROBE_ROWS, max(1, _PROBE_PIXELS // (height * width)))
+    images = natural(real, (height, width, channels), n=rows, seed=seed)
+    mu, logvar = source.encode(images)
     z = np.random.default_rng(seed).standard_normal(mu.shape, dtype=np.float32)
-    return Probe(image=pictures, mu=mu, logvar=logvar, z=z, decoded=source.decode(z))
+    return Probe(
+        image=images,
+        mu=mu,
+        logvar=logvar,
+        z=z,
+        decoded=source.decode(z),
+        log_likelihood=source.score(images, z) if source.score else None,
+    )
 
 
-def _batches(images: Uint8, rows: int) -> Iterator[Uint8]:
-    """Whole batches, enough of them to see every picture once at the larger sizes, and a few at the small ones."""
-    for start in range(0, min(len(images), 64 * rows), rows):
-        yield np.ascontiguousarray(images[start : start + rows])
+def _number_of_runs(rows: int, *, pixels: int) -> int:
+    return max(1, min(_RUNS, _PICTURES // rows, _PIXELS // (rows * pixels)))
 
 
-def _apart(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
-    return np.abs(found.astype(np.float64) - expected.astype(np.float64)).ravel()
+def _batches(images: Uint8, numbers: Mapping[int, int]) -> Iterator[Uint8]:
+    """So many runs of each number of rows, from the first picture on; where there are too few, they come again."""
+    for rows, number in numbers.items():
+        for start in range(0, rows * number, rows):
+            yield images[np.arange(start, start + rows) % len(images)]
 
 
-def _difference(values: NDArray[np.float64]) -> Difference:
-    return Difference(max=float(values.max()), mean=float(values.mean()))
+def _compared(
+    source: Source, candidate: Candidate, image: Uint8, *, scale_head: str | None, generator: np.random.Generator
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """What each output is and how far it is from the source's, for one run of every graph."""
+    mu, logvar = source.encode(image)
+    posterior = candidate.encoder.tried(image)
+    _require_comparable("mu", posterior[0], mu)
+    yield "mu", differences.absolute(posterior[0], mu)
+    if logvar is not None:
+        _require_comparable("logvar", posterior[1], logvar)
+        yield "logvar", differences.of_logvar(posterior[1], logvar, scale_head=scale_head)
+    z = generator.standard_normal(mu.shape, dtype=np.float32)
+    is_of_picture = generator.integers(0, 2, len(mu)).astype(bool)
+    z[is_of_picture] = mu[is_of_picture]
+    (decoded,), expected = candidate.decoder.tried(z), source.decode(z)
+    _require_comparable("image", decoded, expected)
+    yield "image", differences.absolute(decoded, expected)
+    if candidate.scorer and source.score:
+        (score,), expected_score = candidate.scorer.tried(image, z), source.score(image, z)
+        _require_comparable("log_likelihood", score, expected_score)
+        yield "log_likelihood", differences.of_sums(score, expected_score)
+
+
+def _require_comparable(name: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        graph, source = (f"{array.dtype} {array.shape}" for array in (found, expected))
+        raise CannotImport(f"{name}: the source gives {source}, the graph {graph}; expected equal types and shapes")
+    if not np.isfinite(expected).all():
+        raise CannotImport(f"{name}: the source gives NaN or infinity, expected numbers")
+
+
+class _Tally:
+    """The largest and the mean of numbers that come in parts; both are not a number as soon as one of them is not."""
+
+    def __init__(self) -> None:
+        self.max = 0.0
+        self._sum = 0.0
+        self._count = 0
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        self.max = float(np.maximum(self.max, values.max()))
+        self._sum += float(values.sum())
+        self._count += values.size
+
+    @property
+    def mean(self) -> float:
+        return self._sum / self._count

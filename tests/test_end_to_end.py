@@ -1,4 +1,4 @@
-"""The whole line, each part as its user starts it: train, freeze, serve, ask."""
+"""The whole line, each part as its user starts it: train, freeze, pack, serve, ask."""
 
 import subprocess
 import sys
@@ -17,12 +17,13 @@ from tests.serving import serving
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run of an epoch on scikit-learn's digits, and its bundle."""
+    """A run of an epoch on scikit-learn's digits, and its bundle in one file."""
     folder = tmp_path_factory.mktemp("line")
     run, bundle = folder / "run", folder / "bundle"
     _command("model", "fit", "--out", run, "--epochs", 1, "--features", 8, "--latent-dim", 3)
-    _command("export", "make", run, bundle, "--name", "digits")
-    return run, bundle
+    _command("export", "make", run, bundle, "--name", "digits", "--licence", "MIT")
+    _command("export", "pack", bundle)
+    return run, folder / "bundle.zip"
 
 
 def test_a_trained_model_answers_over_http_what_torch_answers(line: tuple[Path, Path]) -> None:
@@ -35,12 +36,16 @@ def test_a_trained_model_answers_over_http_what_torch_answers(line: tuple[Path, 
     with serving([str(bundle)]) as server, httpx.Client(base_url=server.url) as client:
         files = [("images", (f"{index}.png", _png(picture))) for index, picture in enumerate(pictures)]
         encoded = client.post("/encode", files=files).raise_for_status().json()
+        score = client.post("/score", files=files).raise_for_status().json()
         np.testing.assert_allclose(encoded["mu"], posterior.mu, atol=1e-4)
         np.testing.assert_allclose(encoded["logvar"], posterior.logvar, atol=1e-4)
         answer = client.post("/decode", params={"columns": 1}, json={"z": encoded["mu"]}).raise_for_status()
         decoded = np.asarray(Image.open(BytesIO(answer.content))).reshape(pictures.shape)
     with torch.inference_mode():
         x_hat = trained.vae.decode(torch.tensor(encoded["mu"]))
+        recon = trained.vae.likelihood.recon(trained.vae.logits(posterior.mu), x)
+    np.testing.assert_allclose(score["recon"], recon, rtol=1e-4)
+    np.testing.assert_allclose(score["kl"], posterior.kl(), rtol=1e-4)
     expected = torch.round(x_hat * 255).permute(0, 2, 3, 1).numpy()
     assert np.abs(decoded - expected).max() <= 1
 

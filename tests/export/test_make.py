@@ -1,149 +1,188 @@
+"""A source becomes a bundle that is equal to it, or nothing."""
+
+import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
+from pydantic import ValidationError
 
-import export.bundle
-from export.__main__ import app
-from export.bundle import CannotWrite, write
-from model import checkpoint
-from model.checkpoint import DataConfig, RunConfig
-from model.training import Learner, TrainConfig
-from model.vae import ModelConfig
-from service.bundle import read
+from export.bundle import CannotWrite
+from export.frozen import Frozen
+from export.make import TOLERANCE, Wanted, make
+from export.precision import CannotReduce
+from export.verify import NotEqual
+from service.bundle import BadBundle, ReducedTolerance, read
 from service.engine import Engine
+from tests.export.linear import frozen, noise
+from tests.service.broken import edited, with_constant
+from tests.service.linear import linear, open_linear
 
-runner = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "digits"
-    result = runner.invoke(app, ["make", str(trained), str(folder), "--licence", "MIT"])
-    assert result.exit_code == 0, result.output
-    assert "grey levels" in result.stdout
-    return folder
+MODEL = linear((12, 10, 3), (4,))
 
 
-def test_a_checkpoint_becomes_a_bundle_that_the_service_loads(bundle: Path, trained: Path) -> None:
-    loaded = read(bundle)
-    Engine(loaded, device="cpu", threads=1)
-    manifest = loaded.manifest
-    assert manifest.name == "digits"
-    assert manifest.licence == "MIT"
-    assert manifest.latent_shape == (5,)
-    assert manifest.likelihood.kind == "gaussian"
-    assert manifest.metrics == json.loads((trained / "metrics.json").read_text())
-    assert manifest.diagnostics is not None
-    assert len(manifest.diagnostics.kl_per_dimension) == 5
+@pytest.mark.parametrize(
+    "model",
+    [MODEL, dataclasses.replace(MODEL, family="autoencoder"), linear((9, 7, 1), (2, 3, 2)), open_linear()],
+    ids=["vae", "autoencoder", "spatial", "open"],
+)
+def test_what_was_made_is_what_the_service_loads(model: object, tmp_path: Path) -> None:
+    manifest = make(frozen(model), tmp_path / "mine", Wanted(name="mine", licence="MIT"))
+    loaded = read(tmp_path / "mine")
+    engine = Engine(loaded, device="cpu", threads=1)
+    engine.warm(4, 100_000)
+    assert engine.scorer is not None
+    assert loaded.manifest == manifest
+    assert (manifest.name, manifest.licence, manifest.precision, manifest.opset) == ("mine", "MIT", "fp32", 20)
+    assert manifest.tolerance == TOLERANCE
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def saved(folder: Path, **model: object) -> Path:
-    """A run that was saved before its first step."""
-    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
-    config = RunConfig(
-        model=ModelConfig(8, 8, 1, features=4, latent_dim=3, **model),
-        training=TrainConfig(epochs=1),
-        data=DataConfig(name="noise", n_train=8, n_validation=0, validation_seed=0, n_test=8, sha256=""),
-    )
-    checkpoint.write_config(folder, config, probe=images)
-    checkpoint.save(folder, Learner(config.model, training=config.training, n_images=8))
-    return folder
+def test_the_manifest_states_what_was_measured_and_on_what(tmp_path: Path) -> None:
+    make(frozen(MODEL, pictures=noise(20, (12, 10, 3))), tmp_path / "mine", Wanted(name="mine"))
+    manifest = json.loads((tmp_path / "mine" / "manifest.json").read_text())
+    assert manifest["tolerance"] == {"mu": 1e-4, "logvar": 1e-4, "image": 1, "log_likelihood": 1e-4}
+    parity = manifest["parity"]
+    for name, allowed in manifest["tolerance"].items():
+        assert 0 <= parity[name]["mean"] <= parity[name]["max"] <= allowed
+    assert parity["shapes"] == [[rows, 12, 10] for rows in (1, 2, 7, 64)]
+    assert (parity["pictures"], parity["real_pictures"]) == (40, 20)
+    assert manifest["licence"] is None
 
 
-@pytest.mark.parametrize(("sigma", "expected"), [(0.25, 0.25), ("learned", 0.3), ("optimal", 0.3)])
-def test_the_manifest_states_the_sigma_that_training_reached_and_the_head_that_the_source_emitted(
-    tmp_path: Path, sigma: float | str, expected: float
-) -> None:
-    run = saved(tmp_path / "run", sigma=sigma, scale_head="variance")
-    assert runner.invoke(app, ["make", str(run), str(tmp_path / "bundle")]).exit_code == 0
-    manifest = read(tmp_path / "bundle").manifest
-    assert manifest.likelihood.sigma == pytest.approx(expected)
-    assert manifest.scale_head == "variance"
+def test_the_budget_that_was_asked_for_bounds_the_runs(tmp_path: Path) -> None:
+    manifest = make(frozen(MODEL), tmp_path / "mine", Wanted(name="mine", max_run_pixels=7 * 120))
+    assert manifest.parity.shapes == ((1, 12, 10), (2, 12, 10), (7, 12, 10))
 
 
-def test_an_autoencoder_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    result = runner.invoke(app, ["make", str(saved(tmp_path / "run", family="autoencoder")), str(tmp_path / "bundle")])
-    assert result.exit_code == 2
-    assert "got an autoencoder, expected a vae" in result.stderr
-    assert not (tmp_path / "bundle").exists()
+def test_pictures_of_a_path_are_measured_and_make_the_probe(tmp_path: Path) -> None:
+    pictures = noise(40, (12, 10, 3))
+    np.savez(tmp_path / "pictures.npz", x_train=pictures[:20], x_test=pictures[20:])
+    manifest = make(frozen(MODEL), tmp_path / "mine", Wanted(name="mine", pictures=tmp_path / "pictures.npz"))
+    assert (manifest.parity.pictures, manifest.parity.real_pictures) == (40, 20)
+    np.testing.assert_array_equal(read(tmp_path / "mine").probe.image, pictures[20:24])
 
 
-def test_the_manifest_states_the_measured_parity_and_its_tolerance(bundle: Path) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    parity, tolerance = manifest["parity"]["fp32"], manifest["tolerance"]["fp32"]
-    assert tolerance == {"mu": 1e-4, "logvar": 1e-4, "image": 1}
-    for name in ("mu", "logvar", "image"):
-        assert 0 <= parity[name]["mean"] <= parity[name]["max"] <= tolerance[name]
+def test_files_of_the_source_travel_along(tmp_path: Path) -> None:
+    source = dataclasses.replace(frozen(MODEL), files={"card.md": b"# A card\n", "pictures/a.png": b"png"})
+    manifest = make(source, tmp_path / "mine", Wanted(name="mine"))
+    assert manifest.files["pictures/a.png"].size_bytes == 3
+    assert (tmp_path / "mine" / "card.md").read_bytes() == b"# A card\n"
 
 
-def test_two_exports_have_one_digest_and_a_changed_weight_another(bundle: Path, trained: Path, tmp_path: Path) -> None:
-    again = tmp_path / "elsewhere" / "again"
-    assert runner.invoke(app, ["make", str(trained), str(again)]).exit_code == 0
-    assert read(again).manifest.digest == read(bundle).manifest.digest
-    changed = tmp_path / "run"
-    shutil.copytree(trained, changed)
-    tensors = load_file(changed / "model.safetensors")
-    name = min(tensors)
-    tensors[name] = tensors[name] + np.float32(1e-3)
-    save_file(tensors, changed / "model.safetensors")
-    assert runner.invoke(app, ["make", str(changed), str(tmp_path / "other")]).exit_code == 0
-    assert read(tmp_path / "other").manifest.digest != read(bundle).manifest.digest
-
-
-def test_above_the_tolerance_nothing_is_written(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import export.checkpoint
-
-    strict = export.checkpoint.TOLERANCE.model_copy(update={"mu": 1e-30, "logvar": 1e-30})
-    monkeypatch.setattr(export.checkpoint, "TOLERANCE", strict)
-    result = runner.invoke(app, ["make", str(trained), str(tmp_path / "bundle")])
-    assert result.exit_code == 2
-    assert "mu by" in result.stderr
-    assert "1e-30 is allowed" in result.stderr
+def test_a_graph_that_differs_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    plain = frozen(MODEL)
+    darker = dataclasses.replace(plain.source, decode=lambda z: MODEL.decode(z) // 2)
+    with pytest.raises(NotEqual, match="in image; nothing was written"):
+        make(dataclasses.replace(plain, source=darker), tmp_path / "mine", Wanted(name="mine"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_left_alone(bundle: Path, trained: Path) -> None:
-    before = (bundle / "manifest.json").read_bytes()
-    result = runner.invoke(app, ["make", str(trained), str(bundle)])
-    assert result.exit_code == 2
-    assert "exists already" in result.stderr
-    assert (bundle / "manifest.json").read_bytes() == before
+def broken(encoder: bytes) -> Frozen:
+    plain = frozen(MODEL)
+    return dataclasses.replace(plain, graphs=dataclasses.replace(plain.graphs, encoder=encoder))
 
 
-def test_a_folder_that_is_no_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    result = runner.invoke(app, ["make", str(tmp_path), str(tmp_path / "bundle")])
-    assert result.exit_code == 2
-    assert "config.json" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_a_name_that_no_address_can_carry_is_refused(trained: Path, tmp_path: Path) -> None:
-    result = runner.invoke(app, ["make", str(trained), str(tmp_path / "bundle"), "--name", "a b"])
-    assert result.exit_code == 2
-    assert result.stderr.startswith("vae-export: name: got 'a b'")
-    assert not (tmp_path / "bundle").exists()
-
-
-def test_a_bundle_that_could_not_be_written_whole_does_not_exist(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded = read(bundle)
-
-    def full_disk(*_: object, **__: object) -> str:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(export.bundle.json, "dumps", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write(tmp_path / "half", {"encoder.onnx": loaded.encoder}, loaded.manifest)
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    nan = np.where(MODEL.a == MODEL.a.max(), np.nan, MODEL.a).astype(np.float32)
+    with pytest.raises(BadBundle, match=r"encoder\.onnx: .*NaN"):
+        make(broken(with_constant(MODEL.encoder(), "a", nan)), tmp_path / "mine", Wanted(name="mine"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writing_refuses_a_file_in_the_way(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("mine")
-    with pytest.raises(CannotWrite, match="taken: exists already"):
-        write(tmp_path / "taken", {}, read(bundle).manifest)
+def test_a_graph_that_bundles_cannot_hold_is_refused(tmp_path: Path) -> None:
+    graph = edited(MODEL.encoder(), lambda proto: proto.output.pop())
+    with pytest.raises(BadBundle, match=r"encoder\.onnx: outputs are \['mu'\], the bundle format has"):
+        make(broken(graph), tmp_path / "mine", Wanted(name="mine"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_field_that_no_manifest_can_have_is_refused(tmp_path: Path) -> None:
+    plain = frozen(MODEL)
+    odd = dataclasses.replace(plain, described={**plain.described, "latent_scale": "much"})
+    with pytest.raises(ValidationError, match="latent_scale"):
+        make(odd, tmp_path / "mine", Wanted(name="mine"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_service_would_refuse_is_not_written(tmp_path: Path) -> None:
+    plain = frozen(MODEL)
+    odd = dataclasses.replace(plain, files={"probe.safetensors": b"not the probe"})
+    with pytest.raises(BadBundle, match=r"probe\.safetensors: not readable as safetensors"):
+        make(odd, tmp_path / "mine", Wanted(name="mine"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A data set to calibrate and to measure with."""
+    pictures = noise(60, (12, 10, 3))
+    np.savez(tmp_path / "photos.npz", x_train=pictures[:40], x_test=pictures[40:])
+    return tmp_path / "photos.npz"
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds are measured for as short as can be: no test looks at them."""
+    monkeypatch.setattr("export.precision._SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_graphs_in_fewer_bits_state_what_they_lose_and_gain(precision: str, photos: Path, tmp_path: Path) -> None:
+    calibrate = photos if precision == "int8" else None
+    wanted = Wanted(name="mine", precision=precision, pictures=photos, calibrate=calibrate)  # type: ignore[arg-type]
+    manifest = make(frozen(MODEL), tmp_path / "mine", wanted)
+    assert manifest.precision == precision
+    assert isinstance(manifest.tolerance, ReducedTolerance)
+    assert manifest.parity.psnr_db is not None
+    assert manifest.parity.psnr_db >= 35
+    assert manifest.parity.mu_in_sigma is not None
+    assert manifest.parity.mu_in_sigma.mean <= 0.1
+    assert manifest.parity.shapes == tuple((rows, 12, 10) for rows in (1, 2, 7, 64))
+    assert manifest.variant is not None
+    assert manifest.variant.size_ratio < 1
+    loaded = read(tmp_path / "mine")
+    assert loaded.encoder != MODEL.encoder()
+    np.testing.assert_array_equal(loaded.probe.mu, MODEL.encode(loaded.probe.image)[0])  # the source's, in fp32
+    Engine(loaded, device="cpu", threads=1).warm(4, 100_000)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_variant_that_loses_too_much_is_written_only_if_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.precision.LEAST_PSNR_DB", 98.0)
+    with pytest.raises(CannotReduce, match=r"fp16: pictures are \d\d\.\d dB from the source's, expected 98 dB or more"):
+        make(frozen(MODEL), tmp_path / "mine", Wanted(name="mine", precision="fp16"))
+    assert list(tmp_path.iterdir()) == []
+    forced = make(frozen(MODEL), tmp_path / "mine", Wanted(name="mine", precision="fp16", force=True))
+    assert forced.parity.psnr_db is not None
+    assert forced.parity.psnr_db < 98
+    assert read(tmp_path / "mine").manifest == forced
+
+
+def test_int8_asks_for_pictures_and_nothing_else_takes_them() -> None:
+    expected = "expected pictures like those to be served, for int8 alone"
+    with pytest.raises(CannotReduce, match=f"--calibrate: got nothing with int8, {expected}"):
+        Wanted(name="mine", precision="int8")
+    with pytest.raises(CannotReduce, match=f"--calibrate: got photos with fp16, {expected}"):
+        Wanted(name="mine", precision="fp16", calibrate=Path("photos"))
+
+
+def test_in_fp32_there_is_nothing_to_force() -> None:
+    with pytest.raises(CannotReduce, match="--force: got it with fp32, expected it below fp32 alone"):
+        Wanted(name="mine", force=True)
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(CannotWrite, match="mine: exists already"):
+        make(frozen(MODEL), tmp_path / "mine", Wanted(name="mine"))
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_name_is_judged_before_anything_is_done() -> None:
+    with pytest.raises(CannotWrite, match="name: got 'a b', expected"):
+        Wanted(name="a b")

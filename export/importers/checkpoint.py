@@ -1,0 +1,174 @@
+"""Our own checkpoint as the source of a bundle: every family, network, likelihood and scale head."""
+
+import json
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from export import card
+from export.frozen import CannotImport, Frozen
+from export.graphs import freeze, source
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.errors import BadCheckpoint
+from model.gaussian import DiagonalGaussian
+from model.likelihoods import Gaussian
+from model.prior import FittedPrior
+from model.training import to_x
+from model.vae import VAE
+from service.bundle import PRIOR, ImageSpec
+
+# Bernoulli.settle: white where x >= 1/2, which is from this grey level up.
+_BINARISED_AT = 128
+
+
+class Encoder(nn.Module):
+    """Pictures to the posterior, or to the code of an autoencoder.
+
+    Shapes:  image (n, h, w, c) uint8 -> mu, logvar (n, latent_dim), or mu alone
+    """
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """As the class says."""
+        posterior = self.vae.encode(self.vae.likelihood.settle(to_x(image)))
+        return (posterior.mu, posterior.logvar) if isinstance(posterior, DiagonalGaussian) else posterior.mu
+
+
+class Decoder(nn.Module):
+    """Latents to pictures: the mean of p(x given z), rounded to a byte.
+
+    Shapes:  z (n, latent_dim) -> image (n, h, w, c) uint8
+    """
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> Tensor:
+        """As the class says."""
+        return torch.round(self.vae.decode(z) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class Scorer(nn.Module):
+    """log p(x given z) of pictures as the encoder sees them.
+
+    Shapes:  image (n, h, w, c) uint8, z (n, latent_dim) -> (n,) nats
+    """
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor, z: Tensor) -> Tensor:
+        """As the class says."""
+        likelihood = self.vae.likelihood
+        return -likelihood.recon(self.vae.logits(z), likelihood.settle(to_x(image)))
+
+
+def recognises(folder: Path) -> bool:
+    """Whether a folder holds a run of vae-train."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"format", "model", "training"} <= set(config)
+
+
+def load(run: Path) -> Frozen:
+    """A checkpoint, frozen; with it travel the prior that was fitted to it, its card and its pictures.
+
+    Raises:  BadCheckpoint if the run cannot be read, CannotImport if its weights are not finite, or its card or
+             fitted prior is not whole
+    """
+    trained = checkpoint.read(run)
+    _require_finite(run, trained.vae)
+    files = card.files(run) | _fitted_prior(run, trained.config.latent_dim)
+    modules = Encoder(trained.vae).eval(), Decoder(trained.vae).eval(), Scorer(trained.vae).eval()
+    described = _described(trained) | {"diagnostics": _diagnostics(run, trained.metrics)}
+    return Frozen(
+        graphs=freeze(*modules, image=described["image"], latent_shape=described["latent_shape"]),
+        source=source(*modules),
+        described=described,
+        pictures=trained.probe,
+        files=files,
+    )
+
+
+def _require_finite(run: Path, vae: VAE) -> None:
+    for name, weight in vae.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise CannotImport(f"{run}, weight {name}: got numbers that are not finite, expected finite ones")
+
+
+def _fitted_prior(run: Path, latent_dim: int) -> dict[str, bytes]:
+    """The prior that an evaluation fitted and kept, as a file of the bundle."""
+    path = run / PRIOR
+    if not path.exists():
+        return {}
+    try:
+        prior = FittedPrior.from_tensors(safetensors.torch.load_file(path))
+    except (BadCheckpoint, OSError, SafetensorError) as error:
+        raise CannotImport(f"{path}: {error}; vae-train evaluate writes another") from error
+    if prior.means.shape[1] != latent_dim:
+        raise CannotImport(f"{path}: got {prior.means.shape[1]} latent dimensions, expected {latent_dim}")
+    return {PRIOR: safetensors.torch.save(prior.tensors())}
+
+
+def _described(trained: Checkpoint) -> dict[str, Any]:
+    """What a manifest says of a model, from its config and its evaluation."""
+    config = trained.config
+    height, width, channels = config.image_shape
+    has_posterior = config.family == "vae"
+    return {
+        "family": config.family,
+        "image": ImageSpec(height=height, width=width, channels=channels),
+        "latent_shape": (config.latent_dim,),
+        "likelihood": {
+            "kind": config.likelihood,
+            "sigma": _sigma(trained),
+            "binarised_at": _BINARISED_AT if config.likelihood == "bernoulli" else None,
+        },
+        "prior": "standard" if has_posterior else "none",
+        "scale_head": config.scale_head if has_posterior else None,
+        "logvar_range": config.logvar_range if has_posterior else None,
+        "source": {"kind": "vaeserve", "version": version("vaeserve"), "network": config.preset},
+        "metrics": trained.metrics,
+    }
+
+
+def _sigma(trained: Checkpoint) -> float | None:
+    """The standard deviation of a gaussian likelihood, also where training found it."""
+    likelihood = trained.vae.likelihood
+    if not isinstance(likelihood, Gaussian):
+        return None
+    if isinstance(trained.config.sigma, float | int):
+        return trained.config.sigma
+    return math.sqrt(likelihood.sigma(torch.zeros(())).item())
+
+
+def _diagnostics(run: Path, metrics: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How the latent space is used: the part of an evaluation that clients of a model ask about."""
+    if metrics is None or metrics.get("kl_per_dimension") is None:
+        return None
+    try:
+        return {
+            "kl_per_dimension": metrics["kl_per_dimension"],
+            "active_units": metrics["active_units"],
+            "mu_min": min(metrics["mu"]["min"]),
+            "mu_max": max(metrics["mu"]["max"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        expected = "what vae-train evaluate writes"
+        raise CannotImport(
+            f"{run / 'metrics.json'}: got no figures of latents ({error!r}), expected {expected}"
+        ) from error

@@ -1,0 +1,87 @@
+"""Pictures to measure graphs with: real ones where someone has them, smooth ones where not, and noise beside both."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from export.frozen import Uint8
+from model import data
+from service.bundle import ImageSpec
+
+_WAVES = 3
+_MOST_PERIODS = 3
+
+# Pictures that a person has, by height and width; None where there are none.
+Real = Callable[[int, int], Uint8 | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Pictures of one size, real or smooth ones in turn with noise.
+
+    Shapes:  images (n, h, w, c); `real` of them are real
+    """
+
+    images: Uint8
+    real: int
+
+
+def real_of(path: Path | None, *, own: Uint8 | None, image: ImageSpec) -> Real:
+    """Test pictures of a data set, of any size that a model takes; without one, the source's own in their own size.
+
+    Shapes:  own (n, h, w, c)
+    Raises:  BadData from what is returned, if there are none at the path that have a size or can be brought to it
+    """
+
+    @cache
+    def at(height: int, width: int) -> Uint8 | None:
+        if path is not None:
+            return data.read(path, size=(height, width), channels=image.channels).test
+        return own if own is not None and own.shape[1:3] == (height, width) else None
+
+    return at
+
+
+def to_learn_from(path: Path, shape: tuple[int, int, int]) -> Uint8:
+    """Training pictures of a data set: others than those to measure with, should both be one data set.
+
+    Shapes:  shape (h, w, c) -> (n, h, w, c)
+    Raises:  BadData if there are none at the path that have this shape or can be brought to it
+    """
+    height, width, channels = shape
+    return data.read(path, size=(height, width), channels=channels).train
+
+
+def sample(real: Real, shape: tuple[int, int, int], *, n: int, seed: int) -> Sample:
+    """Up to n pictures of a shape (h, w, c): natural ones in turn with noise."""
+    pictures = natural(real, shape, n=(n + 1) // 2, seed=seed)
+    noise = np.random.default_rng(seed).integers(0, 256, pictures.shape, dtype=np.uint8)
+    images = np.stack((pictures, noise), axis=1).reshape(-1, *shape)[:n]
+    return Sample(images, real=0 if real(*shape[:2]) is None else len(pictures))
+
+
+def natural(real: Real, shape: tuple[int, int, int], *, n: int, seed: int) -> Uint8:
+    """Up to n real pictures, or n smooth ones where there are none.
+
+    Shapes:  shape (h, w, c) -> (n, h, w, c)
+    """
+    found = real(*shape[:2])
+    return smooth(n, shape, np.random.default_rng(seed)) if found is None else found[:n]
+
+
+def smooth(n: int, shape: tuple[int, int, int], generator: np.random.Generator) -> Uint8:
+    """Pictures whose grey levels change slowly, as they do in photographs: sums of a few long plane waves.
+
+    Shapes:  shape (h, w, c) -> (n, h, w, c)
+    """
+    height, width, channels = shape
+    y, x = np.linspace(0, 1, height).reshape(-1, 1, 1), np.linspace(0, 1, width).reshape(-1, 1)
+    images = np.empty((n, *shape), np.uint8)
+    for image in images:
+        periods_y, periods_x, phase = generator.uniform(-_MOST_PERIODS, _MOST_PERIODS, (3, _WAVES, 1, 1, channels))
+        waves = np.sin(2 * np.pi * (periods_y * y + periods_x * x + phase))
+        image[...] = np.rint(127.5 * (1 + waves.mean(axis=0)))
+    return images

@@ -1,0 +1,67 @@
+"""A bundle on disk: whole under its own name, or not there at all."""
+
+from pathlib import Path
+
+import pytest
+
+from export.bundle import CannotWrite, require_name, staged, write
+from service.bundle import read
+from tests.service.linear import linear, write_linear
+
+
+def test_a_staged_file_or_folder_gets_its_name_last(tmp_path: Path) -> None:
+    with staged(tmp_path / "deep" / "mine") as place:
+        assert place.name == "mine"
+        place.write_text("whole")
+        assert not (tmp_path / "deep" / "mine").exists()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["mine"]
+    assert (tmp_path / "deep" / "mine").read_text() == "whole"
+
+
+def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    def half(place: Path) -> None:
+        place.mkdir()
+        (place / "half").write_text("")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"), staged(tmp_path / "mine") as place:
+        half(place)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to nothing"])
+def test_what_is_in_the_way_stays(tmp_path: Path, kind: str) -> None:
+    taken = tmp_path / "taken"
+    if kind == "file":
+        taken.write_text("mine")
+    elif kind == "folder":
+        taken.mkdir()
+    else:
+        taken.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CannotWrite, match="taken: exists already, expected a new place"), staged(taken):
+        raise AssertionError("nothing is staged")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_bundle_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    manifest = write_linear(tmp_path / "linear", linear())
+    assert read(tmp_path / "linear").manifest == manifest
+
+
+def test_pictures_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    manifest = write_linear(tmp_path / "linear", linear())
+    write(tmp_path / "other", {"pictures/a.png": b"png"}, manifest)
+    assert (tmp_path / "other" / "pictures" / "a.png").read_bytes() == b"png"
+
+
+@pytest.mark.parametrize("name", ["", "a b", ".hidden", "-x", "a/b", "ä", "a" * 65])
+def test_a_name_that_no_address_can_carry_is_refused(name: str) -> None:
+    with pytest.raises(CannotWrite) as refused:
+        require_name(name)
+    expected = "at most 64 letters, digits, '.', '_' and '-', the first of them a letter or a digit"
+    assert str(refused.value) == f"name: got {name!r}, expected {expected}"
+
+
+@pytest.mark.parametrize("name", ["a", "sd-vae_1.5", "9", "A" * 64])
+def test_a_name_of_letters_digits_and_a_few_signs_is_fine(name: str) -> None:
+    require_name(name)
