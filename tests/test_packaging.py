@@ -16,6 +16,7 @@ ENGINES = {
     "dev": ["onnxruntime"],
     "gpu": ["onnxruntime-gpu"],
     "hub": [],
+    "import": [],
     "openvino": ["onnxruntime-openvino"],
     "train": [],
 }

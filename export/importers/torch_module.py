@@ -1,0 +1,233 @@
+"""A person's own torch module as the source of a bundle: code that is run, weights that are only read."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from export.frozen import CannotImport, Frozen
+from export.graphs import freeze, source
+from export.importers.weights import matched, read
+from model.training import to_x
+from service.bundle import ImageSpec
+
+_TRIED_ROWS = 3
+_LARGEST_AXIS = 2**16
+# Of one row alone and the same among others: sums in another order, but nothing else.
+_RELATIVE, _ABSOLUTE = 1e-3, 1e-4
+
+
+class Model(Protocol):
+    """What `build()` returns: a torch.nn.Module with these two attributes and two methods, in 32 bits on the CPU.
+
+    Its evaluation mode is what is frozen. A row's answer depends on that row alone, and on no noise.
+    """
+
+    image_shape: tuple[int, int, int]
+    """(h, w, c) of a picture; c is 1 or 3."""
+    latent_shape: tuple[int, ...]
+    """Shape of one z."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """Mean and natural log of the variance of q(z given x); or the code alone, which makes it an autoencoder.
+
+        Shapes:  x (n, c, h, w) in [0, 1] -> mu, logvar (n, *latent_shape), or mu
+        """
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of p(x given z); what is outside [0, 1] is cut to it in the graph.
+
+        Shapes:  z (n, *latent_shape) -> x_hat (n, c, h, w)
+        """
+        ...
+
+
+class Encoder(nn.Module):
+    """Pictures to the posterior, or to the code of an autoencoder.
+
+    Shapes:  image (n, h, w, c) uint8 -> mu, logvar (n, *latent_shape), or mu alone
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """As the class says."""
+        return self.model.encode(to_x(image))
+
+
+class Decoder(nn.Module):
+    """Latents to pictures.
+
+    Shapes:  z (n, *latent_shape) -> image (n, h, w, c) uint8
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor) -> Tensor:
+        """As the class says."""
+        return torch.round(self.model.decode(z).clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def load(target: str, *, weights: Path | None) -> Frozen:
+    """The module that a function of a person's own code builds, frozen. Runs that code.
+
+    `target` is `package.module:build`, imported from wherever Python finds it and from the current directory.
+
+    Raises:  CannotImport with one sentence
+    """
+    module = _built(target)
+    if weights is not None:
+        module.load_state_dict(matched(read(weights), module, path=weights))
+    module.eval().requires_grad_(False)
+    model = cast("Model", module)
+    image, latent_shape = _image_spec(model, target=target), _latent_shape(model, target=target)
+    has_posterior = _try(model, image=image, latent_shape=latent_shape, target=target)
+    modules = Encoder(model).eval(), Decoder(model).eval(), None
+    try:
+        graphs = freeze(*modules, image=image, latent_shape=latent_shape)
+    except torch.onnx.OnnxExporterError as error:
+        reason = _first_line(error.__cause__ or error)
+        raise CannotImport(f"{target}: torch.export refuses it ({reason}), expected straight tensor code") from error
+    return Frozen(
+        graphs=graphs,
+        source=source(*modules),
+        described={
+            "family": "vae" if has_posterior else "autoencoder",
+            "image": image,
+            "latent_shape": latent_shape,
+            "prior": "standard" if has_posterior else "none",
+            "scale_head": "logvar" if has_posterior else None,
+            "source": {"kind": "torch", "version": version("torch"), "network": type(module).__name__},
+        },
+    )
+
+
+def _built(target: str) -> nn.Module:
+    """What the function that is named gives."""
+    place, _, name = target.partition(":")
+    if not all(part.isidentifier() for part in (*place.split("."), name)):
+        raise CannotImport(f"{target}: names no function, expected package.module:build")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    with _own_code(target, doing=f"importing {place}"):
+        code = importlib.import_module(place)
+    build = getattr(code, name, None)
+    if not callable(build):
+        found = f"no {name}" if build is None else f"{name}, which is {_kind(build)}"
+        raise CannotImport(f"{target}: {place} has {found}, expected a function that returns a torch.nn.Module")
+    with _own_code(target, doing=f"{name}()"):
+        module = build()
+    if not isinstance(module, nn.Module):
+        raise CannotImport(f"{target}: {name}() gives {_kind(module)}, expected a torch.nn.Module")
+    return module
+
+
+def _image_spec(model: Model, *, target: str) -> ImageSpec:
+    shape: Any = getattr(model, "image_shape", None)
+    if not (_is_shape(shape) and len(shape) == 3 and shape[2] in (1, 3)):
+        raise CannotImport(
+            f"{target}: image_shape is {shape!r:.200}, expected (height, width, channels), 1 or 3 of these"
+        )
+    height, width, channels = shape
+    return ImageSpec(height=height, width=width, channels=channels)
+
+
+def _latent_shape(model: Model, *, target: str) -> tuple[int, ...]:
+    shape: Any = getattr(model, "latent_shape", None)
+    if not _is_shape(shape):
+        raise CannotImport(
+            f"{target}: latent_shape is {shape!r:.200}, expected the shape of one z, as (16,) or (4, 8, 8)"
+        )
+    return tuple(shape)
+
+
+def _is_shape(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) > 0
+        and all(isinstance(axis, int) and 1 <= axis <= _LARGEST_AXIS for axis in value)
+    )
+
+
+@torch.inference_mode()
+def _try(model: Model, *, image: ImageSpec, latent_shape: tuple[int, ...], target: str) -> bool:
+    """Whether the model has a posterior, found by running it on a few pictures of noise.
+
+    Raises:  CannotImport if it fails on them, or gives something else than the protocol says
+    """
+    for method in ("encode", "decode"):
+        if not callable(getattr(model, method, None)):
+            raise CannotImport(f"{target}: {_kind(model)} has no method {method}, expected encode(x) and decode(z)")
+    noise = torch.randint(256, (_TRIED_ROWS, *image.default_shape), generator=torch.Generator().manual_seed(0))
+    x = to_x(noise)
+    with _own_code(target, doing="encode(x)"):
+        posterior, alone = model.encode(x), model.encode(x[:1])
+    has_posterior = isinstance(posterior, tuple) and len(posterior) == 2
+    if not has_posterior and not isinstance(posterior, Tensor):
+        raise CannotImport(f"{target}: encode(x) gives {_kind(posterior)}, expected a tuple of mu and logvar, or mu")
+    latent = (_TRIED_ROWS, *latent_shape)
+    if has_posterior:
+        mu, logvar = posterior
+        _require(mu, alone[0], shape=latent, what=f"{target}: mu of encode(x)")
+        _require(logvar, alone[1], shape=latent, what=f"{target}: logvar of encode(x)")
+    else:
+        mu = cast("Tensor", posterior)
+        _require(mu, alone, shape=latent, what=f"{target}: encode(x)")
+    with _own_code(target, doing="decode(z)"):
+        x_hat, alone = model.decode(mu), model.decode(mu[:1])
+    _require(x_hat, alone, shape=tuple(x.shape), what=f"{target}: decode(z)")
+    return has_posterior
+
+
+def _require(given: Any, alone: Any, *, shape: tuple[int, ...], what: str) -> None:
+    """Nothing, if a method gave finite rows of this shape, the first of which it gives for that row alone too."""
+    expected = f"float32 {shape}"
+    if not isinstance(given, Tensor):
+        raise CannotImport(f"{what} is {_kind(given)}, expected a tensor, {expected}")
+    if given.dtype != torch.float32 or given.shape != shape or given.device.type != "cpu":
+        found = f"{str(given.dtype).removeprefix('torch.')} {tuple(given.shape)} on {given.device.type}"
+        raise CannotImport(f"{what} is {found} for {_TRIED_ROWS} rows, expected {expected} on cpu")
+    if not given.isfinite().all():
+        raise CannotImport(f"{what} holds NaN or infinity, expected finite numbers")
+    if not torch.allclose(given[:1], alone, rtol=_RELATIVE, atol=_ABSOLUTE):
+        raise CannotImport(
+            f"{what} differs for one picture alone and among others, expected no noise and nothing that rows share"
+        )
+
+
+@contextmanager
+def _own_code(target: str, *, doing: str) -> Iterator[None]:
+    """A person's own code: what it raises becomes one sentence, with the line of it that raised."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise CannotImport(
+            f"{target}: {doing} raised {type(error).__name__}{_place(error)}: {_first_line(error)}"
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """The last line outside Python, torch and this file that an error came through."""
+    machinery = ("<frozen", importlib.__file__, str(Path(torch.__file__).parent), __file__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(machinery)]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _kind(value: Any) -> str:
+    return f"an object of type {type(value).__name__}"
