@@ -20,7 +20,7 @@ def shapes(image: ImageSpec, *, max_run_pixels: int) -> tuple[Shape, ...]:
     Where sizes are open, these are the smallest, one that is not square, at two rows, and the default.
     """
     default = image.default_shape[:2]
-    rows_of = {default: BATCH_ROWS}
+    rows_of: dict[tuple[int, int], tuple[int, ...]] = {default: BATCH_ROWS}
     if image.is_open:
         half = math.ceil(default[0] / image.stride / 2) * image.stride
         rows_of = {(image.stride, image.stride): BATCH_ROWS, (half, default[1]): (2,)} | rows_of

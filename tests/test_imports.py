@@ -85,7 +85,8 @@ def test_export_takes_from_the_service_only_what_reads_and_proves_bundles() -> N
 
 
 def test_the_packages_that_hold_parts_are_empty_inside() -> None:
-    assert [name for name in ("service", "model", "export") if (ROOT / name / "__init__.py").read_text().strip()] == []
+    # export's sets one variable, since any part of it may be the first to import onnxruntime.
+    assert [name for name in ("service", "model") if (ROOT / name / "__init__.py").read_text().strip()] == []
 
 
 def test_the_distribution_has_its_three_commands() -> None:

@@ -1,5 +1,6 @@
 """vae-export as a person calls it: what is printed, the exit code, and that nothing is written where it fails."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -153,6 +154,15 @@ def test_a_broken_run_is_refused(untrained: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "config.json").write_bytes((untrained / "config.json").read_bytes())
     sentence = refusal("make", tmp_path / "run", tmp_path / "mine")
     assert sentence.startswith(f"{tmp_path / 'run' / 'model.safetensors'}: got No such file")
+
+
+def test_a_figure_that_no_manifest_can_hold_is_named(untrained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(untrained, tmp_path / "run")
+    metrics = {"kl_per_dimension": [1.0], "active_units": "many", "mu": {"min": [0.0], "max": [1.0]}}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    sentence = refusal("make", run, tmp_path / "mine")
+    assert sentence.startswith("diagnostics.active_units: got 'many', Input should be a valid integer")
+    assert not (tmp_path / "mine").exists()
 
 
 @pytest.mark.parametrize("command", ["make", "onnx", "torch"])
