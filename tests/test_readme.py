@@ -47,7 +47,9 @@ def test_the_curl_lines_of_readme_make_the_pictures_they_promise(shipped: Server
     promised = re.findall(r"-o (\S+)", script)
     assert sorted(sizes) == sorted(promised)
     assert sizes["strip.png"] == (9 * 28 * 4, 28 * 4)
-    assert len(re.findall(r"^curl", script, flags=re.MULTILINE)) == 5
+    assert sizes["traverse.png"] == (9 * 28 * 3, 8 * 28 * 3)
+    assert re.search(r'"elbo":\[-?[\d.]+,-?[\d.]+\]', finished.stdout)
+    assert len(re.findall(r"^curl", script, flags=re.MULTILINE)) == 7
 
 
 def test_the_python_lines_of_readme_fetch_embeddings(shipped: Server, tmp_path: Path) -> None:
