@@ -12,7 +12,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent / "results"
 
 _PACKAGES = ("vaeserve", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "orjson",
-             "pillow", "torch")  # fmt: skip
+             "pillow", "isal", "torch")  # fmt: skip
 
 
 def write(name: str, measured: Mapping[str, Any]) -> Path:

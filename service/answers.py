@@ -12,7 +12,7 @@ import orjson
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from service import addresses, images, tensors
+from service import addresses, images, png, tensors
 from service.batcher import Done
 from service.budget import spend
 from service.errors import too_large
@@ -71,14 +71,15 @@ async def pictures(
     elif call.form is Form.JSON:
         drawn = {} if seed is None else {"seed": seed}
         n = sum(map(len, named.values()))
-        cost = n * images.rendering_cost_us(image[:1], options.scale)
+        cost = n * images.rendering_cost_us(image[:1], "png", options.scale)
         content = await spend(cost, _json_pictures, call, named, drawn, z, options.scale)
     else:
+        encoding = cast("images.Encoding", call.form.label)
         content = await spend(
-            images.rendering_cost_us(image, options.scale),
+            images.rendering_cost_us(image, encoding, options.scale),
             images.render,
             image,
-            encoding=cast("images.Encoding", call.form.label),
+            encoding=encoding,
             columns=columns,
             scale=options.scale,
             quality=options.quality,
@@ -121,7 +122,7 @@ def _json_pictures(
     scale: int,
 ) -> bytes:
     encoded = {
-        name: [base64.b64encode(images.png(picture)).decode("ascii") for picture in images.enlarge(image, scale)]
+        name: [base64.b64encode(png.encode(picture)).decode("ascii") for picture in images.enlarge(image, scale)]
         for name, image in named.items()
     }
     return _json(call, drawn | encoded | {"z": np.ascontiguousarray(z)})

@@ -1,6 +1,6 @@
 """Pictures at the edge: encoded bytes to uint8 arrays, and uint8 arrays to PNG, WebP, JPEG, GIF and APNG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from math import ceil, isqrt
 from typing import Literal
@@ -20,9 +20,11 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from service import png
 from service.errors import BadBody, invalid, too_large
 
 Uint8 = NDArray[np.uint8]
+Opened = Image.Image | png.Plain
 Encoding = Literal["png", "webp", "jpeg", "gif", "apng"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -35,6 +37,15 @@ LONGEST_SIDE = {"png": 2**31 - 1, "apng": 2**31 - 1, "webp": 16383, "jpeg": 6550
 _ALWAYS_ORIENTED = frozenset({"TIFF", "MPO"})
 _ORIENTATIONS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
 
+# What a file costs to write, and each of its values, by `python -m benchmarks.codecs`.
+_RENDERING_US: dict[Encoding, tuple[float, float]] = {
+    "png": (20, 0.006),
+    "jpeg": (40, 0.006),
+    "webp": (100, 0.2),
+    "apng": (60, 0.3),
+    "gif": (200, 2),
+}
+
 # Modes that Pillow converts to one other only.
 _STEPPING_STONES = {"LAB": "RGB", "La": "LA"}
 
@@ -42,13 +53,13 @@ _STEPPING_STONES = {"LAB": "RGB", "La": "LA"}
 Image.MAX_IMAGE_PIXELS = None
 
 
-def open_picture(data: bytes, *, where: str, max_pixels: int) -> Image.Image:
+def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
     """A picture whose header has been read and whose pixels have not.
 
     Raises:  BadBody if it is none of FORMATS, TooLarge if it has more than max_pixels
     """
     try:
-        picture = Image.open(BytesIO(data), formats=FORMATS)
+        picture = png.read(data) or Image.open(BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them trip over
         raise BadBody(f"{where}: not a picture in one of {', '.join(FORMATS)}") from error
     if picture.width * picture.height > max_pixels:
@@ -56,7 +67,7 @@ def open_picture(data: bytes, *, where: str, max_pixels: int) -> Image.Image:
     return picture
 
 
-def to_rows(pictures: Sequence[Image.Image], *, shape: tuple[int, int, int], where: Sequence[str]) -> Uint8:
+def to_rows(pictures: Sequence[Opened], *, shape: tuple[int, int, int], where: Sequence[str]) -> Uint8:
     """Pictures of any size, mode and orientation as rows that a model of one size takes.
 
     Shapes:  shape (h, w, c) -> (n, h, w, c)
@@ -68,13 +79,11 @@ def to_rows(pictures: Sequence[Image.Image], *, shape: tuple[int, int, int], whe
         decoded = _decoded(picture, channels, where=place)
         if decoded.size != (width, height):
             decoded = ImageOps.fit(decoded, (width, height), method=Image.Resampling.LANCZOS)
-        row[...] = np.asarray(decoded).reshape(shape)
+        row[...] = _pixels(decoded)
     return rows
 
 
-def to_rows_of_their_size(
-    pictures: Sequence[Image.Image], *, channels: int, stride: int, where: Sequence[str]
-) -> Uint8:
+def to_rows_of_their_size(pictures: Sequence[Opened], *, channels: int, stride: int, where: Sequence[str]) -> Uint8:
     """Pictures of one size as rows of that size, their edges cut where a side is no multiple of the stride.
 
     Shapes:  -> (n, h, w, channels), h and w multiples of the stride
@@ -82,10 +91,10 @@ def to_rows_of_their_size(
     """
     rows: list[Uint8] = []
     for picture, place in zip(pictures, where, strict=True):
-        decoded = np.asarray(_decoded(picture, channels, where=place))
+        decoded = _pixels(_decoded(picture, channels, where=place))
         top, left = (side % stride // 2 for side in decoded.shape[:2])
         height, width = (side - side % stride for side in decoded.shape[:2])
-        row = decoded.reshape(*decoded.shape[:2], channels)[top : top + height, left : left + width]
+        row = decoded[top : top + height, left : left + width]
         if rows and row.shape != rows[0].shape:
             raise invalid(place, got=size_in_words(row.shape), expected=f"{size_in_words(rows[0].shape)} as {where[0]}")
         rows.append(row)
@@ -97,35 +106,48 @@ def size_in_words(shape: tuple[int, ...]) -> str:
     return f"height {shape[0]}, width {shape[1]}"
 
 
-def _decoded(picture: Image.Image, channels: int, *, where: str) -> Image.Image:
+def _decoded(picture: Opened, channels: int, *, where: str) -> Image.Image:
     """A picture upright and of so many channels, in its own size."""
     try:
-        picture.load()
-        if picture.format in _ALWAYS_ORIENTED or not _ORIENTATIONS.isdisjoint(picture.info):
-            ImageOps.exif_transpose(picture, in_place=True)
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        if picture.mode in _STEPPING_STONES:
-            picture = picture.convert(_STEPPING_STONES[picture.mode])
+        upright = picture.decoded() if isinstance(picture, png.Plain) else _upright(picture)
     except Exception as error:  # as in open_picture
         raise BadBody(f"{where}: the picture's data is broken or incomplete") from error
-    if picture.mode in {"I", "F"}:
-        raise invalid(where, got=f"a picture of mode {picture.mode}", expected="at most 16 bits a channel")
-    if picture.has_transparency_data:
-        colour = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
+    if upright.mode in {"I", "F"}:
+        raise invalid(where, got=f"a picture of mode {upright.mode}", expected="at most 16 bits a channel")
+    if upright.has_transparency_data:
+        colour = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
     mode = "L" if channels == 1 else "RGB"
-    return picture if picture.mode == mode else picture.convert(mode)
+    return upright if upright.mode == mode else upright.convert(mode)
 
 
-def opening_cost_us(n: int) -> float:
-    """What `open_picture` costs for n pictures."""
-    return 20 * n
+def _upright(picture: Image.Image) -> Image.Image:
+    """A picture with its pixels, as it is to be looked at, of at most 8 bits a channel where its mode has a range."""
+    picture.load()
+    if picture.format in _ALWAYS_ORIENTED or not _ORIENTATIONS.isdisjoint(picture.info):
+        ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture.convert(_STEPPING_STONES[picture.mode]) if picture.mode in _STEPPING_STONES else picture
 
 
-def decoding_cost_us(pictures: Sequence[Image.Image]) -> float:
-    """What `to_rows` will cost: opening, and decoding with room for a conversion."""
-    return sum(30 + 0.012 * picture.width * picture.height for picture in pictures)
+def _pixels(picture: Image.Image) -> Uint8:
+    """The pixels of a picture of mode L or RGB.
+
+    Shapes:  -> (h, w, c)
+    """
+    return np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width, -1)
+
+
+def opening_cost_us(n: int, *, n_bytes: int) -> float:
+    """What `open_picture` will cost for n pictures, with room for what long files may hold before their pixels."""
+    return 30 * n + 0.005 * n_bytes
+
+
+def decoding_cost_us(pictures: Sequence[Opened], *, n_bytes: int) -> float:
+    """What `to_rows` will cost, with room for a conversion and for what long files may hold after their pixels."""
+    values = sum(picture.width * picture.height * Image.getmodebands(picture.mode) for picture in pictures)
+    return 15 * len(pictures) + 0.01 * values + 0.002 * n_bytes
 
 
 def grid(images: Uint8, columns: int) -> Uint8:
@@ -149,9 +171,10 @@ def near_square(n: int) -> int:
 def enlarge(images: Uint8, scale: int) -> Uint8:
     """Every pixel as scale × scale pixels.
 
-    Shapes:  images (n, h, w, c) -> (n, h · scale, w · scale, c)
+    Shapes:  images (…, h, w, c) -> (…, h · scale, w · scale, c)
     """
-    return images if scale == 1 else images.repeat(scale, axis=1).repeat(scale, axis=2)
+    # Pixels first: numpy copies them one by one, and lines whole.
+    return images if scale == 1 else images.repeat(scale, axis=-2).repeat(scale, axis=-3)
 
 
 def render(images: Uint8, encoding: Encoding, *, columns: int, scale: int, quality: int, frame_ms: int) -> bytes:
@@ -160,50 +183,22 @@ def render(images: Uint8, encoding: Encoding, *, columns: int, scale: int, quali
     Shapes:  images (n, h, w, c)
     Units:   frame_ms milliseconds a frame; quality 1 to 100, read by WebP and JPEG only
     """
-    large = enlarge(images, scale)
     if encoding in {"gif", "apng"}:
-        return _animation(large, "GIF" if encoding == "gif" else "PNG", frame_ms)
+        return _animation(enlarge(images, scale), "GIF" if encoding == "gif" else "PNG", frame_ms)
+    canvas = enlarge(grid(images, columns), scale)
+    return png.encode(canvas) if encoding == "png" else _still(canvas, encoding, quality)
+
+
+def rendering_cost_us(images: Uint8, encoding: Encoding, scale: int) -> float:
+    """What `render` will cost."""
+    fixed, per_value = _RENDERING_US[encoding]
+    return fixed + per_value * images.size * scale * scale
+
+
+def _still(canvas: Uint8, file_format: str, quality: int) -> bytes:
     file = BytesIO()
-    _SAVERS[encoding](_picture(grid(large, columns)), file, quality)
+    _picture(canvas).save(file, file_format, quality=quality)
     return file.getvalue()
-
-
-def png(image: Uint8) -> bytes:
-    """One picture as PNG.
-
-    Shapes:  image (h, w, c)
-    """
-    file = BytesIO()
-    _save_png(_picture(image), file, 0)
-    return file.getvalue()
-
-
-def rendering_cost_us(images: Uint8, scale: int) -> float:
-    """What `render` will cost: a PNG's deflate is the dearest of the stills."""
-    return 40 + 0.02 * images.size * scale * scale
-
-
-def _picture(canvas: Uint8) -> Image.Image:
-    return Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas)
-
-
-def _save_png(picture: Image.Image, file: BytesIO, _quality: int) -> None:
-    picture.save(file, "PNG", compress_level=1)
-
-
-def _save_webp(picture: Image.Image, file: BytesIO, quality: int) -> None:
-    picture.save(file, "WEBP", quality=quality)
-
-
-def _save_jpeg(picture: Image.Image, file: BytesIO, quality: int) -> None:
-    picture.save(file, "JPEG", quality=quality)
-
-
-_SAVERS: dict[str, Callable[[Image.Image, BytesIO, int], None]] = {
-    "png": _save_png,
-    "webp": _save_webp,
-    "jpeg": _save_jpeg,
-}
 
 
 def _animation(frames: Uint8, file_format: Literal["GIF", "PNG"], frame_ms: int) -> bytes:
@@ -211,3 +206,7 @@ def _animation(frames: Uint8, file_format: Literal["GIF", "PNG"], frame_ms: int)
     first, *rest = [_picture(frame) for frame in frames]
     first.save(file, file_format, save_all=True, append_images=rest, duration=frame_ms, loop=0)
     return file.getvalue()
+
+
+def _picture(canvas: Uint8) -> Image.Image:
+    return Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas)

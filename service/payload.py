@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from service import images, sizes
 from service.bodies import Named
@@ -24,10 +23,11 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
     Shapes:  -> (n, h, w, c)
     """
     limit = call.deployment.settings.max_picture_pixels
-    opened = await spend(images.opening_cost_us(len(pictures)), _opened, pictures, limit)
+    n_bytes = sum(len(picture.value) for picture in pictures)
+    opened = await spend(images.opening_cost_us(len(pictures), n_bytes=n_bytes), _opened, pictures, limit)
     where = [picture.where for picture in pictures]
     spec = call.model.manifest.image
-    cost = images.decoding_cost_us(opened)
+    cost = images.decoding_cost_us(opened, n_bytes=n_bytes)
     if not spec.is_open:
         return await spend(cost, images.to_rows, opened, shape=spec.default_shape, where=where)
     _check_sides(call, opened, where)
@@ -36,11 +36,11 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
     )
 
 
-def _opened(pictures: Sequence[Named], max_pixels: int) -> list[Image.Image]:
+def _opened(pictures: Sequence[Named], max_pixels: int) -> list[images.Opened]:
     return [images.open_picture(picture.value, where=picture.where, max_pixels=max_pixels) for picture in pictures]
 
 
-def _check_sides(call: Call[Options], pictures: Sequence[Image.Image], where: Sequence[str]) -> None:
+def _check_sides(call: Call[Options], pictures: Sequence[images.Opened], where: Sequence[str]) -> None:
     """Refuse what is too small, too large or too many, before anything is decoded."""
     sides, *_ = call.model.image_axes
     for picture, place in zip(pictures, where, strict=True):

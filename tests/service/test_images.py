@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from service import images
+from service.budget import LOOP_BUDGET_US
 from service.errors import BadBody, Invalid, TooLarge
 from tests.service.wire import assert_near, frames, opened, picture, pixels, png, saved, tiles
 
@@ -315,6 +316,30 @@ def test_pictures_keep_their_order_and_do_not_touch_each_other() -> None:
     np.testing.assert_array_equal(rows(*map(png, several), shape=COLOUR), several)
 
 
+def test_one_small_picture_fits_the_event_loops_budget_and_a_long_file_does_not() -> None:
+    """A file may hold very many chunks before its pixels or after them, whatever size it says that it has."""
+    for shape in ((28, 28, 1), (64, 64, 3)):
+        data = png(pixels(1, shape)[0])
+        opened = [images.open_picture(data, where="body", max_pixels=LIMIT)]
+        assert images.opening_cost_us(1, n_bytes=len(data)) < LOOP_BUDGET_US
+        assert images.decoding_cost_us(opened, n_bytes=len(data)) < LOOP_BUDGET_US
+        assert images.opening_cost_us(1, n_bytes=100_000) > LOOP_BUDGET_US
+        assert images.decoding_cost_us(opened, n_bytes=100_000) > LOOP_BUDGET_US
+
+
+def test_opening_and_decoding_cost_more_with_every_picture_value_and_byte() -> None:
+    files = [saved(picture(pixels(1, shape)[0]), "PNG") for shape in (GREY, COLOUR, (12, 5, 3))]
+    grey, colour, high = ([images.open_picture(data, where="body", max_pixels=LIMIT)] for data in files)
+    alpha = images.open_picture(saved(Image.new("RGBA", (5, 6)), "PNG"), where="body", max_pixels=LIMIT)
+    decoding = [images.decoding_cost_us(one, n_bytes=0) for one in (grey, colour, [alpha], high, grey + high)]
+    assert decoding == sorted(set(decoding))
+    assert (
+        images.opening_cost_us(1, n_bytes=0)
+        < images.opening_cost_us(1, n_bytes=9)
+        < images.opening_cost_us(2, n_bytes=9)
+    )
+
+
 # What comes out
 
 
@@ -360,10 +385,10 @@ def test_near_square_is_never_higher_than_wide_nor_wider_by_two_lines() -> None:
         assert 0 <= columns - -(-n // columns) <= 1
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_png_is_exact(channels: int) -> None:
-    image = pixels(1, (17, 9, channels))[0]
-    assert_near(opened(images.png(image), channels), image, levels=0)
+def test_a_grid_of_small_pngs_fits_the_event_loops_budget_and_an_animation_never_does() -> None:
+    assert images.rendering_cost_us(pixels(16, (28, 28, 1)), "png", 1) < LOOP_BUDGET_US
+    assert images.rendering_cost_us(pixels(16, (28, 28, 1)), "png", 4) > LOOP_BUDGET_US
+    assert images.rendering_cost_us(pixels(1, (1, 1, 1)), "gif", 1) > LOOP_BUDGET_US
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "webp"])

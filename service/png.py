@@ -1,0 +1,92 @@
+"""Plain PNGs, of 8-bit grey or RGB pixels and nothing else: written without Pillow, read by its pixel decoder alone."""
+
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+from PIL import Image
+
+Uint8 = NDArray[np.uint8]
+
+# Width, height, bits a channel, colour type, then compression, filtering and interlacing, all three of them 0.
+_HEADER = struct.Struct(">II5B")
+_COLOUR_TYPES = {1: 0, 3: 2}
+_MODES: dict[bytes, Literal["L", "RGB"]] = {b"\x08\x00\x00\x00\x00": "L", b"\x08\x02\x00\x00\x00": "RGB"}
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_OPENING = _SIGNATURE + b"\x00\x00\x00\x0dIHDR"
+_END = b"\x00\x00\x00\x00IEND"
+_END_CHECKSUM = b"\xae\x42\x60\x82"
+
+# What Pillow's reader hands to its decoder at a time. Up to here both ways are one and the same call.
+_MOST_BYTES = 2**16
+
+_SUB = 1
+
+
+def encode(image: Uint8) -> bytes:
+    """A picture as a PNG.
+
+    Shapes:  image (h, w, c), c 1 or 3
+    Source:  PNG, third edition, W3C 2025
+    """
+    height, width, channels = image.shape
+    header = _HEADER.pack(width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
+    deflated = isal_zlib.compress(_filtered(image), level=1)
+    return b"".join((_SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", deflated), _END, _END_CHECKSUM))
+
+
+def _filtered(image: Uint8) -> Uint8:
+    """Lines as PNG deflates them: the number of the filter, then each pixel less the one on its left.
+
+    Shapes:  image (h, w, c) -> (h, 1 + w · c)
+    """
+    height, width, channels = image.shape
+    lines = image.reshape(height, width * channels)
+    filtered = np.empty((height, 1 + width * channels), np.uint8)
+    filtered[:, 0] = _SUB
+    filtered[:, 1 : 1 + channels] = lines[:, :channels]
+    np.subtract(lines[:, channels:], lines[:, :-channels], out=filtered[:, 1 + channels :])
+    return filtered
+
+
+def _chunk(name: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    checksum = isal_zlib.crc32(content, isal_zlib.crc32(name))
+    return len(content).to_bytes(4), name, content, checksum.to_bytes(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A plain PNG whose header has been read and whose pixels have not."""
+
+    mode: Literal["L", "RGB"]
+    width: int
+    height: int
+    deflated: bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, as Pillow orders them."""
+        return self.width, self.height
+
+    def decoded(self) -> Image.Image:
+        """The picture, by the call that decodes its pixels in Pillow's own PNG reader too.
+
+        Raises:  ValueError if they are broken or incomplete
+        """
+        return Image.frombytes(self.mode, self.size, self.deflated, "zip", self.mode)
+
+
+def read(data: bytes) -> Plain | None:
+    """The picture if the file is a plain PNG, its pixels in one chunk of at most 64 KiB; None for every other file."""
+    mode = _MODES.get(data[24:29])
+    if mode is None or data[:16] != _OPENING or isal_zlib.crc32(data[12:29]) != int.from_bytes(data[29:33]):
+        return None
+    width, height, length = (int.from_bytes(data[at : at + 4]) for at in (16, 20, 33))
+    end = 41 + length
+    if data[37:41] != b"IDAT" or data[end + 4 : end + 12] != _END or length > _MOST_BYTES or not width * height:
+        return None
+    return Plain(mode, width, height, data[41:end])
