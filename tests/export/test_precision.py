@@ -1,0 +1,237 @@
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from export import precision
+from export.frozen import Frozen, Uint8
+from export.graphs import freeze, source
+from export.importers import checkpoint
+from export.precision import CannotReduce, Loss, measure_reduced, reduce, require_small, tolerance, variant
+from export.verify import probe_of
+from model import data
+from service import differences
+from service.bundle import Difference, ImageSpec
+from service.engine import Graph, signatures
+
+DIGITS = data.read(None)
+OPEN = ImageSpec(height=None, width=None, channels=3, stride=2, default_side=8, max_side=64)
+
+
+@pytest.fixture(scope="module")
+def frozen(trained: Path) -> Frozen:
+    return checkpoint.load(trained)
+
+
+class OpenEncoder(nn.Module):
+    def __init__(self, *, has_posterior: bool) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.heads = nn.Conv2d(8, 4, 1)
+        self.has_posterior = has_posterior
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        features = torch.relu(self.convolution(image.permute(0, 3, 1, 2) / 255))
+        mu, logvar = self.heads(features).chunk(2, dim=1)
+        return (mu, logvar) if self.has_posterior else mu
+
+
+class OpenDecoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bottom = nn.Conv2d(2, 8, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 3, 4, stride=2, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x_hat = torch.sigmoid(self.up(torch.relu(self.bottom(z))))
+        return torch.round(x_hat * 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["vae", "autoencoder"])
+def of_open_sizes(request: pytest.FixtureRequest) -> Frozen:
+    """A model of pictures of any size."""
+    torch.manual_seed(0)
+    modules = OpenEncoder(has_posterior=request.param).eval(), OpenDecoder().eval(), None
+    latent_shape = (2, None, None)
+    return Frozen(
+        graphs=freeze(*modules, image=OPEN, latent_shape=latent_shape),
+        source=source(*modules),
+        described={
+            "family": "vae" if request.param else "autoencoder",
+            "image": OPEN,
+            "latent_shape": latent_shape,
+        },
+    )
+
+
+def waves(n: int, height: int, width: int) -> Uint8:
+    """Pictures with edges and even areas."""
+    y, x = np.mgrid[:height, :width]
+    phases = np.random.default_rng(0).uniform(0, 7, (n, 1, 1, 3))
+    grey = 127.5 + 127.5 * np.sin(x[..., None] / 3 + y[..., None] / 5 + phases)
+    return grey.round().astype(np.uint8)
+
+
+def stored(graph: bytes) -> set[int]:
+    """The types of a graph's weights, those of its shapes and scales left out."""
+    return {t.data_type for t in onnx.load_from_string(graph).graph.initializer if math.prod(t.dims) > 16}
+
+
+def test_int8_loses_little_on_other_pictures_than_it_was_made_for(frozen: Frozen) -> None:
+    reduced = reduce(frozen, precision="int8", calibration=DIGITS.train)
+    assert TensorProto.INT8 in stored(reduced.encoder) & stored(reduced.decoder)
+    assert reduced.scorer == frozen.graphs.scorer
+    loss = measure_reduced(frozen, reduced, pictures=DIGITS.test)
+    require_small(loss, precision="int8")
+    assert loss.psnr_db < 60
+    assert 0 < loss.mu_in_sigma.mean < loss.mu_in_sigma.max
+
+
+def test_float16_loses_less_than_int8(frozen: Frozen) -> None:
+    reduced = reduce(frozen, precision="fp16", calibration=None)
+    assert stored(reduced.encoder) == stored(reduced.decoder) == {TensorProto.FLOAT16}
+    assert reduced.scorer == frozen.graphs.scorer
+    loss = measure_reduced(frozen, reduced, pictures=DIGITS.test)
+    assert loss.psnr_db > 60
+    assert loss.mu_in_sigma.max < 0.05
+
+
+def test_the_same_model_and_pictures_give_the_same_bytes(frozen: Frozen) -> None:
+    for name in ("fp16", "int8"):
+        once, again = (reduce(frozen, precision=name, calibration=DIGITS.train[:20]) for _ in range(2))
+        assert once == again
+
+
+@pytest.mark.parametrize("calibration", [None, DIGITS.train[:0]], ids=["nothing", "none"])
+def test_int8_without_pictures_is_refused(frozen: Frozen, calibration: Uint8 | None) -> None:
+    with pytest.raises(CannotReduce, match="int8: got no pictures, expected some like those to be served"):
+        reduce(frozen, precision="int8", calibration=calibration)
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8"])
+def test_open_sizes_and_autoencoders_are_reduced_too(of_open_sizes: Frozen, name: str) -> None:
+    reduced = reduce(of_open_sizes, precision=name, calibration=waves(8, 8, 8))
+    assert stored(reduced.decoder) == {TensorProto.FLOAT16 if name == "fp16" else TensorProto.INT8}
+    require_small(measure_reduced(of_open_sizes, reduced, pictures=waves(4, 8, 8)), precision=name)
+    require_small(measure_reduced(of_open_sizes, reduced, pictures=waves(4, 12, 6)), precision=name)
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8"])
+def test_a_graph_inside_a_node_is_refused(frozen: Frozen, name: str) -> None:
+    model = onnx.load_from_string(frozen.graphs.decoder)
+    inner = helper.make_graph([], "inner", [], [])
+    model.graph.node.append(helper.make_node("If", ["z"], ["unread"], then_branch=inner, else_branch=inner))
+    graphs = dataclasses.replace(frozen.graphs, decoder=model.SerializeToString())
+    with pytest.raises(CannotReduce, match=r"decoder\.onnx: has a graph inside its If, expected none in fewer bits"):
+        reduce(dataclasses.replace(frozen, graphs=graphs), precision=name, calibration=DIGITS.train)
+
+
+def test_losses_are_those_of_mu_in_sigma_and_of_pictures_of_posterior_and_prior(frozen: Frozen) -> None:
+    pictures = DIGITS.test[:5]
+    mu, logvar = frozen.source.encode(pictures)
+    assert logvar is not None
+    expected = signatures((8, 8, 1), (5,), family="vae")
+    reduced = reduce(frozen, precision="int8", calibration=DIGITS.train)
+    graphs = {
+        name: Graph(content, expected[name], path=Path(name), device="cpu", threads=1)
+        for name, content in (("encoder.onnx", reduced.encoder), ("decoder.onnx", reduced.decoder))
+    }
+    apart = np.abs(graphs["encoder.onnx"].run(pictures)[0] - mu) / np.exp(logvar / 2)
+    z = np.concatenate((mu, np.random.default_rng(0).standard_normal(mu.shape, dtype=np.float32)))
+    off = graphs["decoder.onnx"].run(z)[0].astype(float) - frozen.source.decode(z)
+    loss = measure_reduced(frozen, reduced, pictures=pictures)
+    assert loss.mu_in_sigma.max == pytest.approx(apart.max(), rel=1e-5)
+    assert loss.mu_in_sigma.mean == pytest.approx(apart.mean(), rel=1e-5)
+    assert loss.psnr_db == pytest.approx(20 * np.log10(255 / np.sqrt((off**2).mean())))
+
+
+def test_equal_graphs_lose_nothing_that_can_be_said(frozen: Frozen) -> None:
+    loss = measure_reduced(frozen, frozen.graphs, pictures=DIGITS.test[:5])
+    assert loss.psnr_db == 99
+    assert loss.mu_in_sigma.max < 1e-4
+
+
+@pytest.mark.parametrize("times", [1e5, 1e8], ids=["activations", "weights"])
+def test_numbers_beyond_float16_are_refused(frozen: Frozen, times: float) -> None:
+    model = onnx.load_from_string(frozen.graphs.encoder)
+    (layer, *_) = [node for node in model.graph.node if node.op_type == "Conv"]
+    (kernel,) = [tensor for tensor in model.graph.initializer if tensor.name == layer.input[1]]
+    kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) * np.float32(times), kernel.name))
+    graphs = dataclasses.replace(frozen.graphs, encoder=model.SerializeToString())
+    large = reduce(dataclasses.replace(frozen, graphs=graphs), precision="fp16", calibration=None)
+    with pytest.raises(CannotReduce, match="mu: got NaN or infinity in fewer bits, expected numbers; float16 ends at"):
+        measure_reduced(frozen, large, pictures=DIGITS.test)
+
+
+@pytest.mark.parametrize(
+    ("psnr_db", "mean", "told"),
+    [
+        (34.94, 0.01, r"int8: pictures are 34\.9 dB from the source's, expected 35 dB or more; nothing was written"),
+        (50, 0.11, r"int8: mu is 0\.11 sigma from the source's on average, expected 0\.1 sigma or less; nothing was"),
+    ],
+)
+def test_a_variant_that_loses_too_much_is_refused(psnr_db: float, mean: float, told: str) -> None:
+    with pytest.raises(CannotReduce, match=told):
+        require_small(Loss(Difference(max=1, mean=mean), psnr_db), precision="int8")
+    require_small(Loss(Difference(max=1, mean=0.1), 35), precision="int8")
+
+
+def test_last_layers_stay_in_float_until_the_pictures_are_good(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def last_weights() -> int:
+        graph = onnx.load_from_string(reduce(frozen, precision="int8", calibration=DIGITS.train).decoder).graph
+        layer = [node for node in graph.node if node.op_type == "Conv"][-1]
+        return {t.name: t.data_type for t in graph.initializer}.get(layer.input[1], TensorProto.INT8)
+
+    monkeypatch.setattr(precision, "_WANTED_PSNR_DB", 20)
+    assert last_weights() == TensorProto.INT8
+    monkeypatch.setattr(precision, "_WANTED_PSNR_DB", 70)  # out of reach: what comes nearest is taken
+    assert last_weights() == TensorProto.FLOAT
+
+
+def test_the_tolerance_is_what_may_be_lost_or_wider_where_more_is_lost(frozen: Frozen) -> None:
+    image = ImageSpec(height=8, width=8, channels=1)
+    probe = probe_of(frozen.source, image=image, real=lambda *_: DIGITS.test)
+    exact = tolerance(frozen, frozen.graphs, loss=Loss(Difference(max=0.01, mean=0.01), 60), probe=probe)
+    assert (exact.mu_in_sigma, exact.psnr_db) == (0.1, 35)
+    lossy = tolerance(frozen, frozen.graphs, loss=Loss(Difference(max=0.4, mean=0.05), 30), probe=probe)
+    assert (lossy.mu_in_sigma, lossy.psnr_db) == (0.8, 27)
+
+
+def test_the_tolerance_holds_on_the_probe_though_the_loss_elsewhere_is_less(frozen: Frozen) -> None:
+    image = ImageSpec(height=8, width=8, channels=1)
+    probe = probe_of(frozen.source, image=image, real=lambda *_: DIGITS.test)
+    assert probe.logvar is not None
+    far = dataclasses.replace(probe, mu=probe.mu + np.exp(probe.logvar / 2), decoded=255 - probe.decoded)
+    stated = tolerance(frozen, frozen.graphs, loss=Loss(Difference(max=0, mean=0), 60), probe=far)
+    assert stated.mu_in_sigma == pytest.approx(2, abs=0.01)
+    assert stated.psnr_db < differences.psnr_db(probe.decoded, far.decoded)
+
+
+def test_a_variant_states_its_gain_its_size_and_the_machine(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_SECONDS", 0)
+    found = variant(frozen, reduce(frozen, precision="fp16", calibration=None))
+    assert found.encoder_speedup > 0
+    assert found.decoder_speedup > 0
+    assert found.batch_rows == 16
+    assert 0.4 < found.size_ratio < 0.6
+    assert "cores, cpu, onnxruntime" in found.machine
+
+
+def test_a_speedup_is_the_median_of_ratios_of_calls_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_SECONDS", 0)
+    calls: list[str] = []
+    now = [0.0]
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
+
+    def takes(name: str, seconds: float) -> None:
+        calls.append(name)
+        now[0] += seconds * (1000 if len(calls) in (3, 4) else 1)  # one round of a busy machine
+
+    assert precision.speedup(lambda: takes("slow", 3), lambda: takes("fast", 2)) == pytest.approx(1.5)
+    assert calls == ["slow", "fast"] * 8
