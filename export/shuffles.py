@@ -55,7 +55,7 @@ class _Form:
 
 
 def _replace(node: NodeProto, form: _Form, *, graph: GraphProto, kernel: Float32, bias: list[Float32]) -> None:
-    """Put new nodes into the place of one; a ReLU behind it moves to the Conv, as integers are clipped there for free."""
+    """Put new nodes into the place of one; a ReLU behind it moves to the Conv, where integers are clipped for free."""
     name, stride = node.name, form.stride
     tall, wide = _taps(kernel, stride)
     arrays = {f"{name}.kernel": _phases(kernel, stride)} | {f"{name}.bias": np.repeat(b, stride**2) for b in bias}
