@@ -117,8 +117,13 @@ def test_a_second_ctrl_c_does_not_wait(
     learner = run.start(tmp_path, config, dataset=dataset)
     at_step(monkeypatch, 2, send=signal.SIGINT)
     monkeypatch.setattr(checkpoint, "save", saved_slowly)
-    with pytest.raises(KeyboardInterrupt):
-        run.train(tmp_path, learner, dataset)
+    # A shell that starts a job in the background has it ignore Ctrl-C, and Python leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.train(tmp_path, learner, dataset)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("save_every_s", "saved"), [(0.0, [4, 8, 12]), (math.inf, [12])])
