@@ -6,17 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-import orjson
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match
 
-from service import openapi
-from service.callers import CallerGone
+from service import openapi, refusals
+from service.doors import Doors
 from service.errors import Internal, MethodNotAllowed, NotFound, Problem
 from service.models import Deployment, deploy
 from service.request_id import RequestId
@@ -29,12 +28,14 @@ _ROUTERS = (latents.router, pictures.router, paths.router, models.router, health
 _DESCRIPTION = "Embeddings, samples and interpolations of variational autoencoders."
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application, every model loaded, proven and warm.
+def create_app(settings: Settings, *, cores: int | None = None) -> FastAPI:
+    """The application, every model loaded, proven and warm. Its graphs share so many cores, by default all that this
+    process may use.
 
     Raises:  BadBundle, BadEngine
     """
-    deployment = deploy(settings)
+    deployment = deploy(settings, cores=cores)
+    routes = [route for router in _ROUTERS for route in router.routes]
     app = FastAPIOffline(
         title="vaeserve",
         description=_DESCRIPTION,
@@ -44,18 +45,17 @@ def create_app(settings: Settings) -> FastAPI:
         static_url="/docs/assets",
         redirect_slashes=False,
         lifespan=_lifespan,
-        middleware=[Middleware(RequestId)],
+        middleware=[Middleware(RequestId), Middleware(Doors, routes=routes)],
         exception_handlers={
             Problem: _problem,
             HTTPException: _http_exception,
-            CallerGone: _nobody,
-            ClientDisconnect: _nobody,
             Exception: _unforeseen,
         },
     )
     app.state.deployment = deployment
+    app.state.draining = False
     # Ahead of the pages that the framework brings, so that a request meets its verb first.
-    app.router.routes[:0] = [route for router in _ROUTERS for route in router.routes]
+    app.router.routes[:0] = routes
     app.add_api_route("/", _root, methods=["GET", "HEAD"], include_in_schema=False)
     openapi.install(app)
     return app
@@ -63,10 +63,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    deployment: Deployment = app.state.deployment
     gc.collect()
     gc.freeze()  # what was loaded by now lives as long as the process; no collection needs to look at it again
     yield
+    deployment: Deployment = app.state.deployment
     deployment.lane.close()
 
 
@@ -74,19 +74,8 @@ async def _root() -> Response:
     return RedirectResponse("/docs")
 
 
-def _document(request: Request, problem: Problem) -> Response:
-    response = Response(
-        orjson.dumps(problem.members(request.url.path)),
-        status_code=problem.status,
-        media_type="application/problem+json",
-        headers={"cache-control": "no-store"},
-    )
-    response.headers.update(problem.headers)
-    return response
-
-
-async def _problem(request: Request, error: Problem) -> Response:
-    return _document(request, error)
+async def _problem(request: Request, problem: Problem) -> Response:
+    return refusals.response(problem, path=request.url.path)
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
@@ -95,23 +84,19 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         allowed = ", ".join(sorted(_methods(request) or {"GET", "HEAD"}))  # the mounted files of /docs name none
         refused = f"{path}: got {method}, expected {allowed}"
-        return _document(request, MethodNotAllowed(refused, headers={"allow": allowed}))
+        return refusals.response(MethodNotAllowed(refused, headers={"allow": allowed}), path=path)
     if error.status_code == 404:
-        return _document(request, NotFound(f"{path}: there is no such path, /docs lists those there are"))
+        return refusals.response(NotFound(f"{path}: there is no such path, /docs lists those there are"), path=path)
     return await _unforeseen(request, error)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     request_id = request.state.request_id
     logger.error("request %s failed: %r", request_id, error)
-    response = _document(request, Internal(f"The log tells more under request id {request_id}."))
+    problem = Internal(f"The log tells more under request id {request_id}.")
+    response = refusals.response(problem, path=request.url.path)
     response.headers["x-request-id"] = request_id  # this answer passes outside the middleware
     return response
-
-
-async def _nobody(_request: Request, _error: Exception) -> Response:
-    """The answer to a caller who left; the server drops it."""
-    return Response(status_code=400)
 
 
 def _methods(request: Request) -> set[str]:

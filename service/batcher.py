@@ -1,12 +1,13 @@
 """Waiting jobs become one batch, and each caller gets its own rows back.
 
 A batch is what is waiting when the engine is free; there is no timer. Its rows have one shape. All graphs of a process
-share one lane, so that they never fight for cores. Everything here runs on the event loop, except the run of a graph.
+share one lane and its cores, so that they never fight for them. Everything here runs on the event loop, except the run
+of a graph: only one that costs next to nothing runs there too.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.budget import LOOP_BUDGET_US
 from service.errors import QueueFull
 
 Rows = NDArray[Any]
@@ -26,10 +28,16 @@ RowShape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What rows of one shape are to a graph: how many run together at most, and the engine rows that each counts."""
+    """What rows of one shape are to a graph: how many run together at most, the engine rows that each counts, and what
+    a run is expected to take, a part for itself and a part for each row.
+
+    Units:  microseconds by the clock
+    """
 
     max_rows: int
     engine_rows: float
+    run_us: float
+    row_us: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ class Job:
     """
 
     __slots__ = (
-        "batch_rows", "given", "inputs", "parts", "queued_at", "reply",
+        "batch_rows", "given", "inputs", "outputs", "queued_at", "reply",
         "row_shapes", "rows", "run_s", "started_at", "taken",
     )  # fmt: skip
 
@@ -63,55 +71,66 @@ class Job:
         self.reply = reply
         self.taken = 0
         self.given = 0
-        self.parts: list[tuple[Rows, ...]] = []
+        self.outputs: tuple[Rows, ...] = ()
         self.queued_at = perf_counter()
         self.started_at = 0.0
         self.run_s = 0.0
         self.batch_rows = 0
 
-    def take(self, most: int) -> tuple[Rows, ...]:
-        """The next rows of each input, `most` at most."""
+    def take(self, most: int) -> slice:
+        """The place of the next rows, `most` at most."""
         start = self.taken
         self.taken = min(start + most, self.rows)
-        return tuple([rows[start : self.taken] for rows in self.inputs])
+        return slice(start, self.taken)
 
     @property
     def left(self) -> int:
         """Rows that no batch has taken yet."""
         return self.rows - self.taken
 
-    def give(self, part: tuple[Rows, ...], *, run_s: float, batch_rows: int) -> None:
-        """Keep the outputs of the rows last taken; reply when those of the last row are there.
-
-        The next batch is formed before the outputs of the last are given, so `left` counts too far ahead here.
-        """
-        self.parts.append(part)
-        self.given += len(part[0])
+    def give(self, place: slice, outputs: tuple[Rows, ...], *, run_s: float, batch_rows: int) -> None:
+        """Keep the outputs of the rows at a place; reply when those of all rows are there."""
+        count = place.stop - place.start
+        if count == self.rows:
+            self.outputs = outputs
+        else:
+            if not self.outputs:
+                self.outputs = tuple([np.empty((self.rows, *part.shape[1:]), part.dtype) for part in outputs])
+            for whole, part in zip(self.outputs, outputs, strict=True):
+                whole[place] = part
+        self.given += count
         self.run_s += run_s
         self.batch_rows = max(self.batch_rows, batch_rows)
         if self.given == self.rows and not self.reply.done():
-            outputs = _joined(self.parts)
-            self.reply.set_result(Done(outputs, self.started_at - self.queued_at, self.run_s, self.batch_rows))
+            self.reply.set_result(Done(self.outputs, self.started_at - self.queued_at, self.run_s, self.batch_rows))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of several jobs, all of one shape, that run together; `engine_rows` is what they count."""
+    """Rows of several jobs, all of one shape, that run together; `engine_rows` is what they count.
+
+    Units:  run_us microseconds by the clock, as expected
+    """
 
     jobs: tuple[Job, ...]
-    parts: tuple[tuple[Rows, ...], ...]
+    places: tuple[slice, ...]
     engine_rows: float
+    run_us: float
 
     def inputs(self) -> tuple[Rows, ...]:
         """All rows of each input; those of a lone job are passed on without a copy."""
-        return _joined(self.parts)
+        if len(self.jobs) == 1:
+            (job,), (place,) = self.jobs, self.places
+            return tuple([rows[place] for rows in job.inputs])
+        taken = [[rows[place] for rows in job.inputs] for job, place in zip(self.jobs, self.places, strict=True)]
+        return tuple([np.concatenate(rows) for rows in zip(*taken, strict=True)])
 
     def give(self, outputs: tuple[Rows, ...], *, run_s: float) -> None:
         """Hand each job the outputs of its own rows."""
-        start, total = 0, sum([len(part[0]) for part in self.parts])
-        for job, part in zip(self.jobs, self.parts, strict=True):
-            end = start + len(part[0])
-            job.give(tuple([output[start:end] for output in outputs]), run_s=run_s, batch_rows=total)
+        start, total = 0, len(outputs[0])
+        for job, place in zip(self.jobs, self.places, strict=True):
+            end = start + place.stop - place.start
+            job.give(place, tuple([output[start:end] for output in outputs]), run_s=run_s, batch_rows=total)
             start = end
 
     def fail(self, error: BaseException) -> None:
@@ -122,10 +141,13 @@ class Batch:
 
 
 class Queue:
-    """The jobs that wait for one graph; `load` is told the shape of a row of the graph's first input."""
+    """The jobs that wait for one graph, whose run takes `cores` of the lane's; `load` is told the shape of a row of the
+    graph's first input.
+    """
 
-    def __init__(self, run: Run, *, lane: "Lane", load: Callable[[RowShape], Load]) -> None:
+    def __init__(self, run: Run, *, lane: "Lane", load: Callable[[RowShape], Load], cores: int = 1) -> None:
         self.run = run
+        self.cores = cores
         self._lane = lane
         self._load = load
         self._jobs: deque[Job] = deque()
@@ -156,31 +178,28 @@ class Queue:
         load = self._load(row_shapes[0])
         shares = _shares([job.left for job in alike], load.max_rows)
         now = perf_counter()
-        jobs, parts = [], []
+        jobs, places = [], []
         for job, share in zip(alike, shares, strict=True):
             if share:
                 job.started_at = job.started_at or now
                 jobs.append(job)
-                parts.append(job.take(share))
+                places.append(job.take(share))
         # Those that were served go behind those that were not.
         served = set(jobs)
         unserved = [job for job in waiting if job not in served]
         self._jobs = deque(unserved + [job for job in jobs if job.left])
-        return Batch(tuple(jobs), tuple(parts), load.engine_rows * sum(shares))
+        rows = sum(shares)
+        return Batch(tuple(jobs), tuple(places), load.engine_rows * rows, load.run_us + load.row_us * rows)
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
 
-def _joined(parts: Sequence[tuple[Rows, ...]]) -> tuple[Rows, ...]:
-    if len(parts) == 1:
-        return parts[0]
-    return tuple([np.concatenate(rows) for rows in zip(*parts, strict=True)])
-
-
 def _shares(wanted: list[int], most: int) -> list[int]:
     """How many rows each job gets of a batch of `most`."""
     cap = most if len(wanted) == 1 else max(1, most // 2)
+    if sum(wanted) <= most and max(wanted) <= cap:
+        return wanted
     fair = min(cap, max(1, most // len(wanted)))
     shares, room = [], most
     for want in wanted:
@@ -194,12 +213,17 @@ def _shares(wanted: list[int], most: int) -> list[int]:
 
 
 class Lane:
-    """One engine thread for all graphs of a process, and the account of engine rows that were admitted to it."""
+    """The cores that all graphs of a process share, and the account of engine rows that were admitted to them.
 
-    def __init__(self, *, max_queue_rows: int) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+    A run begins when as many cores are free as its graph takes: all of them for most graphs, so that runs follow each
+    other; one for a graph so small that its threads would wait for each other, so that several run side by side.
+    """
+
+    def __init__(self, *, max_queue_rows: int, cores: int = 1) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=cores, thread_name_prefix="engine")
         self._waiting: deque[Queue] = deque()
-        self._busy = False
+        self.cores = self._free_cores = cores
+        self._woken = False
         self._max_queue_rows = max_queue_rows
         self._admitted_rows = 0
         self._rows_per_s = 0.0
@@ -227,46 +251,69 @@ class Lane:
         """Note that a queue has work. The run begins once this turn of the loop is over, with all it brought."""
         if queue not in self._waiting:
             self._waiting.append(queue)
-        if not self._busy:
-            self._busy = True
-            asyncio.get_running_loop().call_soon(self._next)
+        self._wake()
 
     def close(self) -> None:
         """End the engine thread once its run is over."""
         self._executor.shutdown(wait=True)
 
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._next)
+
     def _next(self) -> None:
-        self._busy = False
-        while self._waiting:
+        """Begin runs while there is work, and cores for the queue whose turn it is."""
+        self._woken = False
+        while self._waiting and self._waiting[0].cores <= self._free_cores:
             queue = self._waiting.popleft()
             batch = queue.form()
             if queue:
                 self._waiting.append(queue)
-            if batch:
-                self._busy = True
-                self._start(queue.run, batch)
+            if batch is None:
+                continue
+            if batch.run_us <= LOOP_BUDGET_US:
+                self._run_here(queue, batch)
+                self._wake()  # what comes next waits for its turn of the loop, as everything does
                 return
+            self._run_in_thread(queue, batch)
 
-    def _start(self, run: Run, batch: Batch) -> None:
+    def _run_here(self, queue: Queue, batch: Batch) -> None:
+        began = perf_counter()
+        try:
+            outputs = queue.run(*batch.inputs())
+        except Exception as error:
+            batch.fail(error)
+        else:
+            self._give(queue, batch, outputs, perf_counter() - began)
+
+    def _run_in_thread(self, queue: Queue, batch: Batch) -> None:
         loop = asyncio.get_running_loop()
+        self._free_cores -= queue.cores
 
         def work() -> None:
             began = perf_counter()
             try:
-                outputs = run(*batch.inputs())
+                outputs = queue.run(*batch.inputs())
             except Exception as error:
-                loop.call_soon_threadsafe(self._failed, batch, error)
+                loop.call_soon_threadsafe(self._failed, queue, batch, error)
             else:
-                loop.call_soon_threadsafe(self._finished, batch, outputs, perf_counter() - began)
+                loop.call_soon_threadsafe(self._finished, queue, batch, outputs, perf_counter() - began)
 
         self._executor.submit(work)
 
-    def _finished(self, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
-        rate = batch.engine_rows / max(run_s, 1e-9)
-        self._rows_per_s = 0.9 * self._rows_per_s + 0.1 * rate if self._rows_per_s else rate
+    def _finished(self, queue: Queue, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
+        self._free_cores += queue.cores
         self._next()
-        batch.give(outputs, run_s=run_s)
+        self._give(queue, batch, outputs, run_s)
 
-    def _failed(self, batch: Batch, error: Exception) -> None:
+    def _failed(self, queue: Queue, batch: Batch, error: Exception) -> None:
+        self._free_cores += queue.cores
         self._next()
         batch.fail(error)
+
+    def _give(self, queue: Queue, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
+        side_by_side = self.cores // queue.cores
+        rate = side_by_side * batch.engine_rows / max(run_s, 1e-9)
+        self._rows_per_s = 0.9 * self._rows_per_s + 0.1 * rate if self._rows_per_s else rate
+        batch.give(outputs, run_s=run_s)

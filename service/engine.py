@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,6 +25,28 @@ RowShape = tuple[int | None, ...]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+
+
+# A graph whose row takes less CPU than this runs on one thread: more would wait for each other longer than they work.
+_SMALL_ROW_US = 250.0
+
+
+# Costs are measured on a few rows, in a few quick runs or one long one.
+_COST_ROWS = 8
+_COST_TRIES = 5
+_LONG_RUN_US = 5_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a graph takes, measured: a part for each run and a part for each of its rows, of the default size.
+
+    Units:  microseconds by the clock; row_cpu_us of CPU, of all threads together
+    """
+
+    run_us: float
+    row_us: float
+    row_cpu_us: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +94,7 @@ class Graph:
         external: Mapping[str, bytes] | None = None,
     ) -> None:
         self.path = path
+        self.threads = threads
         external = external or {}
         self.opset = graph_file.checked(content, path=path, external=external).opset
         self.provider = _PROVIDERS[device]
@@ -122,17 +146,18 @@ class Graph:
 
 
 class Engine:
-    """The graphs of one bundle on one device.
+    """The graphs of one bundle on one device. With `threads` 0 each graph takes one thread if its rows are small, else
+    as many as there are `cores`, which are by default all that this process may use.
 
     Raises:  BadBundle if a graph or the probe's answers are not what the manifest says, BadEngine if the
              device cannot be had
     """
 
-    def __init__(self, bundle: Bundle, *, device: Device, threads: int) -> None:
+    def __init__(self, bundle: Bundle, *, device: Device, threads: int, cores: int | None = None) -> None:
         self.device = resolve_device(device)
         if self.device == "cuda":
             ort.preload_dlls()  # CUDA and cuDNN come as wheels, where the dynamic loader does not look
-        self.threads = threads or available_cores()
+        most_threads = threads or cores or available_cores()
         manifest = bundle.manifest
         self.precision = manifest.precision
         self._image_shape = manifest.image.default_shape
@@ -140,16 +165,29 @@ class Engine:
         expected = signatures(manifest.image.shape, manifest.latent_shape, family=manifest.family)
 
         def graph(name: str, content: bytes, external: Mapping[str, bytes] | None = None) -> Graph:
-            path, threads = bundle.path / name, self.threads
-            return Graph(content, expected[name], path=path, device=self.device, threads=threads, external=external)
+            def on_threads(count: int) -> Graph:
+                path = bundle.path / name
+                return Graph(content, expected[name], path=path, device=self.device, threads=count, external=external)
+
+            made = on_threads(most_threads)
+            chosen = self.device == "cpu" and threads == 0 and most_threads > 1
+            return on_threads(1) if chosen and _time_us(made, self._blank(name, 1))[1] < _SMALL_ROW_US else made
 
         self.encoder = graph(ENCODER, bundle.encoder)
         self.decoder = graph(DECODER, bundle.decoder)
         self.scorer = bundle.scorer and graph(SCORER, bundle.scorer, {DECODER: bundle.decoder})
-        opset = max(part.opset for part in (self.encoder, self.decoder, self.scorer) if part)
+        named = {ENCODER: self.encoder, DECODER: self.decoder, SCORER: self.scorer}
+        self._graphs: dict[str, Graph] = {name: made for name, made in named.items() if made}
+        opset = max(made.opset for made in self._graphs.values())
         if opset != manifest.opset:
             raise BadBundle(f"{bundle.path / MANIFEST}: opset is {manifest.opset}, its graphs have {opset}")
         self._prove(bundle)
+        self.costs: dict[str, Cost] = {}
+
+    @property
+    def threads(self) -> int:
+        """Threads of a run of the graph that takes most."""
+        return max(graph.threads for graph in self._graphs.values())
 
     @property
     def provider(self) -> str:
@@ -157,37 +195,64 @@ class Engine:
         return self.encoder.provider
 
     def warm(self, max_batch_rows: int, max_run_pixels: int) -> None:
-        """Run every graph at the sizes that batches take, so that no request pays for a first time; where sizes are
-        open, on pictures of the default one.
+        """Run every graph at the sizes that batches take, so that no request pays for a first time, and measure what it
+        costs; where sizes are open, on pictures of the default one.
 
         Raises:  BadBundle if a graph does not take such a number of rows
         """
         height, width, _ = self._image_shape
         most = rows_of_a_run(height * width, max_batch_rows=max_batch_rows, max_run_pixels=max_run_pixels)
-        rows = 1
-        while rows <= most:
-            image = np.zeros((rows, *self._image_shape), np.uint8)
-            z = np.zeros((rows, *self._latent_shape), np.float32)
-            for graph, inputs in self._runs(image, z):
-                graph.tried(*inputs)
-            rows *= 2
+        sizes = [2**power for power in range(most.bit_length())]
+        for name, graph in self._graphs.items():
+            for rows in sizes:
+                graph.tried(*self._blank(name, rows))
+            self.costs[name] = self._cost(name, rows=min(_COST_ROWS, sizes[-1]))
 
-    def _runs(self, image: NDArray[np.uint8], z: NDArray[np.float32]) -> list[tuple[Graph, Arrays]]:
-        """Every graph and its inputs."""
-        scorer = [(self.scorer, (image, z))] if self.scorer else []
-        return [(self.encoder, (image,)), (self.decoder, (z,)), *scorer]
+    def _cost(self, name: str, *, rows: int) -> Cost:
+        """What a graph costs, from runs of one row and of a few."""
+        graph = self._graphs[name]
+        one_us, cpu_us = _time_us(graph, self._blank(name, 1))
+        if rows == 1:
+            return Cost(0.0, one_us, cpu_us)
+        all_us, all_cpu_us = _time_us(graph, self._blank(name, rows))
+        row_us = max(0.0, all_us - one_us) / (rows - 1)
+        return Cost(max(0.0, one_us - row_us), row_us, all_cpu_us / rows)
+
+    def _blank(self, name: str, rows: int) -> Arrays:
+        """Inputs of a graph, all zero."""
+        image = np.zeros((rows, *self._image_shape), np.uint8)
+        z = np.zeros((rows, *self._latent_shape), np.float32)
+        return {ENCODER: (image,), DECODER: (z,), SCORER: (image, z)}[name]
 
     def _prove(self, bundle: Bundle) -> None:
         """Compare the graphs' answers on the probe with the source's, within the manifest's tolerance."""
         probe = bundle.probe
         answers = vars(probe) | {"image": probe.decoded}
-        for graph, inputs in self._runs(probe.image, probe.z):
+        given = {ENCODER: (probe.image,), DECODER: (probe.z,), SCORER: (probe.image, probe.z)}
+        for file, graph in self._graphs.items():
+            inputs = given[file]
             for name, found in zip(graph.outputs, graph.tried(*inputs), strict=True):
                 expected = answers[name]
                 if found.shape != expected.shape:
                     raise BadBundle(f"{graph.path}: {name} is {found.shape} on the probe, expected {expected.shape}")
                 if fault := _fault(name, found, expected, logvar=probe.logvar, manifest=bundle.manifest):
                     raise BadBundle(f"{graph.path}: {name} {fault}")
+
+
+def _time_us(graph: Graph, inputs: Arrays) -> tuple[float, float]:
+    """What a run takes, by the clock and in CPU of all threads, at its quickest; a long one is run but once.
+
+    Raises:  BadBundle if the graph fails
+    """
+    times, spent = [], []
+    for _ in range(_COST_TRIES):
+        began, used = perf_counter(), process_time()
+        graph.tried(*inputs)
+        times.append(1e6 * (perf_counter() - began))
+        spent.append(1e6 * (process_time() - used))
+        if times[-1] > _LONG_RUN_US:
+            break
+    return min(times), min(spent)
 
 
 def _fault(

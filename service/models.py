@@ -1,14 +1,15 @@
 """The models that this process serves, found by `name` or `name@digest`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from service import prior, sizes
-from service.batcher import Lane, Load, Queue
-from service.bundle import PRIOR, BadBundle, Bundle, Manifest, read
-from service.engine import Engine, rows_of_a_run
+from service.batcher import Lane, Load, Queue, RowShape
+from service.bundle import DECODER, ENCODER, PRIOR, SCORER, BadBundle, Bundle, Manifest, read
+from service.engine import Cost, Engine, Graph, rows_of_a_run
 from service.errors import NotFound
+from service.machine import available_cores
 from service.prior import FittedPrior
 from service.settings import Settings
 
@@ -27,9 +28,10 @@ class Model:
         self._max_batch_rows, self._max_run_pixels = settings.max_batch_rows, settings.max_run_pixels
         height, width, _ = bundle.manifest.image.default_shape
         self._default_pixels = height * width
-        self.encoder = Queue(engine.encoder.run, lane=lane, load=self._load_of_images)
-        self.decoder = Queue(engine.decoder.run, lane=lane, load=self._load_of_latents)
-        self.scorer = Queue(engine.scorer.run, lane=lane, load=self._load_of_images) if engine.scorer else None
+        self._lane = lane
+        self.encoder = self._queue(ENCODER, engine.encoder, self._load_of_images)
+        self.decoder = self._queue(DECODER, engine.decoder, self._load_of_latents)
+        self.scorer = self._queue(SCORER, engine.scorer, self._load_of_images) if engine.scorer else None
 
     @cached_property
     def label(self) -> str:
@@ -51,15 +53,24 @@ class Model:
         # Rounded up in whole numbers: n is as large as anyone may write it, a float is not.
         return -(-n * image_shape[0] * image_shape[1] // self._default_pixels)
 
-    def _load_of_images(self, image_shape: tuple[int, ...]) -> Load:
+    def _queue(self, name: str, graph: Graph, load: Callable[[RowShape, Cost], Load]) -> Queue:
+        # A GPU takes one run at a time, whatever cores there are.
+        cores = graph.threads if self.engine.device == "cpu" else self._lane.cores
+        cost = self.engine.costs[name]
+        return Queue(graph.run, lane=self._lane, load=lambda row_shape: load(row_shape, cost), cores=cores)
+
+    def _load_of_images(self, image_shape: RowShape, cost: Cost) -> Load:
         pixels = image_shape[0] * image_shape[1]
+        engine_rows = pixels / self._default_pixels
         return Load(
             max_rows=rows_of_a_run(pixels, max_batch_rows=self._max_batch_rows, max_run_pixels=self._max_run_pixels),
-            engine_rows=pixels / self._default_pixels,
+            engine_rows=engine_rows,
+            run_us=cost.run_us,
+            row_us=cost.row_us * engine_rows,
         )
 
-    def _load_of_latents(self, latent_shape: tuple[int, ...]) -> Load:
-        return self._load_of_images(self.image_shape_of(latent_shape))
+    def _load_of_latents(self, latent_shape: RowShape, cost: Cost) -> Load:
+        return self._load_of_images(self.image_shape_of(latent_shape), cost)
 
 
 def _fitted_prior(bundle: Bundle) -> FittedPrior | None:
@@ -103,19 +114,26 @@ class Deployment:
     models: Models
     lane: Lane
 
+    @property
+    def row_us(self) -> float:
+        """CPU microseconds of one row in the cheapest encoder, all threads together."""
+        return min(model.engine.costs[ENCODER].row_cpu_us for model in self.models)
 
-def deploy(settings: Settings) -> Deployment:
-    """Every bundle of the settings, read with proof, on its device, warm.
+
+def deploy(settings: Settings, *, cores: int | None = None) -> Deployment:
+    """Every bundle of the settings, read with proof, on its device, warm; all of them share so many cores, by default
+    all that this process may use.
 
     Raises:  BadBundle, BadEngine
     """
-    lane = Lane(max_queue_rows=settings.max_queue_rows)
+    cores = max(cores or available_cores(), settings.threads)
+    lane = Lane(max_queue_rows=settings.max_queue_rows, cores=cores)
     models: dict[str, Model] = {}
     for path in settings.bundles:
         bundle = read(path)
         if bundle.manifest.name in models:
             raise BadBundle(f"{path}: a model named {bundle.manifest.name} is loaded already")
-        engine = Engine(bundle, device=settings.device, threads=settings.threads)
+        engine = Engine(bundle, device=settings.device, threads=settings.threads, cores=cores)
         engine.warm(settings.max_batch_rows, settings.max_run_pixels)
         models[bundle.manifest.name] = Model(bundle, engine=engine, lane=lane, settings=settings)
     return Deployment(settings, Models(list(models.values())), lane)

@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service import batcher
-from service.batcher import Batch, Done, Lane, Load, Queue
+from service.batcher import Batch, Done, Job, Lane, Load, Queue
+from service.budget import LOOP_BUDGET_US
 from service.errors import QueueFull
 
 Rows = NDArray[Any]
+
+# Far over what the event loop does itself.
+LONG_US = 1e6
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 most = st.integers(1, 16)
@@ -65,7 +69,7 @@ class Engine:
 
 def at_most(limit: int) -> Callable[[tuple[int, ...]], Load]:
     """The load of a graph that runs so many rows at a time, of whatever shape."""
-    return lambda _row_shape: Load(limit, 1.0)
+    return lambda _row_shape: Load(limit, 1.0, run_us=LONG_US, row_us=0.0)
 
 
 def jobs_of(counts: list[int]) -> list[Rows]:
@@ -336,9 +340,117 @@ def test_a_long_job_that_failed_is_not_run_any_further() -> None:
 
 
 def test_a_batch_hands_on_a_lone_jobs_rows_without_a_copy() -> None:
-    rows = np.zeros((3, 1))
-    (passed_on,) = Batch((), ((rows,),), engine_rows=3).inputs()
-    assert passed_on is rows
+    rows = np.zeros((5, 1))
+
+    async def passed_on() -> Rows:
+        job = Job((rows,), asyncio.get_running_loop().create_future())
+        (inputs,) = Batch((job,), (job.take(3),), engine_rows=3, run_us=LONG_US).inputs()
+        return inputs
+
+    assert np.shares_memory(asyncio.run(passed_on()), rows)
+
+
+def test_outputs_that_come_out_of_order_stand_in_the_order_of_their_rows() -> None:
+    async def replied() -> Done:
+        job = Job((rows_of(7, 10),), asyncio.get_running_loop().create_future())
+        for place in reversed([job.take(4), job.take(4), job.take(4)]):
+            part = rows_of(7, 10)[place]
+            job.give(place, (part * 2, -part), run_s=1.0, batch_rows=len(part))
+        return job.reply.result()
+
+    done = asyncio.run(replied())
+    assert_own(done, rows_of(7, 10))
+    assert (done.run_s, done.batch_rows) == (3.0, 4)
+
+
+# Cores, and the event loop
+
+
+def test_runs_of_one_core_go_side_by_side_and_one_of_all_cores_alone() -> None:
+    """Two small runs wait for each other inside the engine, which they leave only if both are there; the wide one whose
+    turn comes next is not overtaken by those behind it, and finds nobody running.
+    """
+    both, running, seen = threading.Barrier(2), set[str](), []
+
+    def small(rows: Rows) -> tuple[Rows, ...]:
+        running.add("small")
+        both.wait(20)
+        running.discard("small")
+        return (rows,)
+
+    def wide(rows: Rows) -> tuple[Rows, ...]:
+        seen.append(set(running))
+        return (rows,)
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100, cores=2)
+        narrow = Queue(small, lane=lane, load=at_most(4), cores=1)
+        other = Queue(small, lane=lane, load=at_most(4), cores=1)
+        broad = Queue(wide, lane=lane, load=at_most(4), cores=2)
+        replies = [queue.submit(np.zeros((4, 1))) for queue in (narrow, other, broad, narrow, other)]
+        await asyncio.wait_for(asyncio.gather(*replies), 30)
+        lane.close()
+
+    asyncio.run(main())
+    assert seen == [set()]
+
+
+def test_a_run_that_costs_next_to_nothing_is_done_on_the_event_loop() -> None:
+    threads = []
+
+    def run(rows: Rows) -> tuple[Rows, ...]:
+        threads.append(threading.current_thread())
+        return (rows,)
+
+    def load(_row_shape: tuple[int, ...]) -> Load:
+        return Load(16, 1.0, run_us=LOOP_BUDGET_US - 8, row_us=2.0)
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100)
+        queue = Queue(run, lane=lane, load=load)
+        await queue.submit(np.zeros((4, 1)))
+        await queue.submit(np.zeros((5, 1)))
+        lane.close()
+
+    asyncio.run(main())
+    assert threads[0] is threading.main_thread()
+    assert threads[1] is not threading.main_thread()
+
+
+def test_a_run_on_the_event_loop_that_fails_is_told_to_its_callers_alone() -> None:
+    engine = Engine()
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100)
+        queue = Queue(engine.run, lane=lane, load=lambda _row_shape: Load(2, 1.0, run_us=0.0, row_us=0.0))
+        engine.failing = True
+        with pytest.raises(RuntimeError, match="the engine failed"):
+            await queue.submit(np.zeros((2, 1)))
+        engine.failing = False
+        assert_own(await queue.submit(rows_of(1, 2)), rows_of(1, 2))
+        lane.close()
+
+    asyncio.run(main())
+
+
+def test_the_loop_has_its_turn_between_runs_that_it_does_itself() -> None:
+    events = []
+
+    def run(rows: Rows) -> tuple[Rows, ...]:
+        events.append("run")
+        return (rows,)
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100)
+        queue = Queue(run, lane=lane, load=lambda _row_shape: Load(1, 1.0, run_us=0.0, row_us=0.0))
+        reply = queue.submit(np.zeros((3, 1)))
+        while not reply.done():
+            await asyncio.sleep(0)
+            events.append("turn")
+        lane.close()
+
+    asyncio.run(main())
+    assert [event for event, before in zip(events, [None, *events], strict=False) if event != before].count("run") == 3
 
 
 # Rows of several shapes, and several inputs
@@ -349,7 +461,7 @@ mixed = st.lists(st.tuples(st.integers(1, 20), widths), min_size=1, max_size=12)
 
 def by_width(budget: int) -> Callable[[tuple[int, ...]], Load]:
     """The load of a graph that runs so many numbers at a time, and one row in any case."""
-    return lambda row_shape: Load(max(1, budget // row_shape[0]), float(row_shape[0]))
+    return lambda row_shape: Load(max(1, budget // row_shape[0]), float(row_shape[0]), run_us=LONG_US, row_us=0.0)
 
 
 @settings(max_examples=100)
@@ -551,7 +663,7 @@ def test_the_rate_is_that_of_engine_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(batcher, "perf_counter", lambda: float(next(clock)))
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=lambda _row_shape: Load(8, 2.5))
+        queue = Queue(engine.run, lane=lane, load=lambda _row_shape: Load(8, 2.5, run_us=LONG_US, row_us=0.0))
         assert (await queue.submit(np.zeros((4, 1)))).run_s == 1
         assert lane._rows_per_s == 10  # noqa: SLF001
 
