@@ -45,7 +45,8 @@ def create_app(settings: Settings, *, cores: int | None = None) -> FastAPI:
         static_url="/docs/assets",
         redirect_slashes=False,
         lifespan=_lifespan,
-        middleware=[Middleware(RequestId), Middleware(Doors, routes=routes)],
+        middleware=[Middleware(Doors, routes=routes), Middleware(RequestId)],
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers={
             Problem: _problem,
             HTTPException: _http_exception,

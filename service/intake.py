@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
@@ -31,6 +32,11 @@ class Verb(Generic[O]):
     options: type[O]
     takes: frozenset[str]
     forms: tuple[forms.Form, ...]
+
+    @cached_property
+    def defaults(self) -> O:
+        """The options of a request that names none."""
+        return self.options()
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,7 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
     if request.method == "POST":
         content = await bodies.receive(request, max_bytes=settings.max_body_bytes)
         body = await bodies.parse(content, request.headers, takes=verb.takes, max_parts=settings.max_request_rows)
-    query = tuple((name, Named(f"query.{name}", value)) for name, value in request.query_params.multi_items())
-    options = _options(verb.options, query + body.options)
+    options = _options(verb, _query(request) + body.options)
     return Call(
         request=request,
         deployment=deployment,
@@ -102,7 +107,15 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
     )
 
 
-def _options(model: type[O], sent: Sequence[tuple[str, Named]]) -> O:
+def _query(request: Request) -> tuple[tuple[str, Named], ...]:
+    if not request.scope["query_string"]:
+        return ()
+    return tuple((name, Named(f"query.{name}", value)) for name, value in request.query_params.multi_items())
+
+
+def _options(verb: Verb[O], sent: Sequence[tuple[str, Named]]) -> O:
+    if not sent:
+        return verb.defaults
     if len(sent) > _MAX_OPTIONS:
         raise invalid("options", got=f"{len(sent)} of them", expected=f"at most {_MAX_OPTIONS}")
     places: dict[str, Named] = {}
@@ -111,9 +124,9 @@ def _options(model: type[O], sent: Sequence[tuple[str, Named]]) -> O:
             raise invalid(value.where, got=f"{name} once more, after {places[name].where}", expected="it once")
         places[name] = value
     try:
-        return model.model_validate({name: named.value for name, named in places.items()})
+        return verb.options.model_validate({name: named.value for name, named in places.items()})
     except ValidationError as error:
-        faults = [_fault(places, dict(item), model) for item in error.errors(include_url=False)]
+        faults = [_fault(places, dict(item), verb.options) for item in error.errors(include_url=False)]
         raise Invalid(
             "; ".join(f"{fault['where']}: got {fault['got']}, expected {fault['expected']}" for fault in faults),
             faults=faults,
