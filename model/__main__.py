@@ -14,13 +14,15 @@ import typer
 
 from model import checkpoint, data, run
 from model.checkpoint import DataConfig, RunConfig
-from model.errors import BadCheckpoint, BadData, BadSetting, NotANumber
+from model.errors import BadCheckpoint, BadData, BadSetting, Died, NotANumber
 from model.gaussian import SCALE_HEADS
 from model.machine import DEVICES, join
 from model.nll import SAMPLES, Precision
 from model.presets import PRESETS
 from model.run import NllRequest
 from model.schedules import BETA_SCHEDULES
+from model.study.plan import Settings as StudySettings
+from model.study.plan import plan as plan_study
 from model.training import PRECISIONS, TrainConfig
 from model.vae import FAMILIES, LIKELIHOODS, ModelConfig
 
@@ -47,6 +49,10 @@ def _model(name: str, flag: str, text: str) -> Any:
 
 def _training(name: str, flag: str, text: str) -> Any:
     return typer.Option(flag, help=text, show_default=_default(TrainConfig, name))
+
+
+def _study(name: str, text: str) -> Any:
+    return typer.Option(f"--{name.replace('_', '-')}", help=text)
 
 
 @app.command()
@@ -257,6 +263,68 @@ def evaluate(
         print(json.dumps(metrics, indent=2))
 
 
+@app.command()
+def study(
+    out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="Folder of the study; new, or one to go on.")],
+    data_path: DataPath = None,
+    seeds: Annotated[int, _study("seeds", "Times that all is trained, from seeds 0, 1, …")] = StudySettings.seeds,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the pictures.", show_default="5, or as many as make 1,500 steps"),
+    ] = None,
+    latent_dim: Annotated[
+        int, _study("latent_dim", "Numbers in one z of the models that are measured.")
+    ] = StudySettings.latent_dim,
+    sketch: Annotated[
+        int, _study("sketch", "Training pictures, at most, of models with 2 latents and of the sweep of sigma.")
+    ] = StudySettings.sketch,
+    preset: Annotated[str, _study("preset", f"Networks: {', '.join(PRESETS)}.")] = StudySettings.preset,
+    features: Annotated[
+        int, typer.Option(help="Channels of the widest map, or units of a layer.", show_default="the preset's")
+    ] = StudySettings.features,
+    depth: Annotated[
+        int, typer.Option(help="Residual blocks at each size, or hidden layers.", show_default="the preset's")
+    ] = StudySettings.depth,
+    batch_size: Annotated[int, _study("batch_size", "Pictures per step.")] = StudySettings.batch_size,
+    precision: Annotated[
+        str, _study("precision", f"Of the networks in training: {', '.join(PRECISIONS)}.")
+    ] = StudySettings.precision,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Fit pictures to this size.", show_default="their own, if shared")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="1 (grey) or 3 (RGB).", show_default="1 if all pictures are grey, else 3")
+    ] = None,
+    device: Annotated[str, typer.Option(help=f"Where to train: {', '.join(DEVICES)}.")] = "auto",
+) -> None:
+    """Compare autoencoder and VAEs on your pictures, on a page; Ctrl-C saves, the same command goes on."""
+    from model.study.make import make  # draws in scikit-learn and more, which other commands do without
+
+    with _sentences():
+        dataset = _read(data_path, size=None if size is None else _parse_size(size), channels=channels)
+        plan = plan_study(
+            dataset,
+            StudySettings(
+                seeds=seeds,
+                epochs=epochs,
+                latent_dim=latent_dim,
+                sketch=sketch,
+                preset=preset,
+                features=features,
+                depth=depth,
+                batch_size=batch_size,
+                precision=precision,
+            ),
+        )
+        found = make(out, plan, device=device)
+        if isinstance(found, int):
+            print("Stopped and saved. The same command goes on from there.", file=sys.stderr)
+            raise typer.Exit(128 + found)
+        for verdict in found.verdicts:
+            print(f"{verdict.word + ':':<13}{verdict.claim.sentence} ({verdict.claim.number})")
+        print(f"{out / 'index.html'}: {len(plan.members)} runs in {found.seconds / 60:.1f} minutes")
+
+
 def _read(path: Path | None, *, size: tuple[int, int] | None, channels: int | None) -> data.Dataset:
     """The data set at a path; broken pictures in it are named."""
     dataset = data.read(path, size=size, channels=channels)
@@ -326,7 +394,7 @@ def _sentences() -> Iterator[None]:
     except (BadSetting, BadData, BadCheckpoint, OSError) as error:
         print(f"vae-train: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    except NotANumber as error:
+    except (NotANumber, Died) as error:
         print(f"vae-train: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:

@@ -226,15 +226,15 @@ def _check_shapes(path: Path, *, got: Mapping[str, Tensor], expected: Mapping[st
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    _write(path, safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}))
+    write_whole(path, safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _write(path: Path, content: bytes) -> None:
-    """The whole file or none of it, also if the machine stops half way."""
+def write_whole(path: Path, content: bytes) -> None:
+    """The whole file or none of it, also if the machine stops half way; its folder is made for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -85,15 +85,24 @@ def coverage(generated: NDArray[np.uint8], real: NDArray[np.uint8], *, nearest: 
     Source:  Naeem et al. 2020, section 3, arXiv:2002.09797
     """
     _same_size(generated, real)
+    return coverage_of_features(_features(generated), _features(real), nearest=nearest)
+
+
+def coverage_of_features(generated: Tensor, real: Tensor, *, nearest: int = NEAREST) -> Coverage:
+    """Density and coverage of generated pictures among real ones, each a row of features.
+
+    Shapes:  generated (n_generated, features), real (n_real, features) float64
+    Raises:  ValueError if there are too few real pictures
+    Source:  Naeem et al. 2020, section 3, arXiv:2002.09797
+    """
     if len(real) <= nearest:
         raise ValueError(f"real: got {len(real)} pictures, expected more than {nearest}")
-    real_rows, generated_rows = _features(real), _features(generated)
     in_balls, covered = 0, 0
     for rows in _chunks(len(real), width=max(len(real), len(generated))):
-        among_real = _squared_distances(real_rows[rows], real_rows)
+        among_real = _squared_distances(real[rows], real)
         # The nearest is the picture itself, at distance 0.
         radius = among_real.topk(nearest + 1, dim=1, largest=False).values[:, -1:]
-        inside = _squared_distances(real_rows[rows], generated_rows) <= radius
+        inside = _squared_distances(real[rows], generated) <= radius
         in_balls += int(inside.sum())
         covered += int(inside.any(dim=1).sum())
     return Coverage(

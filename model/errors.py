@@ -15,3 +15,7 @@ class BadCheckpoint(ValueError):
 
 class NotANumber(ArithmeticError):
     """A term of the loss or its gradient stopped being finite; the weights before that step are untouched."""
+
+
+class Died(RuntimeError):
+    """A process that works for another ended without an answer."""

@@ -134,7 +134,7 @@ def reconstructions(vae: VAE, images: Images) -> Sheet:
         title="Reconstructions",
         note=f"{columns * pairs:,} of {len(images):,} test pictures, evenly spaced{seen}."
         " Below each, the decoder's picture of its mu.",
-        tiles=_pairs(to_uint8(x), to_uint8(_decode(vae, _encode(vae, x))), columns=columns),
+        tiles=_pairs(to_uint8(x), to_uint8(decode(vae, _encode(vae, x))), columns=columns),
         row_labels=("input", "output") * pairs,
         group=2,
     )
@@ -147,7 +147,7 @@ def samples(vae: VAE) -> Sheet:
     return Sheet(
         title="Prior samples",
         note=f"{len(z):,} draws of z from N(0, I), decoded. None is chosen.",
-        tiles=_rows(_decode(vae, z), columns=columns),
+        tiles=_rows(decode(vae, z), columns=columns),
     )
 
 
@@ -161,7 +161,7 @@ def fitted_samples(vae: VAE, z: Tensor) -> Sheet:
         title="Samples of the fitted prior",
         note=f"{columns * rows:,} draws of z from the density fitted to the training pictures' latents, decoded."
         " None is chosen.",
-        tiles=_rows(_decode(vae, z[: columns * rows]), columns=columns),
+        tiles=_rows(decode(vae, z[: columns * rows]), columns=columns),
     )
 
 
@@ -194,7 +194,7 @@ def interpolations(vae: VAE, images: Images) -> Sheet:
     first, last = _encode(vae, x).chunk(2)
     alpha = torch.linspace(0, 1, steps)
     z = torch.lerp(first[:, None], last[:, None], alpha[:, None])
-    path = _rows(_decode(vae, z.flatten(0, 1)), columns=steps)
+    path = _rows(decode(vae, z.flatten(0, 1)), columns=steps)
     left, right = to_uint8(x).reshape(2, paths, 1, *path.shape[2:])
     return Sheet(
         title="Interpolations",
@@ -231,7 +231,7 @@ def traversals(vae: VAE, mu: Tensor, *, kl: Floats | None) -> Sheet:
         title="Traversals",
         note=f"One latent a row, moved {moved}; the others stay where the test picture nearest to the mean of all has"
         f" them. The most active latent first.{left_out}",
-        tiles=_rows(_decode(vae, z.flatten(0, 1)), columns=len(offsets)),
+        tiles=_rows(decode(vae, z.flatten(0, 1)), columns=len(offsets)),
         row_labels=[f"z{dim} · {weights[dim]:.2f} {'variance' if kl is None else 'nats'}" for dim in dims],
         column_labels=[f"{value:.3g}".replace("-", "−") for value in offsets.tolist()],
     )
@@ -252,6 +252,15 @@ def ranked(weights: npt.NDArray[np.floating[Any]]) -> list[int]:
     return order
 
 
+@torch.no_grad()
+def decode(vae: VAE, z: Tensor) -> Tensor:
+    """x_hat of each z, in batches.
+
+    Shapes:  z (n, latent_dim) -> (n, c, h, w) in [0, 1]
+    """
+    return torch.cat([vae.decode(rows.to(_device(vae))).cpu() for rows in torch.split(z, _BATCH_SIZE)])
+
+
 def to_uint8(x: Tensor) -> Images:
     """Means of pixels as pixels, rounded to the nearest grey level.
 
@@ -267,11 +276,6 @@ def _settled(vae: VAE, images: Images) -> Tensor:
 @torch.no_grad()
 def _encode(vae: VAE, x: Tensor) -> Tensor:
     return vae.encode(x.to(_device(vae))).mu.cpu()
-
-
-@torch.no_grad()
-def _decode(vae: VAE, z: Tensor) -> Tensor:
-    return torch.cat([vae.decode(rows.to(_device(vae))).cpu() for rows in torch.split(z, _BATCH_SIZE)])
 
 
 def _device(vae: VAE) -> torch.device:

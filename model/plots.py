@@ -13,20 +13,20 @@ from matplotlib.patches import Circle
 
 from model.evaluation import ACTIVE_VARIANCE
 
-_BLUE, _ORANGE, _FAINT, _GREY, _INK = "#2f5d8a", "#c8642b", "#b9bec4", "#6b6b6b", "#222222"
+BLUE, ORANGE, FAINT, GREY, INK = "#2f5d8a", "#c8642b", "#b9bec4", "#6b6b6b", "#222222"
 _TITLE_SIZE, _NOTE_SIZE = 12.2, 9.4
 _MARGIN_INCHES, _NOTE_INCHES, _HEAD_INCHES = 0.2, 0.44, 0.7
 # Tableau's ten; more labels than that could not be told apart.
-_LABEL_COLOURS = [
+LABEL_COLOURS = [
     f"tab:{name}" for name in ("blue", "orange", "green", "red", "purple", "brown", "pink", "gray", "olive", "cyan")
 ]
 _DOTS_PER_INCH = 100
 # Any, as the names of these settings are a type of matplotlib's since 3.11 and text before.
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
     "axes.edgecolor": "#8a8f94",
     "axes.linewidth": 0.8,
     "axes.titlesize": 10.5,
@@ -37,8 +37,8 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
     "axes.unicode_minus": True,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "grid.color": "#e4e6e8",
     "grid.linewidth": 0.8,
     "legend.frameon": False,
@@ -54,12 +54,12 @@ _MOST_MARKERS = 60
 def to_png(figure: Figure) -> bytes:
     """The chart as a file."""
     file = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return file.getvalue()
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def kl_spectrum(kl: npt.NDArray[np.float64], *, variance: npt.NDArray[np.floating[Any]]) -> Figure:
     """Bars of KL per latent dimension, the largest first; idle dimensions are grey.
 
@@ -69,7 +69,7 @@ def kl_spectrum(kl: npt.NDArray[np.float64], *, variance: npt.NDArray[np.floatin
     """
     order = np.argsort(-kl, kind="stable")
     is_active = variance[order] > ACTIVE_VARIANCE
-    figure = _figure(
+    figure = titled(
         "KL per latent",
         note=f"{kl.sum():.2f} nats in all. {is_active.sum():,} of {len(kl):,} latents are active: their mu has a"
         f" variance above {ACTIVE_VARIANCE} over the test pictures.",
@@ -78,9 +78,9 @@ def kl_spectrum(kl: npt.NDArray[np.float64], *, variance: npt.NDArray[np.floatin
     )
     axes = figure.add_subplot()
     places = np.arange(len(kl))
-    axes.bar(places[is_active], kl[order][is_active], width=0.8, color=_BLUE, label="active")
+    axes.bar(places[is_active], kl[order][is_active], width=0.8, color=BLUE, label="active")
     if not is_active.all():
-        axes.bar(places[~is_active], kl[order][~is_active], width=0.8, color=_FAINT, label="idle")
+        axes.bar(places[~is_active], kl[order][~is_active], width=0.8, color=FAINT, label="idle")
         axes.legend(loc="upper right")
     axes.set_ylabel("KL, nats per picture")
     axes.grid(axis="y")
@@ -93,7 +93,7 @@ def kl_spectrum(kl: npt.NDArray[np.float64], *, variance: npt.NDArray[np.floatin
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def posterior(
     mu: npt.NDArray[np.float32], *, dims: tuple[int, int], labels: npt.NDArray[np.int64] | None, has_prior: bool
 ) -> Figure:
@@ -102,29 +102,29 @@ def posterior(
     Shapes:  mu (n, latent_dim); labels (n,)
     """
     circles = " Circles: 1, 2 and 3 standard deviations of the prior." if has_prior else ""
-    figure = _figure(
+    figure = titled(
         "Test pictures in latent space", note=f"mu of {len(mu):,} test pictures.{circles}", width=7, height=6.6
     )
     axes = figure.add_subplot()
     across, up = mu[:, dims[0]], mu[:, dims[1]]
     kinds = [] if labels is None else np.unique(labels).tolist()
-    if labels is not None and 1 < len(kinds) <= len(_LABEL_COLOURS):
-        for kind, colour in zip(kinds, _LABEL_COLOURS, strict=False):
+    if labels is not None and 1 < len(kinds) <= len(LABEL_COLOURS):
+        for kind, colour in zip(kinds, LABEL_COLOURS, strict=False):
             chosen = labels == kind
             axes.scatter(across[chosen], up[chosen], s=9, alpha=0.75, linewidths=0, color=colour, label=str(kind))
         axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2, handletextpad=0.2)
     else:
-        axes.scatter(across, up, s=9, alpha=0.6, linewidths=0, color=_BLUE)
+        axes.scatter(across, up, s=9, alpha=0.6, linewidths=0, color=BLUE)
     if has_prior:
         for radius in (1, 2, 3):
-            axes.add_patch(Circle((0, 0), radius, fill=False, color=_INK, linewidth=0.8, linestyle=(0, (4, 3))))
+            axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, linewidth=0.8, linestyle=(0, (4, 3))))
     axes.set_xlabel(f"z{dims[0]}")
     axes.set_ylabel(f"z{dims[1]}")
     axes.set_aspect("equal", adjustable="datalim")
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """How a run learnt: elbo, recon and kl in training and validation, learning rate and beta, over epochs.
 
@@ -133,7 +133,7 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     records = [*{record["step"]: record for record in history}.values()]
     records.sort(key=lambda record: record["step"])
     steps = records[-1]["step"]
-    figure = _figure(
+    figure = titled(
         "Training curves",
         note=f"{steps:,} steps. What came before the first tenth of them does not stretch an axis.",
         width=11,
@@ -154,7 +154,7 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _figure(title: str, *, note: str, width: float, height: float) -> Figure:
+def titled(title: str, *, note: str, width: float, height: float) -> Figure:
     """A title over a grey line, where the sheets of pictures have them, and room for axes below; in inches."""
     figure = Figure(figsize=(width, height))
     top = _HEAD_INCHES + _MARGIN_INCHES
@@ -162,7 +162,7 @@ def _figure(title: str, *, note: str, width: float, height: float) -> Figure:
     figure.set_layout_engine("constrained", rect=rect)
     left = _MARGIN_INCHES / width
     figure.text(left, 1 - _MARGIN_INCHES / height, title, va="top", weight="bold", size=_TITLE_SIZE)
-    figure.text(left, 1 - _NOTE_INCHES / height, note, va="top", color=_GREY, size=_NOTE_SIZE)
+    figure.text(left, 1 - _NOTE_INCHES / height, note, va="top", color=GREY, size=_NOTE_SIZE)
     return figure
 
 
@@ -178,7 +178,7 @@ def _line(records: Sequence[Mapping[str, Any]], name: str, *, part: str | None =
 
 
 def _draw_lines(axes: Axes, lines: Mapping[str, Line]) -> None:
-    colours = {"training": _BLUE, "validation": _ORANGE, "importance-weighted bound": _INK}
+    colours = {"training": BLUE, "validation": ORANGE, "importance-weighted bound": INK}
     for label, (epochs, values) in lines.items():
         if len(epochs):
             marker = "o" if label == "validation" and len(epochs) <= _MOST_MARKERS else ""
@@ -203,15 +203,15 @@ def _frame(axes: Axes, lines: Sequence[Line]) -> None:
     if beyond:
         text = f"{beyond:,} of {len(values):,} points lie outside"
         axes.annotate(
-            text, (1, 1.02), xycoords="axes fraction", ha="right", va="bottom", color=_GREY, fontsize=_NOTE_SIZE
+            text, (1, 1.02), xycoords="axes fraction", ha="right", va="bottom", color=GREY, fontsize=_NOTE_SIZE
         )
 
 
 def _draw_schedule(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     right = axes.twinx()
     for place, name, colour, text in (
-        (axes, "learning_rate", _BLUE, "learning rate"),
-        (right, "beta", _ORANGE, "beta, weight of kl"),
+        (axes, "learning_rate", BLUE, "learning rate"),
+        (right, "beta", ORANGE, "beta, weight of kl"),
     ):
         epochs, values = _line(records, name)
         place.plot(epochs, values, color=colour, linewidth=1.6)

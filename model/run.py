@@ -57,15 +57,23 @@ def resume(folder: Path, config: RunConfig, *, machine: Machine | None = None) -
 
     Raises:  BadCheckpoint if the folder holds no run; BadSetting if its run was started with other settings
     """
+    require_same(folder, config)
+    learner = Learner(config.model, training=config.training, n_images=config.data.n_train, machine=machine)
+    checkpoint.load_state(folder, learner)
+    return learner
+
+
+def require_same(folder: Path, config: RunConfig) -> None:
+    """Nothing, if the run in a folder was started with these settings.
+
+    Raises:  BadCheckpoint if the folder holds no run; BadSetting if its run was started with other settings
+    """
     stored = checkpoint.read_config(folder)
     for part in ("model", "training", "data"):
         was, now = (dataclasses.asdict(getattr(c, part)) for c in (stored, config))
         for name in was:
             if was[name] != now[name]:
                 raise BadSetting(f"{name}: got {now[name]}, expected {was[name]}, with which {folder} was started")
-    learner = Learner(config.model, training=config.training, n_images=config.data.n_train, machine=machine)
-    checkpoint.load_state(folder, learner)
-    return learner
 
 
 def changed_machine(folder: Path, learner: Learner) -> list[str]:
@@ -75,8 +83,10 @@ def changed_machine(folder: Path, learner: Learner) -> list[str]:
     return [f"{name} was {was[name]}, is {now[name]}" for name in was if was[name] != now[name]]
 
 
-def train(folder: Path, learner: Learner, dataset: Dataset, *, save_every_s: float = SAVE_EVERY_S) -> Outcome:
-    """Steps to the end of the run; SIGINT and SIGTERM save and stop.
+def train(
+    folder: Path, learner: Learner, dataset: Dataset, *, save_every_s: float = SAVE_EVERY_S, has_bar: bool = True
+) -> Outcome:
+    """Steps to the end of the run, with a progress bar unless others show it; SIGINT and SIGTERM save and stop.
 
     Saves at the end of an epoch, if the last save is longer ago than save_every_s, and at the end of the run.
 
@@ -86,8 +96,8 @@ def train(folder: Path, learner: Learner, dataset: Dataset, *, save_every_s: flo
     saved_at_s = time.monotonic()
     machine = learner.machine
     with ExitStack() as stack:
-        asked = stack.enter_context(_asked_to_stop())
-        bar = stack.enter_context(_Bar(learner))
+        asked = stack.enter_context(asked_to_stop())
+        bar = stack.enter_context(_Bar(learner, is_shown=has_bar and machine.is_main))
         log = stack.enter_context(Log(folder, learner)) if machine.is_main else None
         for report in _steps(folder, learner, dataset):
             bar.show(n=report.n, recon=report.recon, kl=report.kl)
@@ -211,7 +221,7 @@ def _steps(folder: Path, learner: Learner, dataset: Dataset) -> Iterator[StepRep
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
+def asked_to_stop() -> Iterator[list[int]]:
     """A list that a first SIGINT or SIGTERM puts its number into; a second one kills, as ever."""
     asked: list[int] = []
 
@@ -234,8 +244,9 @@ def _asked_to_stop() -> Iterator[list[int]]:
 class _Bar:
     """The progress of a run: images/s, and elbo, recon and kl averaged over about the last hundred steps."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, *, is_shown: bool) -> None:
         self._learner = learner
+        self._is_shown = is_shown
         self._shown_s = 0.0
         self._recon = self._kl = self._weight = 0.0
 
@@ -247,7 +258,7 @@ class _Bar:
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not learner.machine.is_main,
+            disable=not self._is_shown,
         )
         return self
 

@@ -1,0 +1,123 @@
+"""A small classifier of the study's own pictures: the features in which pictures and paths are compared."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.data import Dataset
+from model.machine import Machine, deterministic
+from model.pyramid import Shape
+from model.schedules import epoch_order, learning_rate
+from model.small import SmallEncoder
+from model.training import pixels
+
+# Width of the layer below the classes.
+FEATURES = 64
+_CHANNELS = 16
+_STEPS = 1_500
+_BATCH_SIZE = 128
+_LEARNING_RATE = 2e-3
+_WARMUP_STEPS = 100
+_ROWS = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a classifier makes of pictures.
+
+    Shapes:  features (n, FEATURES) float64; confidence, label (n,)
+    """
+
+    features: Tensor
+    confidence: Tensor
+    """Probability of the class that it takes each for, 0 to 1."""
+    label: Tensor
+
+
+class Classifier(nn.Module):
+    """Pictures to classes, by way of features that are never below 0.
+
+    Shapes:  x (n, c, h, w) in [0, 1] -> (n, classes)
+    """
+
+    classes: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int], *, classes: Tensor) -> None:
+        super().__init__()
+        height, width, channels = image_shape
+        shape = Shape(height, width, channels, latent_dim=FEATURES, features=_CHANNELS, depth=1)
+        self.network = SmallEncoder(shape, outputs=FEATURES)
+        self.head = nn.Linear(FEATURES, len(classes))
+        self.register_buffer("classes", classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The layer below the classes: (n, c, h, w) -> (n, FEATURES)."""
+        return functional.relu(self.network(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the classes."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+    @torch.no_grad()
+    def look(self, x: Tensor) -> Seen:
+        """Features, and the class that each picture is taken for.
+
+        Shapes:  x (n, c, h, w) in [0, 1]
+        """
+        features = torch.cat([self.features(rows) for rows in torch.split(x, _ROWS)])
+        confidence, index = self.head(features).softmax(-1).max(-1)
+        return Seen(features=features.double(), confidence=confidence, label=self.classes[index])
+
+
+def has_classes(dataset: Dataset) -> bool:
+    """Whether pictures to train on and pictures to test with have labels, of at least two kinds."""
+    labels = dataset.train_labels
+    return labels is not None and dataset.test_labels is not None and len(np.unique(labels)) > 1
+
+
+def untrained(dataset: Dataset) -> Classifier:
+    """A classifier of a data set's classes, as it begins."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Classifier(dataset.image_shape, classes=torch.from_numpy(np.unique(_labels(dataset))))
+
+
+def train(dataset: Dataset) -> Classifier:
+    """A classifier that has learnt from the training pictures; the same one every time, on one machine."""
+    classifier = untrained(dataset)
+    targets = torch.searchsorted(classifier.classes, torch.from_numpy(_labels(dataset)))
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=_LEARNING_RATE)
+    steps_per_epoch = math.ceil(len(targets) / _BATCH_SIZE)
+    epochs = math.ceil(_STEPS / steps_per_epoch)
+    step = 0
+    for epoch in range(epochs):
+        for rows in torch.split(epoch_order(len(targets), seed=0, epoch=epoch), _BATCH_SIZE):
+            rate = learning_rate(
+                step, steps=epochs * steps_per_epoch, warmup_steps=_WARMUP_STEPS, highest=_LEARNING_RATE
+            )
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            with deterministic(Machine(torch.device("cpu"))):
+                loss = functional.cross_entropy(classifier(pixels(dataset.train[rows.numpy()])), targets[rows])
+                optimiser.zero_grad()
+                torch.autograd.backward(loss)
+                optimiser.step()
+            step += 1
+    return classifier.eval().requires_grad_(False)
+
+
+def accuracy(classifier: Classifier, dataset: Dataset) -> float:
+    """Share of the test pictures that it takes for what they are."""
+    assert dataset.test_labels is not None  # noqa: S101  # the caller has asked `has_classes`
+    seen = classifier.look(pixels(dataset.test))
+    return float((seen.label == torch.from_numpy(dataset.test_labels)).double().mean())
+
+
+def _labels(dataset: Dataset) -> np.ndarray:
+    assert dataset.train_labels is not None  # noqa: S101  # the caller has asked `has_classes`
+    return dataset.train_labels

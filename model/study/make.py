@@ -1,0 +1,157 @@
+"""A whole study in its folder: runs, numbers, pictures and a page; the same command goes on where it was stopped."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import checkpoint, run, sheets
+from model.errors import BadSetting
+from model.machine import join
+from model.study import codes as latent
+from model.study import page, runs
+from model.study.claims import CLAIMS, decide
+from model.study.page import Found
+from model.study.plan import KINDS, PLANE, SIGMAS, Kind, Member, Plan
+from model.vae import VAE
+
+_STUDY = "study.json"
+_PAGE = "index.html"
+
+
+def make(folder: Path, plan: Plan, *, device: str) -> Found | int:
+    """What the study has found, written into its folder; or the number of the signal that stopped it, all being saved.
+
+    Raises:  BadSetting if the folder holds something else, or a study with other settings or pictures; NotANumber if
+             a run stops being finite
+    """
+    machine = join(device, processes=1)
+    _require_ours(folder, plan)
+    before_s, began = _spent_s(folder), time.monotonic()
+    _write(folder, {"seconds": before_s})
+    try:
+        with runs.Work(plan, folder=folder, device=machine.device.type) as work:
+            stopped = work.train()
+            if stopped is None:
+                stopped = work.measure()
+        if stopped is not None:
+            return stopped
+        _draw(folder, plan)
+    finally:
+        seconds = before_s + time.monotonic() - began
+        _write(folder, {"seconds": round(seconds, 1)})
+    facts = machine.facts()
+    found = _found(folder, plan, seconds=seconds, machine=f"{facts['device']}, torch {facts['torch']}")
+    checkpoint.write_whole(folder / _PAGE, page.render(plan, found).encode())
+    _write(folder, _for_programs(plan, found))
+    return found
+
+
+def _require_ours(folder: Path, plan: Plan) -> None:
+    """Nothing, if a study of this plan may be made, or go on, in a folder."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _STUDY).exists())):
+        raise BadSetting(f"{folder}: got a place with something else in it, expected a new folder or a study to go on")
+    for member in plan.members:
+        place = runs.run_folder(folder, member.name)
+        if (place / "config.json").exists():
+            run.require_same(place, member.config)
+
+
+def _found(folder: Path, plan: Plan, *, seconds: float, machine: str) -> Found:
+    def numbers(member: Member) -> dict[str, float | None]:
+        return runs.read_numbers(folder, member.name)
+
+    measured = {kind: [numbers(plan.measured(kind, seed)) for seed in plan.seeds] for kind in KINDS}
+    plane = {kind: [numbers(plan.plane(kind, seed)) for seed in plan.seeds] for kind in KINDS}
+    return Found(
+        measured=measured,
+        plane=plane,
+        swept={sigma: numbers(plan.swept(sigma)) for sigma in SIGMAS},
+        reference={d: runs.read_reference(folder, d) for d in (PLANE, plan.settings.latent_dim)},
+        verdicts=[decide(claim, measured=measured, plane=plane) for claim in CLAIMS],
+        accuracy=runs.read_accuracy(folder),
+        seconds=seconds,
+        machine=machine,
+    )
+
+
+def _draw(folder: Path, plan: Plan) -> None:
+    """Every picture of the page, and the strip."""
+    from model import plots as charts  # matplotlib takes long to import, and a study that is stopped draws nothing
+    from model.study import pictures, plots
+
+    measured = {kind: _model(folder, plan.measured(kind, 0)) for kind in KINDS}
+    plane = {kind: _model(folder, plan.plane(kind, 0)) for kind in KINDS}
+    dataset = plan.dataset
+    plane_codes = {kind: latent.encode(vae, dataset.test) for kind, vae in plane.items()}
+    draws = {
+        kind: latent.encode(vae, dataset.test).draw(torch.Generator().manual_seed(0)) for kind, vae in measured.items()
+    }
+    kl = {kind: _metrics(folder, plan.measured(kind, 0))["kl_per_dimension"] for kind in KINDS}
+    drawn = {
+        "latent_plane": charts.to_png(plots.latent_plane(plane_codes, dataset.test_labels)),
+        "clouds": charts.to_png(plots.clouds(plane_codes, dataset.test_labels)),
+        "plane_prior": charts.to_png(plots.decoded_plane(plane, None)),
+        "plane_codes": charts.to_png(plots.decoded_plane(plane, plane_codes)),
+        "interpolations": sheets.to_png(pictures.interpolations(measured, dataset)),
+        "samples": sheets.to_png(pictures.samples(measured)),
+        "samples_fitted": sheets.to_png(pictures.fitted_samples(measured, dataset)),
+        "aggregate": charts.to_png(plots.aggregate(draws)),
+        "kl_per_latent": charts.to_png(plots.kl_per_latent({kind: of for kind, of in kl.items() if of})),
+        "strip": sheets.to_png(pictures.strip(measured, dataset)),
+    }
+    for name, content in drawn.items():
+        checkpoint.write_whole(folder / "pictures" / f"{name}.png", content)
+
+
+def _model(folder: Path, member: Member) -> VAE:
+    return checkpoint.read(runs.run_folder(folder, member.name)).vae
+
+
+def _metrics(folder: Path, member: Member) -> Mapping[str, Any]:
+    metrics = checkpoint.read(runs.run_folder(folder, member.name)).metrics
+    assert metrics is not None, "a run that has ended has been evaluated"  # noqa: S101
+    return metrics
+
+
+def _for_programs(plan: Plan, found: Found) -> dict[str, Any]:
+    """All that the page says, for those who read no pages."""
+
+    def by_name(numbers: Mapping[Kind, Any]) -> dict[str, Any]:
+        return {kind.name: of for kind, of in numbers.items()}
+
+    return {
+        "seconds": round(found.seconds, 1),
+        "machine": found.machine,
+        "data": plan.dataset.name,
+        "settings": dataclasses.asdict(plan.settings),
+        "classifier_accuracy": found.accuracy,
+        "measured": by_name(found.measured),
+        "plane": by_name(found.plane),
+        "swept": {f"{sigma:g}": of for sigma, of in found.swept.items()},
+        "reference": found.reference,
+        "claims": [
+            {
+                "claim": verdict.claim.sentence,
+                "decided_by": verdict.claim.number,
+                "lower": [lower for lower, _ in verdict.pairs],
+                "higher": [higher for _, higher in verdict.pairs],
+                "verdict": verdict.word,
+            }
+            for verdict in found.verdicts
+        ],
+    }
+
+
+def _spent_s(folder: Path) -> float:
+    """What earlier calls of the command took, seconds."""
+    path = folder / _STUDY
+    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.exists() else 0.0
+
+
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
+    checkpoint.write_whole(folder / _STUDY, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

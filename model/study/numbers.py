@@ -1,0 +1,160 @@
+"""The numbers of one run of a study, on test pictures: every run with the same pictures, pairs and draws."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.aggregate import discrepancy_to_prior
+from model.coverage import NEAREST, coverage_of_features
+from model.data import Dataset
+from model.parts import Images
+from model.pictures import decode
+from model.prior import FittedPrior
+from model.study import codes as latent
+from model.study.classifier import Classifier
+from model.study.codes import Codes
+from model.study.paths import linear, smoothness, spherical
+from model.study.plan import PLANE
+from model.training import pixels
+from model.vae import VAE
+
+# Pictures on either side of a comparison, and pairs of them with a midpoint between.
+REALISTIC = 5_000
+# Paths, and places on each.
+PATHS, PLACES = 200, 21
+# Pictures whose codes are moved, and how far: this share of the spread of all codes.
+MOVED, MOVE = 2_000, 0.05
+# Training pictures whose codes a Gaussian is fitted to.
+_FITTED = 10_000
+# Test codes that are counted on the plane and compared with their neighbours.
+_CODES = 10_000
+
+
+def measure(
+    vae: VAE, *, metrics: Mapping[str, Any], dataset: Dataset, classifier: Classifier | None
+) -> dict[str, float | None]:
+    """Every quantity of a model; those that need labels are None without a classifier.
+
+    `metrics` are those of its run, of the same test pictures.
+    """
+    test = latent.encode(vae, dataset.test)
+    sigma = test.sigma()
+    found: dict[str, float | None] = {
+        "rmse": math.sqrt(metrics["mse"]),
+        **{name: metrics[name] for name in ("recon", "kl", "active_units")},
+        "sigma": None if sigma is None else float(sigma.double().mean()),
+        "width": latent.width(test),
+        "mmd": discrepancy_to_prior(test.draw(_generator()), _generator(1)).mmd if len(test.mu) > 1 else None,
+        "moments": latent.moment_distance(test),
+        "plane_share": latent.plane_share(test.mu[:_CODES]) if vae.config.latent_dim == PLANE else None,
+        "label_agreement": _agreement(test.mu, dataset),
+        **_moves(vae, test),
+        **_paths(lambda z: decode(vae, z), test.mu, classifier=classifier),
+    }
+    if classifier is None or len(dataset.test) <= NEAREST:
+        return found
+    fitted = fitted_gaussian(vae, dataset)
+    real = pixels(_some(dataset.test, REALISTIC))
+    first, last = _pairs(test.mu, REALISTIC)
+    half = torch.tensor([0.5])
+    for prefix, z in {
+        "standard": torch.randn(len(real), vae.config.latent_dim, generator=_generator()),
+        "fitted": fitted.sample(len(real), generator=_generator()),
+        "linear": linear(first, last, half)[:, 0],
+        "spherical": spherical(first, last, half)[:, 0],
+    }.items():
+        found |= _realism(prefix, decode(vae, z), real=real, classifier=classifier)
+    return found
+
+
+def fitted_gaussian(vae: VAE, dataset: Dataset) -> FittedPrior:
+    """The Gaussian with the mean and covariance of the codes of training pictures."""
+    return latent.fitted_gaussian(latent.encode(vae, _some(dataset.train, _FITTED)))
+
+
+def reference(dataset: Dataset, *, latent_dim: int, classifier: Classifier | None) -> dict[str, float | None]:
+    """What real pictures have in place of samples, a cross-fade of pixels in place of paths, and N(0, I) of codes."""
+    test = pixels(dataset.test)
+    standard = torch.randn(min(_CODES, len(test)), latent_dim, generator=_generator())
+    found: dict[str, float | None] = {
+        "mmd": discrepancy_to_prior(standard, _generator(1)).mmd if len(standard) > 1 else None,
+        "moments": latent.moment_distance(Codes(mu=standard, logvar=None)),
+        "plane_share": latent.expected_plane_share(len(standard)) if latent_dim == PLANE else None,
+        "label_agreement": _agreement(test.flatten(1), dataset),
+        **_paths(lambda rows: rows.reshape(-1, *test.shape[1:]), test.flatten(1), classifier=classifier),
+    }
+    if classifier is None or len(test) <= NEAREST:
+        return found
+    real = pixels(_some(dataset.test, REALISTIC))
+    first, last = _pairs(test, REALISTIC)
+    other = pixels(_some(dataset.train, REALISTIC))
+    found |= _realism("standard", other, real=real, classifier=classifier)
+    found["standard_confidence"] = float(classifier.look(real).confidence.double().mean())
+    found |= {name.replace("standard", "fitted"): value for name, value in found.items() if "standard" in name}
+    return found | _realism("linear", (first + last) / 2, real=real, classifier=classifier)
+
+
+def _realism(prefix: str, x: Tensor, *, real: Tensor, classifier: Classifier) -> dict[str, float | None]:
+    seen = classifier.look(x)
+    found = coverage_of_features(seen.features, classifier.look(real).features)
+    return {
+        f"{prefix}_density": found.density,
+        f"{prefix}_coverage": found.coverage,
+        f"{prefix}_confidence": float(seen.confidence.double().mean()),
+    }
+
+
+def _paths(
+    decoded: Callable[[Tensor], Tensor], ends: Tensor, *, classifier: Classifier | None
+) -> dict[str, float | None]:
+    """How evenly pictures change along straight lines between rows of ends."""
+    first, last = _pairs(ends, PATHS)
+    x = decoded(linear(first, last, torch.linspace(0, 1, PLACES)).flatten(0, 1))
+    seen = {"pixel": x} if classifier is None else {"pixel": x, "feature": classifier.look(x).features}
+    found: dict[str, float | None] = dict.fromkeys(("feature_unevenness", "feature_length"))
+    for name, values in seen.items():
+        smooth = smoothness(values.reshape(len(first), PLACES, -1))
+        found[f"{name}_unevenness"] = float(smooth.unevenness.mean())
+        found[f"{name}_length"] = float(smooth.length.mean())
+    return found
+
+
+def _moves(vae: VAE, test: Codes) -> dict[str, float | None]:
+    """How far a decoded picture moves when z does."""
+    mu = test.mu[:MOVED]
+    eps = torch.randn(mu.shape, generator=_generator())
+    still = decode(vae, mu)
+
+    def moved(step: Tensor) -> float:
+        change = (decode(vae, mu + step * eps) - still).double()
+        return math.sqrt(float(change.square().mean()))
+
+    sigma = test.sigma()
+    by_spread = moved(MOVE * test.spread())
+    return {"move_sigma": by_spread if sigma is None else moved(sigma[:MOVED]), "move_spread": by_spread}
+
+
+def _agreement(rows: Tensor, dataset: Dataset) -> float | None:
+    if dataset.test_labels is None or len(rows) < 2:
+        return None
+    return latent.label_agreement(rows[:_CODES], torch.from_numpy(dataset.test_labels[:_CODES]))
+
+
+def _pairs(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The first n of pairs drawn by lot: each row once as a first, once as a last."""
+    order = torch.randperm(len(rows), generator=_generator())
+    return rows[order[:n]], rows[order.roll(-1)[:n]]
+
+
+def _some(images: Images, n: int) -> Images:
+    """At most n pictures, drawn by lot, as the pictures of a part may be sorted by class."""
+    rows = torch.randperm(len(images), generator=_generator())[:n].sort().values.numpy()
+    return np.take(images, rows, axis=0)
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

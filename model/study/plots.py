@@ -1,0 +1,268 @@
+"""A study's charts: where codes lie, how wide clouds are, what a plane decodes to, and how all that fits N(0, I)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from torch import Tensor
+
+from model.parts import Images, Labels
+from model.pictures import decode, to_uint8
+from model.plots import BLUE, INK, LABEL_COLOURS, STYLE, titled
+from model.study.codes import Codes
+from model.study.plan import AUTOENCODER, BETA_0, BETA_4, PLAIN, Kind
+from model.vae import VAE
+
+Floats = npt.NDArray[np.floating[Any]]
+# From where to where a panel reaches, across and up.
+Window = tuple[tuple[float, float], tuple[float, float]]
+
+# Autoencoder beside VAE, and below them what the KL term's weight does.
+_SQUARE = (AUTOENCODER, PLAIN, BETA_0, BETA_4)
+_CLOUDS = (BETA_0, PLAIN, BETA_4)
+_DOTS = 3_000
+_ELLIPSES = 400
+# Half the side of the window that shows clouds close up, in units of the codes' spread.
+_CLOSE = 0.3
+# The square of the prior that is decoded, and how large its picture may be.
+_PRIOR_SQUARE = 2.5
+_PLANE_PIXELS = 480
+_MOST_CELLS = 20
+# Between two decoded pictures of a plane lies a white line, at least this part of one.
+_GAP_SHARE = 16
+_LOW, _HIGH = 0.005, 0.995
+# Share of codes that a plane may leave out on each side, and what it holds in any case.
+_OUTERMOST, _CIRCLES = 0.001, 3.1
+_FEWEST_BINS, _MOST_BINS = 12, 60
+_LIGHT_BLUE = "#8fb0cf"
+
+
+@matplotlib.rc_context(STYLE)
+def latent_plane(codes: Mapping[Kind, Codes], labels: Labels | None) -> Figure:
+    """Where test pictures lie in each plane, coloured by class, over circles of the prior."""
+    figure = titled(
+        "The latent plane",
+        note="mu of test pictures, two latents. Dashed: 1, 2 and 3 standard deviations of N(0, I), in each plane's own"
+        " scale.",
+        width=11.6,
+        height=11,
+    )
+    for axes, kind in zip(figure.subplots(2, 2).flat, _SQUARE, strict=True):
+        mu = codes[kind].mu[:_DOTS].numpy()
+        for colour, rows, label in _classes(None if labels is None else labels[:_DOTS], n=len(mu)):
+            axes.scatter(mu[rows, 0], mu[rows, 1], s=7, alpha=0.7, linewidths=0, color=colour, label=label)
+        _circles(axes)
+        _frame(axes, kind, _around(mu))
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    if names:
+        figure.legend(handles, names, title="label", loc="outside right center", markerscale=2, handletextpad=0.2)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def clouds(codes: Mapping[Kind, Codes], labels: Labels | None) -> Figure:
+    """Posteriors of test pictures as ellipses: without the KL term, with it, and with four times as much."""
+    figure = titled(
+        "Clouds",
+        note="Each ellipse is q(z given x) of one test picture, one sigma wide. Below: close up, a window of"
+        f" {2 * _CLOSE:.2g} times the codes' spread about the code in the middle.",
+        width=11.6,
+        height=8.6,
+    )
+    for kind, above, below in zip(_CLOUDS, *figure.subplots(2, 3), strict=True):
+        found = codes[kind]
+        sigma, mu = found.sigma(), found.mu.numpy()
+        assert sigma is not None, "these kinds have clouds"  # noqa: S101
+        spread = found.spread().numpy()
+        middle = mu[np.square((mu - np.median(mu, 0)) / spread).sum(1).argmin()]
+        close = _CLOSE * float(spread.mean())
+        for axes, window in (
+            (above, _around(mu)),
+            (below, _about(middle[0], middle[1], close)),
+        ):
+            lows, highs = np.transpose(window)
+            is_seen = np.all((lows <= mu + sigma.numpy()) & (mu - sigma.numpy() <= highs), axis=1)
+            _draw_clouds(axes, found, np.flatnonzero(is_seen)[:_ELLIPSES], labels)
+            _frame(axes, kind, window)
+        _circles(above)
+        below.set_title(f"mean sigma {float(sigma.double().mean()):.4f}", weight="normal")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def decoded_plane(models: Mapping[Kind, VAE], codes: Mapping[Kind, Codes] | None) -> Figure:
+    """A grid over a square of each plane, decoded: the prior's square or, with codes, the one that they lie in."""
+    if codes is None:
+        title = "The decoded plane: where N(0, I) lies"
+        note = f"A grid over z from −{_PRIOR_SQUARE} to {_PRIOR_SQUARE}, decoded: 97.5 % of N(0, I) lies in it."
+    else:
+        title = "The decoded plane: where the codes lie"
+        note = "A grid over the square between the 0.5 % and 99.5 % quantiles of the test codes, decoded."
+    figure = titled(title, note=note, width=11.6, height=11.8)
+    for axes, kind in zip(figure.subplots(2, 2).flat, _SQUARE, strict=True):
+        if codes is None:
+            window = ((-_PRIOR_SQUARE, _PRIOR_SQUARE), (-_PRIOR_SQUARE, _PRIOR_SQUARE))
+        else:
+            (left, down), (right, up) = np.quantile(codes[kind].mu.numpy(), (_LOW, _HIGH), axis=0).tolist()
+            window = ((left, right), (down, up))
+        tiles = _decoded_grid(models[kind], window)
+        axes.imshow(
+            tiles,
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            extent=(*window[0], *window[1]),
+            aspect="auto",
+            interpolation="lanczos",
+        )
+        axes.set_box_aspect(1)
+        _frame(axes, kind, window)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def aggregate(draws: Mapping[Kind, Tensor]) -> Figure:
+    """Densities of each latent over all clouds, and of the length of z, against those of N(0, I).
+
+    Shapes:  draws (n, latent_dim), one from each cloud
+    """
+    d = next(iter(draws.values())).shape[1]
+    figure = titled(
+        "All clouds together, against N(0, I)",
+        note=f"One draw from the posterior of each test picture. Above: each of {d} latents, a line each. Below: length"
+        " of z over the root of its dimension. Dashed: N(0, I).",
+        width=11.6,
+        height=6.6,
+    )
+    panels = figure.subplots(2, len(draws))
+    for (kind, z), above, below in zip(draws.items(), *panels, strict=True):
+        reach = max(4.0, float(torch.quantile(z.abs()[:_DOTS], _HIGH)))
+        for dimension in z.T.numpy():
+            _density(above, dimension, low=-reach, high=reach, colour=_LIGHT_BLUE, width=1.0)
+        line = np.linspace(-reach, reach, 400)
+        above.plot(line, np.exp(-(line**2) / 2) / math.sqrt(2 * math.pi), color=INK, linewidth=1.4, linestyle="--")
+        above.set_title(kind.title)
+        above.set_xlabel("z")
+        length = (z.norm(dim=1) / math.sqrt(d)).numpy()
+        far = max(2.0, float(np.quantile(length, _HIGH)))
+        _density(below, length, low=0.0, high=far, colour=BLUE, width=1.6)
+        line = np.linspace(1e-3, far, 400)
+        below.plot(line, _length_density(line, d), color=INK, linewidth=1.4, linestyle="--")
+        below.set_xlabel(f"|z| / √{d}")
+        for axes in (above, below):
+            axes.set_yticks([])
+            axes.set_ylim(bottom=0)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def kl_per_latent(kl: Mapping[Kind, Sequence[float]]) -> Figure:
+    """Bars of KL to N(0, I) per latent, the largest first, of each model that has clouds.
+
+    Units:   nats per picture
+    """
+    figure = titled(
+        "KL per latent",
+        note="Nats per picture, the largest first, each panel in its own scale. Without the KL term nothing bounds it.",
+        width=11.6,
+        height=4.2,
+    )
+    for (kind, values), axes in zip(kl.items(), figure.subplots(1, len(kl)), strict=True):
+        axes.bar(np.arange(len(values)), sorted(values, reverse=True), width=0.8, color=BLUE)
+        axes.set_title(f"{kind.title}: {sum(values):.1f} nats in all")
+        axes.set_xticks([])
+        axes.set_xlabel(f"{len(values)} latents")
+        axes.grid(axis="y")
+    figure.axes[0].set_ylabel("KL, nats per picture")
+    return figure
+
+
+def _classes(labels: Labels | None, *, n: int) -> list[tuple[str, Any, str | None]]:
+    """Colour, rows and name of each class; one of all where there are no classes, or more than colours."""
+    kinds = [] if labels is None else np.unique(labels).tolist()
+    if labels is None or not 1 < len(kinds) <= len(LABEL_COLOURS):
+        return [(BLUE, np.arange(n), None)]
+    return [(colour, labels == kind, str(kind)) for kind, colour in zip(kinds, LABEL_COLOURS, strict=False)]
+
+
+def _draw_clouds(axes: Axes, codes: Codes, rows: npt.NDArray[np.intp], labels: Labels | None) -> None:
+    sigma = codes.sigma()
+    assert sigma is not None, "these kinds have clouds"  # noqa: S101
+    mu, diameters = codes.mu.numpy()[rows], 2 * sigma.numpy()[rows]
+    for colour, chosen, _ in _classes(None if labels is None else labels[rows], n=len(rows)):
+        axes.add_collection(
+            EllipseCollection(
+                widths=diameters[chosen, 0],
+                heights=diameters[chosen, 1],
+                angles=np.zeros(len(mu[chosen])),
+                units="xy",
+                offsets=mu[chosen],
+                offset_transform=axes.transData,
+                facecolors="none",
+                edgecolors=colour,
+                linewidths=0.8,
+                alpha=0.8,
+            )
+        )
+        axes.scatter(mu[chosen, 0], mu[chosen, 1], s=3, linewidths=0, color=colour)
+
+
+def _circles(axes: Axes) -> None:
+    for radius in (1, 2, 3):
+        axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, linewidth=0.8, linestyle=(0, (4, 3))))
+
+
+def _frame(axes: Axes, kind: Kind, window: Window) -> None:
+    axes.set_title(kind.title)
+    axes.set_xlim(*window[0])
+    axes.set_ylim(*window[1])
+    axes.set_box_aspect(1)
+    axes.set_xlabel("z0")
+    axes.set_ylabel("z1")
+
+
+def _around(mu: Floats) -> Window:
+    """The square that holds the circles of the prior and all codes but the furthest."""
+    lows, highs = np.quantile(mu, (_OUTERMOST, 1 - _OUTERMOST), axis=0)
+    lows, highs = np.minimum(lows, -_CIRCLES), np.maximum(highs, _CIRCLES)
+    across, up = (lows + highs) / 2
+    return _about(across, up, 0.52 * float((highs - lows).max()))
+
+
+def _about(across: float, up: float, reach: float) -> Window:
+    return (across - reach, across + reach), (up - reach, up + reach)
+
+
+def _decoded_grid(vae: VAE, window: Window) -> Images:
+    """One picture of many: (rows · h, columns · w, c), z0 to the right and z1 upwards."""
+    height, width, channels = vae.config.image_shape
+    cells = max(5, min(_MOST_CELLS, _PLANE_PIXELS // max(height, width)))
+    first, second = (low + (np.arange(cells) + 0.5) / cells * (high - low) for low, high in window)
+    z = np.stack(np.meshgrid(first, second[::-1]), axis=-1).reshape(-1, 2)
+    tiles = to_uint8(decode(vae, torch.from_numpy(z).float())).reshape(cells, cells, height, width, channels)
+    gap = max(1, max(height, width) // _GAP_SHARE)
+    framed = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    return framed.swapaxes(1, 2).reshape(cells * (height + gap), cells * (width + gap), channels)
+
+
+def _density(axes: Axes, values: Floats, *, low: float, high: float, colour: str, width: float) -> None:
+    # The rule of the square root: as many values in a bin as there are bins.
+    bins = max(_FEWEST_BINS, min(_MOST_BINS, round(math.sqrt(len(values)))))
+    counts, edges = np.histogram(values, bins=bins, range=(low, high))
+    axes.stairs(counts / (len(values) * np.diff(edges)), edges, color=colour, linewidth=width)
+
+
+def _length_density(length: Floats, d: int) -> Floats:
+    """Of |z| / sqrt(d) under N(0, I): that of the chi distribution, scaled."""
+    r = length * math.sqrt(d)
+    log_density = (d - 1) * np.log(r) - r**2 / 2 - (d / 2 - 1) * math.log(2) - math.lgamma(d / 2)
+    density: Floats = math.sqrt(d) * np.exp(log_density)
+    return density

@@ -1,0 +1,278 @@
+"""The work of a study in processes of one thread each: runs trained, resumed and measured, one to a core."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from tqdm import tqdm
+
+from model import checkpoint, run
+from model.errors import Died, NotANumber
+from model.log import read_history
+from model.machine import join
+from model.nll import fingerprint
+from model.study import classifier as classifiers
+from model.study import numbers
+from model.study.classifier import Classifier
+from model.study.plan import PLANE, Member, Plan
+
+_TICK_S = 0.5
+# Of the time that a run takes, as on Fashion-MNIST: training, its own evaluation, the study's numbers.
+_TRAINED, _EVALUATED, _MEASURED = 0.86, 0.09, 0.05
+
+_plan: Plan
+_stopping: Event
+
+
+def has_ended(folder: Path, member: Member) -> bool:
+    """Whether a run has been trained and evaluated to its end, of which its card is the last part."""
+    training = member.config.training
+    steps = -(-member.config.data.n_train // training.batch_size) * training.epochs
+    return (folder / "card.md").exists() and checkpoint.saved_step(folder) == steps
+
+
+class Work:
+    """A study's processes, and a progress bar over all that they do."""
+
+    def __init__(self, plan: Plan, *, folder: Path, device: str) -> None:
+        self._plan, self._folder, self._device = plan, folder, device
+        self._jobs = 1 if device == "cuda" else torch.get_num_threads()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._asked = stack.enter_context(run.asked_to_stop())
+            stack.enter_context(_one_thread_each())
+            context = multiprocessing.get_context("spawn")
+            self._stop = context.Event()
+            self._bar = stack.enter_context(_Bar(self._plan, self._folder))
+            self._pool = stack.enter_context(
+                ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=(self._plan, self._stop))
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def train(self) -> int | None:
+        """Train and evaluate what has not been; the number of the signal that stopped it, or None at its end."""
+        return self.do(
+            [
+                partial(_classify, self._folder),
+                *(partial(_train, self._folder, member.name, self._device) for member in self._plan.members),
+            ]
+        )
+
+    def measure(self) -> int | None:
+        """The numbers of every run; the number of the signal that stopped it, or None at its end."""
+        return self.do(
+            [
+                *(partial(_measure, self._folder, member.name) for member in self._plan.members),
+                *(partial(_reference, self._folder, d) for d in (PLANE, self._plan.settings.latent_dim)),
+            ]
+        )
+
+    def do(self, jobs: Sequence[Callable[[], object]]) -> int | None:
+        """Work through jobs; the number of the signal that stopped it, or None at its end.
+
+        Raises:  Died if a process does; whatever a job raises, once the others have been stopped
+        """
+        futures = {self._pool.submit(job) for job in jobs}
+        waiting: set[Future[object]] = futures
+        while waiting:
+            done, waiting = wait(waiting, timeout=_TICK_S, return_when=FIRST_EXCEPTION)
+            self._bar.show()
+            if self._asked or any(future.exception() for future in done if not future.cancelled()):
+                self._stop.set()
+            if self._stop.is_set():
+                for future in waiting:
+                    future.cancel()
+                # Again at every turn: one that has not begun to listen yet would miss the first. A second does no harm.
+                for process in multiprocessing.active_children():
+                    process.terminate()
+        if self._asked:
+            return self._asked[0]
+        for future in futures:
+            if not future.cancelled():
+                _raise_failure(future)
+        return None
+
+
+def read_classifier(folder: Path, plan: Plan) -> Classifier | None:
+    """The classifier of a study, or None if its data has no classes."""
+    if not classifiers.has_classes(plan.dataset):
+        return None
+    found = classifiers.untrained(plan.dataset)
+    found.load_state_dict(safetensors.torch.load_file(folder / "classifier.safetensors"))
+    return found.eval().requires_grad_(False)
+
+
+def read_numbers(folder: Path, name: str) -> dict[str, Any]:
+    """The numbers of a run."""
+    found: dict[str, Any] = json.loads(_numbers_file(folder, name).read_text(encoding="utf-8"))["numbers"]
+    return found
+
+
+def read_reference(folder: Path, latent_dim: int) -> dict[str, Any]:
+    """What real pictures have, and N(0, I) in so many dimensions."""
+    return read_numbers(folder, f"reference-{latent_dim}")
+
+
+def read_accuracy(folder: Path) -> float | None:
+    """Share of the test pictures that the classifier takes for what they are; None if there is no classifier."""
+    path = folder / "classifier.json"
+    return float(json.loads(path.read_text(encoding="utf-8"))["accuracy"]) if path.exists() else None
+
+
+def run_folder(folder: Path, name: str) -> Path:
+    """Where a run of a study lies."""
+    return folder / "runs" / name
+
+
+def _begin(plan: Plan, stopping: Event) -> None:
+    """In each process, once: training listens to signals, and all else is short enough to be finished."""
+    global _plan, _stopping
+    _plan, _stopping = plan, stopping
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _classify(folder: Path) -> None:
+    described = {"data": _plan.dataset.sha256}
+    path = folder / "classifier.json"
+    if _stopping.is_set() or not classifiers.has_classes(_plan.dataset) or _is_of(path, described):
+        return
+    trained = classifiers.train(_plan.dataset)
+    checkpoint.write_whole(folder / "classifier.safetensors", safetensors.torch.save(trained.state_dict()))
+    _write(path, {**described, "accuracy": classifiers.accuracy(trained, _plan.dataset)})
+
+
+def _train(folder: Path, name: str, device: str) -> None:
+    member = next(member for member in _plan.members if member.name == name)
+    place, dataset = run_folder(folder, name), _plan.dataset_of(member)
+    if _stopping.is_set() or has_ended(place, member):
+        return
+    machine = join(device, processes=1)
+    if (place / "config.json").exists():
+        learner = run.resume(place, member.config, machine=machine)
+    else:
+        learner = run.start(place, member.config, dataset=dataset, machine=machine)
+    try:
+        outcome = run.train(place, learner, dataset, has_bar=False)
+    except NotANumber as error:
+        raise NotANumber(f"{name}: {error}") from error
+    if outcome.signal_number is None and not _stopping.is_set():
+        run.measure(place, dataset=dataset)
+
+
+def _measure(folder: Path, name: str) -> None:
+    member = next(member for member in _plan.members if member.name == name)
+    found = checkpoint.read(run_folder(folder, name))
+    described = {"weights": fingerprint(found.vae), "data": member.config.data.sha256}
+    if _stopping.is_set() or _is_of(_numbers_file(folder, name), described):
+        return
+    assert found.metrics is not None, "a run that has ended has been evaluated"  # noqa: S101
+    measured = numbers.measure(
+        found.vae,
+        metrics=found.metrics,
+        dataset=_plan.dataset_of(member),
+        classifier=read_classifier(folder, _plan),
+    )
+    _write(_numbers_file(folder, name), {**described, "numbers": measured})
+
+
+def _reference(folder: Path, latent_dim: int) -> None:
+    described = {"data": _plan.dataset.sha256}
+    path = _numbers_file(folder, f"reference-{latent_dim}")
+    if _stopping.is_set() or _is_of(path, described):
+        return
+    found = numbers.reference(_plan.dataset, latent_dim=latent_dim, classifier=read_classifier(folder, _plan))
+    _write(path, {**described, "numbers": found})
+
+
+def _numbers_file(folder: Path, name: str) -> Path:
+    return folder / "numbers" / f"{name}.json"
+
+
+def _is_of(path: Path, described: dict[str, Any]) -> bool:
+    """Whether a file says that it belongs to what is at hand."""
+    return path.exists() and described.items() <= json.loads(path.read_text(encoding="utf-8")).items()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    checkpoint.write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _raise_failure(future: Future[object]) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise Died(
+            "a process of the study ended without a word, perhaps for want of memory; the same command goes on"
+        ) from error
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """What processes that start meanwhile read of the environment: one thread each, for torch and for numpy."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+class _Bar:
+    """The progress of a whole study, read off what its runs have written so far."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self._members, self._folder = plan.members, folder
+        self._images = sum(member.images for member in plan.members)
+
+    def __enter__(self) -> Self:
+        done, _ = self._state()
+        shown = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        self._bar = tqdm(total=1.0, initial=done, bar_format=shown, dynamic_ncols=True)
+        return self
+
+    def show(self) -> None:
+        """Draw it as it is now."""
+        done, running = self._state()
+        self._bar.n = done
+        self._bar.set_description_str(f"{len(self._members)} runs", refresh=False)
+        self._bar.set_postfix_str(", ".join(running), refresh=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def _state(self) -> tuple[float, list[str]]:
+        """The share of all work that is done, and what is being trained."""
+        done, running = 0.0, []
+        for member in self._members:
+            place = run_folder(self._folder, member.name)
+            history = read_history(place)
+            epoch = history[-1]["epoch"] if history else 0
+            epochs = member.config.training.epochs
+            has_card = (place / "card.md").exists()
+            share = _TRAINED * epoch / epochs + _EVALUATED * has_card
+            share += _MEASURED * _numbers_file(self._folder, member.name).exists()
+            done += share * member.images / self._images
+            if 0 < epoch < epochs:
+                running.append(f"{member.name} {epoch:.1f}/{epochs}")
+        # The shares may add up to a little more than 1, at which tqdm would warn.
+        return min(done, 1.0), running

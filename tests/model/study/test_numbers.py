@@ -1,0 +1,130 @@
+"""The numbers of one model, each worked out again in a plain way."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from model.coverage import coverage_of_features
+from model.data import Dataset
+from model.evaluation import evaluate
+from model.study import classifier as classifiers
+from model.study import numbers
+from model.study.classifier import Classifier
+from model.study.quantities import QUANTITIES
+from model.training import pixels
+from model.vae import VAE, ModelConfig
+
+
+@pytest.fixture
+def labelled(dataset: Dataset) -> Dataset:
+    return dataclasses.replace(dataset, train_labels=np.arange(30) % 3, test_labels=np.arange(10) % 3)
+
+
+@pytest.fixture
+def classifier(labelled: Dataset) -> Classifier:
+    return classifiers.untrained(labelled).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def plane() -> VAE:
+    """Two latents, and weights large enough that pictures differ."""
+    vae = VAE(ModelConfig(9, 6, 1, latent_dim=2, features=4)).eval().requires_grad_(False)
+    for head in (vae.encoder.head, vae.decoder.pixels):
+        head.weight.mul_(20)
+    return vae
+
+
+def measured(vae: VAE, dataset: Dataset, classifier: Classifier | None) -> dict[str, float | None]:
+    metrics = evaluate(vae, dataset.test, data="blocks")
+    return numbers.measure(vae, metrics=metrics, dataset=dataset, classifier=classifier)
+
+
+def test_every_quantity_of_a_plane_is_a_finite_number(plane: VAE, labelled: Dataset, classifier: Classifier) -> None:
+    found = measured(plane, labelled, classifier)
+    assert found.keys() == QUANTITIES.keys()
+    assert all(value is not None and math.isfinite(value) for value in found.values())
+
+
+def test_without_classes_there_is_nothing_of_a_classifier(plane: VAE, dataset: Dataset) -> None:
+    found = measured(plane, dataset, None)
+    parts = ("density", "coverage", "confidence", "feature", "label")
+    lacking = {key for key in QUANTITIES if any(part in key for part in parts)}
+    assert {key for key in QUANTITIES if found.get(key) is None} == lacking
+
+
+def test_an_autoencoder_has_no_clouds_and_moves_by_a_share_of_its_spread(
+    labelled: Dataset, classifier: Classifier
+) -> None:
+    autoencoder = VAE(ModelConfig(9, 6, 1, latent_dim=3, features=4, family="autoencoder")).eval()
+    found = measured(autoencoder, labelled, classifier)
+    assert {key for key, value in found.items() if value is None} == {"kl", "sigma", "width", "plane_share"}
+    assert found["move_sigma"] == found["move_spread"]
+
+
+@torch.no_grad()
+def test_moves_are_those_of_each_picture(plane: VAE, labelled: Dataset) -> None:
+    found = measured(plane, labelled, None)
+    posterior = plane.encode(pixels(labelled.test))
+    eps = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+    spread = (posterior.mu.var(0, correction=0) + posterior.logvar.exp().mean(0)).sqrt()
+    for name, scale in (("move_sigma", (posterior.logvar / 2).exp()), ("move_spread", 0.05 * spread.expand(10, 2))):
+        squares = [
+            (plane.decode((mu + step * noise)[None]) - plane.decode(mu[None])).square().mean().item()
+            for mu, step, noise in zip(posterior.mu, scale, eps, strict=True)
+        ]
+        assert found[name] == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-4)
+    assert found["move_sigma"] > 0
+
+
+@torch.no_grad()
+def test_paths_lead_from_each_picture_to_one_other(plane: VAE, labelled: Dataset, classifier: Classifier) -> None:
+    found = measured(plane, labelled, classifier)
+    mu = plane.encode(pixels(labelled.test)).mu
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
+    longest, length = [], []
+    for first, last in zip(order, order[1:] + order[:1], strict=True):
+        seen = [plane.decode((mu[first] + step / 20 * (mu[last] - mu[first]))[None]) for step in range(21)]
+        features = [classifier.features(x)[0].double().numpy() for x in seen]
+        steps = [np.linalg.norm(b - a) for a, b in itertools.pairwise(features)]
+        longest.append(max(steps) / np.mean(steps))
+        length.append(sum(steps))
+    assert found["feature_length"] == pytest.approx(np.mean(length), rel=1e-3)
+    assert found["feature_unevenness"] == pytest.approx(np.mean(longest), rel=1e-2)
+
+
+@torch.no_grad()
+def test_midpoints_lie_among_test_pictures_in_features(plane: VAE, labelled: Dataset, classifier: Classifier) -> None:
+    found = measured(plane, labelled, classifier)
+    x = pixels(labelled.test)
+    mu = plane.encode(x).mu
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    middles = plane.decode((mu[order] + mu[order.roll(-1)]) / 2)
+    expected = coverage_of_features(classifier.look(middles).features, classifier.look(x).features)
+    assert found["linear_density"] == pytest.approx(expected.density)
+    assert found["linear_coverage"] == pytest.approx(expected.coverage)
+    assert found["linear_confidence"] == pytest.approx(float(classifier.look(middles).confidence.mean()), rel=1e-4)
+
+
+def test_too_few_test_pictures_to_lie_among_leave_realism_out(
+    plane: VAE, labelled: Dataset, classifier: Classifier
+) -> None:
+    few = dataclasses.replace(labelled, test=labelled.test[:5], test_labels=np.arange(5) % 3)
+    found = measured(plane, few, classifier)
+    assert found.get("standard_density") is None
+    assert found["pixel_length"] is not None
+
+
+def test_the_reference_is_a_cross_fade_and_the_prior_itself(labelled: Dataset, classifier: Classifier) -> None:
+    found = numbers.reference(labelled, latent_dim=2, classifier=classifier)
+    x = labelled.test.astype(float).reshape(10, -1) / 255
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).numpy()
+    distances = np.linalg.norm(x[order] - x[np.roll(order, -1)], axis=1)
+    assert found["pixel_length"] == pytest.approx(distances.mean(), rel=1e-4)
+    assert found["pixel_unevenness"] == pytest.approx(1, abs=1e-3)
+    assert found["plane_share"] == pytest.approx(1 - (399 / 400) ** 10)
+    assert numbers.reference(labelled, latent_dim=3, classifier=None)["plane_share"] is None
+    assert found["standard_density"] == found["fitted_density"]
