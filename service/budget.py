@@ -1,7 +1,7 @@
 """What the event loop may compute itself: work of a known small cost; everything else goes to a thread."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -19,3 +19,15 @@ async def spend(cost_us: float, work: Callable[P, T], *args: P.args, **kwargs: P
     if cost_us <= LOOP_BUDGET_US:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
+
+
+async def in_turns(pieces: Iterable[T]) -> tuple[T, ...]:
+    """All pieces of a work that keeps the interpreter to itself, so that no thread would relieve the event loop of it:
+    other requests have their turn between two.
+    """
+    made: list[T] = []
+    for piece in pieces:
+        if made:
+            await asyncio.sleep(0)
+        made.append(piece)
+    return tuple(made)

@@ -14,6 +14,10 @@ from service.errors import invalid
 from service.intake import Call
 from service.schemas import Options
 
+# What a number of `z` takes to become a finite float32, by `python -m benchmarks.wire`.
+TENSOR_NUMBER_US = 0.002
+NESTED_NUMBER_US = 0.1
+
 _UNEVEN = "lists of unequal lengths, or too deep"
 
 
@@ -100,8 +104,8 @@ async def latents_of(call: Call[Options]) -> NDArray[np.float32] | None:
     if value is None:
         return None
     largest = prod(axis[-1] for axis in call.model.latent_axes)
-    known = 0.002 * value.size if isinstance(value, np.ndarray) else 0.0
-    nested = 0.1 * len(value) * largest if isinstance(value, list) else 0.0
+    known = TENSOR_NUMBER_US * value.size if isinstance(value, np.ndarray) else 0.0
+    nested = NESTED_NUMBER_US * len(value) * largest if isinstance(value, list) else 0.0
     return await spend(known + nested, as_latents, call, value, where="z")
 
 
@@ -110,7 +114,7 @@ def size_of_latents(call: Call[Options], z: NDArray[np.float32]) -> tuple[int, i
 
     Shapes:  z (n, *latent_shape) -> (h, w, c)
     """
-    return call.model.image_shape_of(z.shape[1:])
+    return call.model.manifest.image_shape_of(z.shape[1:])
 
 
 def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.float32]:
