@@ -18,6 +18,11 @@ class Protocol(HttpToolsProtocol):
         """Take a connection."""
         super().connection_made(cast("asyncio.Transport", Cork(cast("asyncio.Transport", transport))))
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request has come that is not answered yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
 
 class Cork:
     """A transport that holds a first short write until the second, at the latest until this turn of the loop is over.

@@ -1,5 +1,6 @@
 """A real `vae-serve` process for tests to talk to."""
 
+import os
 import queue
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from fastapi import FastAPI
@@ -26,10 +27,10 @@ class Server:
 
 
 @contextmanager
-def serving(arguments: Sequence[str]) -> Iterator[Server]:
+def serving(arguments: Sequence[str], *, stdout: int | IO[str] = subprocess.DEVNULL) -> Iterator[Server]:
     """A real process on a free port, ended as an orchestrator ends it."""
-    command = [sys.executable, "-m", "service", *arguments, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "service", "--shutdown-pause-s", "0", "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True) as process:
         lines: queue.Queue[str | None] = queue.Queue()
         said: list[str] = []
         reader = threading.Thread(target=_listen, args=(process, lines, said), daemon=True)
@@ -44,8 +45,7 @@ def serving(arguments: Sequence[str]) -> Iterator[Server]:
                 process.kill()
                 raise
             reader.join()
-    # uvicorn finishes what it accepted, then ends by the very signal that it was sent.
-    assert code in {0, -signal.SIGTERM}, "".join(said)
+    assert code == 0, "".join(said)
     assert not any("Traceback" in line for line in said), "".join(said)
 
 
@@ -62,6 +62,19 @@ def _url(lines: "queue.Queue[str | None]", said: list[str]) -> str:
         if found:
             return rest.split()[0]
     raise AssertionError("did not start:\n" + "".join(said))
+
+
+def stopped(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    """What a process that must not serve says before it ends with 2."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "service", *arguments, "--port", "0"],
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ | (environment or {}),
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("vae-serve: ")
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    return ended.stderr.removeprefix("vae-serve: ").rstrip("\n")
 
 
 def in_process(app: FastAPI, **options: Any) -> httpx.AsyncClient:

@@ -1,21 +1,28 @@
 """GET /health/live and /health/ready: probes that never touch a queue."""
 
 from fastapi import APIRouter
+from starlette.requests import Request
 
+from service.errors import NotReady
+from service.openapi import problems
 from service.schemas import HealthAnswer
 
 router = APIRouter(prefix="/health", tags=["health"])
 
 
 @router.head("/live", include_in_schema=False)
-@router.get("/live")
-async def live() -> HealthAnswer:
-    """The process answers."""
+@router.get("/live", responses=problems(503))
+async def live(request: Request) -> HealthAnswer:
+    """The process answers, and no run of a graph is stuck in it."""
+    if request.app.state.deployment.is_wedged:
+        raise NotReady("live: a run of a graph does not end, and this process does soon")
     return HealthAnswer(status="live")
 
 
 @router.head("/ready", include_in_schema=False)
-@router.get("/ready")
-async def ready() -> HealthAnswer:
-    """Every model passed its probe and is warm; the port opens no earlier."""
+@router.get("/ready", responses=problems(503))
+async def ready(request: Request) -> HealthAnswer:
+    """Every model passed its probe and is warm, and nobody told this process to end; the port opens no earlier."""
+    if request.app.state.draining:
+        raise NotReady("ready: this process was told to end and soon closes its port")
     return HealthAnswer(status="ready")

@@ -1,0 +1,53 @@
+"""A process that serves by itself: no parent, no other workers."""
+
+import asyncio
+import logging
+import signal
+import socket
+
+from fastapi import FastAPI
+
+from service import greeting, ports
+from service.app import create_app
+from service.models import deploy
+from service.server import Server
+from service.settings import Settings
+
+logger = logging.getLogger("vaeserve")
+
+
+def serve(settings: Settings, sockets: list[socket.socket], *, onnxruntime: str) -> None:
+    """Load, then serve until told to end.
+
+    Raises:  BadBundle, BadEngine, BadAddress
+    """
+    app = create_app(settings)
+    url = ports.url(sockets)
+    for line in greeting.lines(app.state.deployment, onnxruntime=onnxruntime, url=url):
+        logger.info("%s", line)
+    server = Server(app, settings, on_listening=lambda: logger.info("vae-serve running on %s (Ctrl-C ends it)", url))
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(_serve(server, app, settings, sockets))
+
+
+async def _serve(server: Server, app: FastAPI, settings: Settings, sockets: list[socket.socket]) -> None:
+    hangup = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    reloading = asyncio.create_task(_reload(hangup, app, settings))
+    try:
+        await server.serve(sockets)
+    finally:
+        reloading.cancel()
+
+
+async def _reload(hangup: asyncio.Event, app: FastAPI, settings: Settings) -> None:
+    """At every SIGHUP, serve what the settings name as it is by then, if it is proven."""
+    while await hangup.wait():
+        hangup.clear()
+        try:
+            deployment = await asyncio.to_thread(deploy, settings, metrics=app.state.metrics)
+        except Exception as error:  # whatever it is: what was loaded serves on
+            logger.error("reload: %s; what was loaded serves on", error)  # noqa: TRY400  # the sentence is enough
+        else:
+            app.state.deployment = deployment
+            logger.info("reload: serving %s", ", ".join(deployment.models.labels))

@@ -1,0 +1,98 @@
+"""One worker process, as its parent sees it."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context, resource_tracker
+from typing import Any
+
+from service import tally
+from service.messages import Message, inbox
+from service.settings import Settings
+from service.tally import Memory
+
+_spawn = get_context("spawn")
+
+
+class Child:
+    """A worker that has just been started. It inherits nothing but what it is handed, and alone keeps that."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        workers: int,
+        sockets: list[socket.socket],
+        onnxruntime: str,
+        memory: Memory,
+        place: int,
+    ) -> None:
+        self.ended = asyncio.Event()
+        self.listening = False
+        self.labels: tuple[str, ...] = ()
+        self._memory, self._place = memory, place
+        self._pipe, theirs = _spawn.Pipe()
+        given = {"workers": workers, "sockets": sockets, "pipe": theirs, "onnxruntime": onnxruntime}
+        given |= {"memory": memory, "place": place}
+        self._process = _spawn.Process(target=_work, args=(settings,), kwargs=given, daemon=True)
+        with _no_interrupts():
+            self._process.start()
+        theirs.close()
+        for listener in sockets:
+            listener.close()
+        self._inbox = inbox(self._pipe)
+        asyncio.get_running_loop().add_reader(self._process.sentinel, self._reap)
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def end(self) -> str:
+        """How it ended."""
+        code = self._process.exitcode or 0
+        return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+
+    async def hear(self) -> Message | None:
+        """The next that it says; None once it has ended."""
+        return await self._inbox.get()
+
+    def tell(self, message: Message) -> None:
+        """Say something to it; one that has just ended does not hear it."""
+        with suppress(BrokenPipeError):
+            self._pipe.send(message)
+
+    def leave(self) -> None:
+        """Ask it to finish what it accepted and end."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        self._process.join()
+        self.listening = False
+        tally.bury(self._memory, self._place)
+        self.ended.set()
+
+
+def _work(settings: Settings, **given: Any) -> None:
+    from service.worker import work  # onnxruntime and all that serves is loaded in the worker alone
+
+    work(settings, **given)
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: a terminal sends it to all, and it is their parent who ends them."""
+    resource_tracker.ensure_running()  # multiprocessing's own helper; as it starts, it lets Ctrl-C through again
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)

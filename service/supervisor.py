@@ -1,0 +1,200 @@
+"""The parent of several workers: it holds the port, starts them, replaces those that end, and ends them together."""
+
+import asyncio
+import logging
+import signal
+import socket
+from math import ceil
+
+from service import ports, tally
+from service.child import Child
+from service.machine import available_cores
+from service.messages import Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
+from service.settings import AUTO, Settings
+
+logger = logging.getLogger("vaeserve")
+
+# What HTTP, decoding and encoding take of a core for a request of one small picture, in microseconds.
+_REQUEST_US = 100.0
+
+# A place whose workers end so often in a row before they listen ends the service; between them there is a pause.
+_TRIES = 3
+_PAUSE_S = 1.0
+
+# What workers get beyond the time that they give themselves, before they are killed.
+_GRACE_S = 1.0
+
+
+class Ended(Exception):
+    """The service cannot go on; the process stops with this sentence."""
+
+    def __init__(self, sentence: str, *, code: int) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class _Told(Exception):
+    """The service was told to end."""
+
+
+def best_workers(row_us: float, cores: int) -> int:
+    """How many workers these cores can feed with requests of one row, whose HTTP is one core's work.
+
+    Units:  row_us CPU microseconds of a row in the cheapest encoder
+    """
+    return max(1, ceil(cores * _REQUEST_US / (_REQUEST_US + row_us)))
+
+
+class Supervisor:
+    """As many workers as the settings say, behind one port, which is held here whatever becomes of them.
+
+    Raises:  BadAddress if another service holds it
+    """
+
+    def __init__(self, settings: Settings, sockets: list[socket.socket], *, onnxruntime: str) -> None:
+        self._settings = settings
+        self._sockets = sockets
+        self._claim = ports.claim(sockets)
+        self._url = ports.url(sockets)
+        self._onnxruntime = onnxruntime
+        self._count = settings.workers
+        self._memory = tally.shared(settings.workers or available_cores())
+        self._children: dict[int, Child] = {}
+        self._labels: tuple[str, ...] = ()
+        self._greeted = self._complete = False
+        self._leaving, self._hurried, self._hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until told to end.
+
+        Raises:  Ended
+        """
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._leaving.set)
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        reason: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._wait_until_told())
+                self._tasks.create_task(self._reload())
+                self._fill(range(max(1, self._count)))
+        except* Ended as reasons:
+            reason = reasons.exceptions[0]
+        except* _Told:
+            pass
+        await self._end()
+        if reason:
+            raise reason
+
+    def _interrupt(self) -> None:
+        """The first Ctrl-C ends the service in its own time, a second one at once."""
+        (self._hurried if self._leaving.is_set() else self._leaving).set()
+
+    async def _wait_until_told(self) -> None:
+        await self._leaving.wait()
+        raise _Told
+
+    def _fill(self, places: range) -> None:
+        for place in places:
+            self._tasks.create_task(self._keep(place))
+
+    async def _keep(self, place: int) -> None:
+        """Have a worker in this place, and another one when that has ended."""
+        failed = 0
+        while True:
+            child = Child(
+                self._settings,
+                workers=self._count,
+                sockets=ports.beside(self._sockets),
+                onnxruntime=self._onnxruntime,
+                memory=self._memory,
+                place=place,
+            )
+            self._children[place] = child
+            failed = 0 if await self._listens(child) else failed + 1
+            await child.ended.wait()
+            if failed == _TRIES:
+                raise Ended(f"workers: {failed} in a row ended before they listened, the last {child.end}", code=1)
+            logger.error("worker %s ended %s, another one takes its place", child.pid, child.end)
+            await asyncio.sleep(_PAUSE_S if failed else 0)
+
+    async def _listens(self, child: Child) -> bool:
+        """Whether a worker that was just started comes to answer requests."""
+        while (said := await child.hear()) is not None:
+            match said:
+                case Refused():
+                    if not self._labels:
+                        raise Ended(said.sentence, code=2)
+                    logger.error("worker %s: %s", child.pid, said.sentence)
+                case Loaded() if self._count == AUTO:
+                    self._count = best_workers(said.row_us, available_cores()) if said.on_cpu else 1
+                    child.tell(Workers(self._count))
+                    self._fill(range(1, self._count))
+                case Loaded():
+                    child.labels = said.labels
+                    if not self._greeted:
+                        self._greeted = True
+                        for line in said.greeting:
+                            logger.info("%s", line)
+                case Listening():
+                    self._note(child)
+                    return True
+        return False
+
+    def _note(self, child: Child) -> None:
+        """One worker more answers requests, and gets its share of the connections."""
+        child.listening = True
+        listening = [other for other in self._children.values() if other.listening]
+        for other in listening:
+            if other is not child:
+                other.tell(Release(len(listening)))
+        self._labels = self._labels or child.labels
+        if child.labels != self._labels:
+            self._hangup.set()  # what it has read is not what the others serve
+        if not self._complete and len(listening) == self._count:
+            self._complete = True
+            logger.info("vae-serve running on %s (%d workers, Ctrl-C ends them)", self._url, self._count)
+
+    async def _reload(self) -> None:
+        """At every SIGHUP, let all workers load what the settings name by then, and serve it if all have proven it."""
+        while await self._hangup.wait():
+            self._hangup.clear()
+            children = [child for child in self._children.values() if child.listening]
+            for child in children:
+                child.tell(Load())
+            said = [await child.hear() for child in children]
+            loaded = {answer.labels for answer in said if isinstance(answer, Loaded)}
+            agreed = len(loaded) == 1 and all(isinstance(answer, Loaded | None) for answer in said)
+            for child in children:
+                child.tell(Swap() if agreed else Drop())
+            if agreed:
+                (self._labels,) = loaded
+                logger.info("reload: serving %s", ", ".join(self._labels))
+            else:
+                refusals = [answer.sentence for answer in said if isinstance(answer, Refused)]
+                reason = refusals[0] if refusals else "workers did not all read the same"
+                logger.error("reload: %s; what was loaded serves on", reason)
+
+    async def _end(self) -> None:
+        """Close the port, let every worker finish what it accepted, and wait for them."""
+        for listener in self._sockets:
+            listener.close()
+        children = list(self._children.values())
+        for child in children:
+            child.leave()
+        ended = asyncio.ensure_future(_all_ended(children))
+        hurried = asyncio.ensure_future(self._hurried.wait())
+        within_s = self._settings.shutdown_timeout_s + _GRACE_S
+        await asyncio.wait({ended, hurried}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        for child in children:
+            child.kill()
+        await ended
+        if self._hurried.is_set():
+            raise Ended("interrupted: requests were not finished", code=130)
+
+
+async def _all_ended(children: list[Child]) -> None:
+    for child in children:
+        await child.ended.wait()

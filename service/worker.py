@@ -1,0 +1,104 @@
+"""One of several processes that serve: it loads, listens, and does what its parent tells it."""
+
+import asyncio
+import socket
+from logging.config import dictConfig
+from math import ceil
+from multiprocessing.connection import Connection
+
+from fastapi import FastAPI
+
+from service import greeting, logs, ports
+from service.app import create_app
+from service.bundle import BadBundle
+from service.keys import BadKeys
+from service.machine import BadEngine, available_cores
+from service.messages import Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers, inbox
+from service.models import Deployment, deploy
+from service.ports import BadAddress
+from service.server import Server
+from service.settings import AUTO, Settings
+from service.tally import Memory, Tally
+
+Pipe = Connection  # to the parent
+
+
+def work(
+    settings: Settings,
+    *,
+    workers: int,
+    sockets: list[socket.socket],
+    pipe: Pipe,
+    onnxruntime: str,
+    memory: Memory,
+    place: int,
+) -> None:
+    """The life of the process. `workers` is how many share the machine; with AUTO it loads as if it were alone, and
+    its parent then says how many. It counts in its place of `memory`.
+    """
+    dictConfig(logs.config(settings))
+    tally = Tally(memory, place=place)
+    try:
+        app = _app(settings, workers or 1, tally)
+        if workers == AUTO:
+            pipe.send(_loaded(app.state.deployment))
+            told: Workers = pipe.recv()
+            workers = told.count
+            if workers > 1:
+                app = _app(settings, workers, tally)
+        lines = greeting.lines(app.state.deployment, onnxruntime=onnxruntime, url=ports.url(sockets))
+        pipe.send(_loaded(app.state.deployment, greeting=lines))
+        server = Server(app, settings, on_listening=lambda: pipe.send(Listening()))
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(_serve(server, app, sockets=sockets, pipe=pipe, cores=_cores(workers)))
+    except (BadBundle, BadEngine, BadAddress, BadKeys) as error:
+        pipe.send(Refused(str(error)))
+    except (EOFError, BrokenPipeError):
+        return  # the parent is gone
+
+
+def _app(settings: Settings, workers: int, tally: Tally) -> FastAPI:
+    """The application, with one worker's part of the queue, of the keys' rates and of the cores."""
+    part = {"max_queue_rows": ceil(settings.max_queue_rows / workers), "workers": workers}
+    return create_app(settings.model_copy(update=part), cores=_cores(workers), tally=tally)
+
+
+def _cores(workers: int) -> int:
+    return ceil(available_cores() / workers)
+
+
+def _loaded(deployment: Deployment, *, greeting: tuple[str, ...] = ()) -> Loaded:
+    on_cpu = all(model.engine.device == "cpu" for model in deployment.models)
+    return Loaded(deployment.models.labels, greeting, row_us=deployment.row_us, on_cpu=on_cpu)
+
+
+async def _serve(server: Server, app: FastAPI, *, sockets: list[socket.socket], pipe: Pipe, cores: int) -> None:
+    obeying = asyncio.create_task(_obey(server, app, pipe=pipe, cores=cores))
+    try:
+        await server.serve(sockets)
+    finally:
+        obeying.cancel()
+
+
+async def _obey(server: Server, app: FastAPI, *, pipe: Pipe, cores: int) -> None:
+    """Do what the parent says, and leave once it is gone."""
+    orders = inbox(pipe)
+    spare: Deployment | None = None
+    while (order := await orders.get()) is not None:
+        match order:
+            case Load():
+                try:
+                    spare = await asyncio.to_thread(
+                        deploy, app.state.deployment.settings, cores=cores, metrics=app.state.metrics
+                    )
+                except Exception as error:  # whatever it is: what was loaded serves on
+                    pipe.send(Refused(str(error)))
+                else:
+                    pipe.send(_loaded(spare))
+            case Release(one_in):
+                server.release(one_in=one_in)
+            case Swap() if spare:
+                app.state.deployment, spare = spare, None
+            case Drop():
+                spare = None
+    server.leave()

@@ -1,0 +1,45 @@
+"""The server of one process, beside what tests/test_workers.py asks of whole ones."""
+
+import asyncio
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+
+from service import ports
+from service.server import Server
+from service.settings import Settings
+
+BODY = b'{"seed": 5}'
+HEAD = (
+    b"POST /sample HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(BODY)
+)
+
+
+def test_one_in_two_busy_connections_is_let_go_with_its_answer(app: FastAPI) -> None:
+    async def ask(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A request whose headers the server has read."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD)
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        return reader, writer
+
+    async def scenario() -> list[bool]:
+        sockets = ports.take("127.0.0.1", 0)
+        listening = asyncio.Event()
+        server = Server(app, Settings(), on_listening=listening.set)
+        serving = asyncio.create_task(server.serve(sockets))
+        await listening.wait()
+        callers = [await ask(urlsplit(ports.url(sockets)).port or 0) for _ in range(4)]
+        server.release(one_in=2)
+        heads = []
+        for reader, writer in callers:
+            writer.write(BODY)
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.close()
+        server.should_exit = True
+        await serving
+        assert all(head.startswith(b"HTTP/1.1 200 ") for head in heads)
+        return [b"\r\nconnection: close" in head for head in heads]
+
+    assert sorted(asyncio.run(scenario())) == [False, False, True, True]
