@@ -1,29 +1,30 @@
 """Waiting jobs become one batch, and each caller gets its own rows back.
 
-A batch is what is waiting when the engine is free; there is no timer. Its rows have one shape. All graphs of a process
-share one lane and its cores, so that they never fight for them. Everything here runs on the event loop, except the run
-of a graph: only one that costs next to nothing runs there too.
+A batch is what is waiting when the engine is free; there is no timer. Its rows have one shape. When it is free, and for
+which queue, `lane` knows.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.budget import LOOP_BUDGET_US
-from service.errors import QueueFull
+if TYPE_CHECKING:
+    from service.lane import Lane
 
 Rows = NDArray[Any]
 Run = Callable[..., tuple[Rows, ...]]
 RowShape = tuple[int, ...]
+
+
+# After so many good runs since the device was out of memory, batches may have twice as many rows.
+_RUNS_TO_RECOVER = 100
+_LARGEST_CAP = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,21 @@ class Load:
 class Done:
     """A job's outputs, a row for each of its rows, and where the time went.
 
-    Units:  queue_s until its first batch began, run_s of the batches that held its rows; batch_rows of the largest
+    Units:  moments in seconds, as perf_counter gives them: its rows queued, its first batch began, its last one ended;
+            run_s seconds of the batches that held its rows; batch_rows of the largest
     """
 
     outputs: tuple[Rows, ...]
-    queue_s: float
+    queued_at: float
+    started_at: float
+    ended_at: float
     run_s: float
     batch_rows: int
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds until its first batch began."""
+        return self.started_at - self.queued_at
 
 
 class Job:
@@ -102,10 +111,12 @@ class Job:
         self.run_s += run_s
         self.batch_rows = max(self.batch_rows, batch_rows)
         if self.given == self.rows and not self.reply.done():
-            self.reply.set_result(Done(self.outputs, self.started_at - self.queued_at, self.run_s, self.batch_rows))
+            ended_at = perf_counter()
+            done = Done(self.outputs, self.queued_at, self.started_at, ended_at, self.run_s, self.batch_rows)
+            self.reply.set_result(done)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Rows of several jobs, all of one shape, that run together; `engine_rows` is what they count.
 
@@ -116,6 +127,11 @@ class Batch:
     places: tuple[slice, ...]
     engine_rows: float
     run_us: float
+
+    @property
+    def rows(self) -> int:
+        """How many rows run together."""
+        return sum([place.stop - place.start for place in self.places])
 
     def inputs(self) -> tuple[Rows, ...]:
         """All rows of each input; those of a lone job are passed on without a copy."""
@@ -132,6 +148,14 @@ class Batch:
             end = start + place.stop - place.start
             job.give(place, tuple([output[start:end] for output in outputs]), run_s=run_s, batch_rows=total)
             start = end
+
+    def apart(self) -> list["Batch"]:
+        """Each job by itself, of those whose callers still wait."""
+        return [
+            Batch((job,), (place,), self.engine_rows, self.run_us)
+            for job, place in zip(self.jobs, self.places, strict=True)
+            if not job.reply.done()
+        ]
 
     def fail(self, error: BaseException) -> None:
         """Tell every job that its run failed."""
@@ -151,6 +175,8 @@ class Queue:
         self._lane = lane
         self._load = load
         self._jobs: deque[Job] = deque()
+        self._cap: int | None = None
+        self._runs_to_recover = 0
 
     def submit(self, *inputs: Rows) -> "asyncio.Future[Done]":
         """The reply to a job of these rows. Cancelling it takes back what no batch has taken yet.
@@ -176,7 +202,8 @@ class Queue:
         row_shapes = waiting[0].row_shapes
         alike = [job for job in waiting if job.row_shapes == row_shapes]
         load = self._load(row_shapes[0])
-        shares = _shares([job.left for job in alike], load.max_rows)
+        most = load.max_rows if self._cap is None else min(load.max_rows, self._cap)
+        shares = _shares([job.left for job in alike], most)
         now = perf_counter()
         jobs, places = [], []
         for job, share in zip(alike, shares, strict=True):
@@ -190,6 +217,20 @@ class Queue:
         self._jobs = deque(unserved + [job for job in jobs if job.left])
         rows = sum(shares)
         return Batch(tuple(jobs), tuple(places), load.engine_rows * rows, load.run_us + load.row_us * rows)
+
+    def shrink(self, rows: int) -> None:
+        """Form smaller batches from now on: so many rows were too many for the device."""
+        self._cap = max(1, rows // 2)
+        self._runs_to_recover = _RUNS_TO_RECOVER
+
+    def went_well(self) -> None:
+        """Note a run without a fault; after many of them, batches may grow again."""
+        if self._cap is not None:
+            self._runs_to_recover -= 1
+            if self._runs_to_recover == 0:
+                self._cap, self._runs_to_recover = 2 * self._cap, _RUNS_TO_RECOVER
+                if self._cap > _LARGEST_CAP:
+                    self._cap = None
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
@@ -210,110 +251,3 @@ def _shares(wanted: list[int], most: int) -> list[int]:
         shares[place] += extra
         room -= extra
     return shares
-
-
-class Lane:
-    """The cores that all graphs of a process share, and the account of engine rows that were admitted to them.
-
-    A run begins when as many cores are free as its graph takes: all of them for most graphs, so that runs follow each
-    other; one for a graph so small that its threads would wait for each other, so that several run side by side.
-    """
-
-    def __init__(self, *, max_queue_rows: int, cores: int = 1) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=cores, thread_name_prefix="engine")
-        self._waiting: deque[Queue] = deque()
-        self.cores = self._free_cores = cores
-        self._woken = False
-        self._max_queue_rows = max_queue_rows
-        self._admitted_rows = 0
-        self._rows_per_s = 0.0
-
-    @contextmanager
-    def admit(self, rows: int) -> Iterator[None]:
-        """Room for all engine rows that a request will run, held until it has run them.
-
-        Raises:  QueueFull with a Retry-After from the measured rate; a request alone is always admitted
-        """
-        if self._admitted_rows and self._admitted_rows + rows > self._max_queue_rows:
-            wait_s = max(1, ceil(self._admitted_rows / self._rows_per_s)) if self._rows_per_s else 1
-            raise QueueFull(
-                f"queue: {self._admitted_rows} rows wait, {rows} more exceed {self._max_queue_rows}; "
-                f"try again in {wait_s} s",
-                headers={"Retry-After": str(wait_s)},
-            )
-        self._admitted_rows += rows
-        try:
-            yield
-        finally:
-            self._admitted_rows -= rows
-
-    def wake(self, queue: Queue) -> None:
-        """Note that a queue has work. The run begins once this turn of the loop is over, with all it brought."""
-        if queue not in self._waiting:
-            self._waiting.append(queue)
-        self._wake()
-
-    def close(self) -> None:
-        """End the engine thread once its run is over."""
-        self._executor.shutdown(wait=True)
-
-    def _wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            asyncio.get_running_loop().call_soon(self._next)
-
-    def _next(self) -> None:
-        """Begin runs while there is work, and cores for the queue whose turn it is."""
-        self._woken = False
-        while self._waiting and self._waiting[0].cores <= self._free_cores:
-            queue = self._waiting.popleft()
-            batch = queue.form()
-            if queue:
-                self._waiting.append(queue)
-            if batch is None:
-                continue
-            if batch.run_us <= LOOP_BUDGET_US:
-                self._run_here(queue, batch)
-                self._wake()  # what comes next waits for its turn of the loop, as everything does
-                return
-            self._run_in_thread(queue, batch)
-
-    def _run_here(self, queue: Queue, batch: Batch) -> None:
-        began = perf_counter()
-        try:
-            outputs = queue.run(*batch.inputs())
-        except Exception as error:
-            batch.fail(error)
-        else:
-            self._give(queue, batch, outputs, perf_counter() - began)
-
-    def _run_in_thread(self, queue: Queue, batch: Batch) -> None:
-        loop = asyncio.get_running_loop()
-        self._free_cores -= queue.cores
-
-        def work() -> None:
-            began = perf_counter()
-            try:
-                outputs = queue.run(*batch.inputs())
-            except Exception as error:
-                loop.call_soon_threadsafe(self._failed, queue, batch, error)
-            else:
-                loop.call_soon_threadsafe(self._finished, queue, batch, outputs, perf_counter() - began)
-
-        self._executor.submit(work)
-
-    def _finished(self, queue: Queue, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
-        self._free_cores += queue.cores
-        self._next()
-        self._give(queue, batch, outputs, run_s)
-
-    def _failed(self, queue: Queue, batch: Batch, error: Exception) -> None:
-        self._free_cores += queue.cores
-        self._next()
-        batch.fail(error)
-
-    def _give(self, queue: Queue, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
-        side_by_side = self.cores // queue.cores
-        rate = side_by_side * batch.engine_rows / max(run_s, 1e-9)
-        self._rows_per_s = 0.9 * self._rows_per_s + 0.1 * rate if self._rows_per_s else rate
-        batch.give(outputs, run_s=run_s)

@@ -1,0 +1,192 @@
+"""The cores that all graphs of a process share: whose turn it is, what runs, and what follows if a run fails."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from math import ceil
+from time import perf_counter
+
+from service.batcher import Batch, Queue, Rows
+from service.budget import LOOP_BUDGET_US
+from service.errors import OutOfMemory, QueueFull
+from service.metrics import Metrics
+from service.stop import Stop
+
+# A run that takes this long is ended when nobody waits for it any more; a shorter one is not worth the asking.
+_STOPPABLE_US = 100_000.0
+
+# A run that takes so many times what it is expected to take will not end.
+_WEDGED_TIMES = 20
+
+
+class Lane:
+    """The cores that all graphs of a process share, and the account of engine rows that were admitted to them.
+
+    A run begins when as many cores are free as its graph takes: all of them for most graphs, so that runs follow each
+    other; one for a graph so small that its threads would wait for each other, so that several run side by side.
+    Everything here happens on the event loop, except the run of a graph, and that too where it costs next to nothing.
+    """
+
+    def __init__(self, *, max_queue_rows: int, cores: int = 1, metrics: Metrics | None = None) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=cores, thread_name_prefix="engine")
+        self._waiting: deque[Queue] = deque()
+        self._again: deque[tuple[Queue, Batch]] = deque()
+        self._running: dict[Batch, float] = {}
+        self.cores = self._free_cores = cores
+        self._woken = False
+        self._max_queue_rows = max_queue_rows
+        self._metrics = metrics or Metrics()
+        self._metrics.queue_limit_rows.set(max_queue_rows)
+        self._admitted_rows = 0
+        self._rows_per_s = 0.0
+
+    @contextmanager
+    def admit(self, rows: int) -> Iterator[None]:
+        """Room for all engine rows that a request will run, held until it has run them.
+
+        Raises:  QueueFull with a Retry-After from the measured rate; a request alone is always admitted
+        """
+        self.require_room(rows)
+        self._admitted_rows += rows
+        self._metrics.queue_rows.add(rows)
+        try:
+            yield
+        finally:
+            self._admitted_rows -= rows
+            self._metrics.queue_rows.add(-rows)
+
+    def require_room(self, rows: int) -> None:
+        """Refuse a request that could not be admitted now, before anything is done for it.
+
+        Raises:  QueueFull
+        """
+        if self._admitted_rows and self._admitted_rows + rows > self._max_queue_rows:
+            wait_s = max(1, ceil(self._admitted_rows / self._rows_per_s)) if self._rows_per_s else 1
+            raise QueueFull(
+                f"queue: {self._admitted_rows} rows wait, {rows} more exceed {self._max_queue_rows}; "
+                f"try again in {wait_s} s",
+                headers={"Retry-After": str(wait_s)},
+            )
+
+    def is_wedged(self, timeout_s: float) -> bool:
+        """Whether a run will not end: it takes longer than this, and many times as long as it was expected to."""
+        now = perf_counter()
+        return any(
+            now - began > max(timeout_s, _WEDGED_TIMES * batch.run_us / 1e6) for batch, began in self._running.items()
+        )
+
+    def wake(self, queue: Queue) -> None:
+        """Note that a queue has work. The run begins once this turn of the loop is over, with all it brought."""
+        if queue not in self._waiting:
+            self._waiting.append(queue)
+        self._wake()
+
+    def close(self) -> None:
+        """End the engine threads once their runs are over."""
+        self._executor.shutdown(wait=True)
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        """Begin runs while there is work, and cores for it."""
+        self._woken = False
+        while due := self._due():
+            queue, batch = due
+            if batch.run_us <= LOOP_BUDGET_US:
+                self._run_here(queue, batch)
+                self._wake()  # what comes next waits for its turn of the loop, as everything does
+                return
+            self._run_in_thread(queue, batch)
+
+    def _due(self) -> tuple[Queue, Batch] | None:
+        """The batch whose turn it is, those that are tried again first, if the cores that it takes are free."""
+        if self._again:
+            return self._again.popleft() if self._again[0][0].cores <= self._free_cores else None
+        while self._waiting and self._waiting[0].cores <= self._free_cores:
+            queue = self._waiting.popleft()
+            batch = queue.form()
+            if queue:
+                self._waiting.append(queue)
+            if batch:
+                return queue, batch
+        return None
+
+    def _run_here(self, queue: Queue, batch: Batch) -> None:
+        began = perf_counter()
+        try:
+            outputs = queue.run(*batch.inputs())
+        except Exception as error:
+            self._recover(queue, batch, error)
+        else:
+            self._give(queue, batch, outputs, perf_counter() - began)
+
+    def _run_in_thread(self, queue: Queue, batch: Batch) -> None:
+        loop = asyncio.get_running_loop()
+        run = queue.run if batch.run_us < _STOPPABLE_US else partial(queue.run, stop=_stop_when_deserted(batch))
+        self._free_cores -= queue.cores
+        self._running[batch] = perf_counter()
+
+        def work() -> None:
+            began = perf_counter()
+            try:
+                outputs = run(*batch.inputs())
+            except Exception as error:
+                loop.call_soon_threadsafe(self._failed, queue, batch, error)
+            else:
+                loop.call_soon_threadsafe(self._finished, queue, batch, outputs, perf_counter() - began)
+
+        self._executor.submit(work)
+
+    def _finished(self, queue: Queue, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
+        self._ended(queue, batch)
+        self._next()
+        self._give(queue, batch, outputs, run_s)
+
+    def _failed(self, queue: Queue, batch: Batch, error: Exception) -> None:
+        self._ended(queue, batch)
+        self._recover(queue, batch, error)
+        self._next()
+
+    def _ended(self, queue: Queue, batch: Batch) -> None:
+        self._free_cores += queue.cores
+        del self._running[batch]
+
+    def _recover(self, queue: Queue, batch: Batch, error: Exception) -> None:
+        """After a failed run, try its jobs once more, each by itself; one that was by itself has failed."""
+        if not all(job.reply.done() for job in batch.jobs):  # else it was ended, as nobody waited any more
+            self._metrics.failed_runs.add()
+        if isinstance(error, OutOfMemory):
+            queue.shrink(batch.rows)
+        if len(batch.jobs) == 1:
+            batch.fail(error)
+        else:
+            self._again.extend((queue, alone) for alone in batch.apart())
+            self._wake()
+
+    def _give(self, queue: Queue, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
+        side_by_side = self.cores // queue.cores
+        rate = side_by_side * batch.engine_rows / max(run_s, 1e-9)
+        self._rows_per_s = 0.9 * self._rows_per_s + 0.1 * rate if self._rows_per_s else rate
+        self._metrics.batch_s.observe(run_s)
+        self._metrics.batch_rows.observe(len(outputs[0]))
+        queue.went_well()
+        batch.give(outputs, run_s=run_s)
+
+
+def _stop_when_deserted(batch: Batch) -> Stop:
+    """Asks to end a run once none of its callers waits any more."""
+    stop = Stop()
+
+    def left(_reply: object) -> None:
+        if all(job.reply.done() for job in batch.jobs):
+            stop.ask()
+
+    for job in batch.jobs:
+        job.reply.add_done_callback(left)
+    return stop

@@ -1,0 +1,102 @@
+"""A request is answered by its deadline, with 504 if need be, and what it asked for is dropped."""
+
+import asyncio
+import threading
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.conftest import Bundles
+from tests.service.wire import pixels, png
+
+
+def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = answer.json()
+    assert document["type"] == f"urn:vaeserve:problem:{kind}"
+    return document
+
+
+class Held:
+    """An application whose decoder waits for the test."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
+        self.gate, self.started, self.ran = threading.Event(), threading.Event(), list[int]()
+        model = app.state.deployment.models.default
+        self.model, run = model, model.decoder.run
+
+        def waiting(rows: np.ndarray) -> Any:
+            self.ran.append(len(rows))
+            self.started.set()
+            assert self.gate.wait(20)
+            return run(rows)
+
+        model.decoder.run = waiting
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app)
+        return httpx.AsyncClient(transport=transport, base_url="http://here", timeout=30)
+
+
+@pytest.mark.parametrize("timeout_ms", [1, 120], ids=["before it is listened to", "while it is listened to"])
+def test_504_comes_at_the_deadline_in_the_queue_and_in_the_run(app: FastAPI, timeout_ms: int) -> None:
+    held = Held(app)
+
+    async def scenario() -> None:
+        async with held.client() as http:
+            patient = asyncio.create_task(http.get("/sample?seed=1"))
+            await asyncio.to_thread(held.started.wait, 20)
+            late = {"x-timeout-ms": str(timeout_ms)}
+            queued = await http.get("/sample?n=3", headers=late)
+            document = problem(queued, 504, "deadline-passed")
+            assert document["detail"] == f"deadline: {timeout_ms} ms passed before the rows had run"
+            held.gate.set()
+            assert (await patient).status_code == 200
+            held.gate.clear()
+            held.started.clear()
+            running = await http.get("/sample?n=2", headers=late)
+            problem(running, 504, "deadline-passed")
+            held.gate.set()
+            assert (await http.get("/sample?n=4")).status_code == 200
+        assert app.state.deployment.lane._admitted_rows == 0  # noqa: SLF001
+
+    asyncio.run(scenario())
+    assert held.ran == [1, 2, 4]
+
+
+def test_the_server_has_a_deadline_of_its_own_and_a_bound_on_others(bundles: Bundles) -> None:
+    settings = Settings(bundles=(bundles.colour,), timeout_ms=40, max_timeout_ms=70)
+    held = Held(create_app(settings, cores=1))
+
+    async def scenario() -> None:
+        async with held.client() as http:
+            own = await http.get("/sample")
+            bounded = await http.get("/sample", headers={"x-timeout-ms": "999999999999"})
+            held.gate.set()
+        assert "40 ms" in problem(own, 504, "deadline-passed")["detail"]
+        assert "70 ms" in problem(bounded, 504, "deadline-passed")["detail"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.lane.LOOP_BUDGET_US", -1.0)
+        asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("sent", ["0", "-5", "1.5", "soon", "", "٣", "1" * 13])
+def test_a_timeout_that_is_no_number_of_milliseconds_is_422(client: httpx.Client, sent: str) -> None:
+    answer = client.get("/sample", headers=[(b"x-timeout-ms", sent.encode())])
+    document = problem(answer, 422, "invalid")
+    assert document["errors"][0]["where"] == "X-Timeout-Ms"
+    assert document["errors"][0]["expected"] == "a whole number of milliseconds, at least 1"
+
+
+def test_a_request_within_its_time_is_answered(client: httpx.Client, bundles: Bundles) -> None:
+    image = pixels(1, client.get("/models/colour").json()["image"] and (5, 6, 3))
+    headers = {"x-timeout-ms": "20000", "content-type": "image/png"}
+    assert client.post("/encode", content=png(image[0]), headers=headers).status_code == 200
