@@ -232,6 +232,13 @@ class Manifest(_Part):
         assert channels is not None and len(axes) == 2, "the validator has checked it"  # noqa: PT018, S101
         return channels, height // self.image.stride, width // self.image.stride
 
+    def image_shape_of(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """(h, w, c) of the picture that a latent of this shape decodes to."""
+        if not self.image.is_open:
+            return self.image.default_shape
+        _, rows, columns = latent_shape
+        return rows * self.image.stride, columns * self.image.stride, self.image.channels
+
 
 @dataclass(frozen=True)
 class Probe:

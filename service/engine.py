@@ -1,6 +1,7 @@
 """onnxruntime sessions of one bundle: loaded on a stated device, proven on the bundle's probe, warmed."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,22 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service import differences, graph_file
-from service.bundle import DECODER, ENCODER, MANIFEST, SCORER, BadBundle, Bundle, Manifest, Tolerance
-from service.machine import BadEngine, available_cores
+from service import bf16, differences, graph_file
+from service.bundle import DECODER, ENCODER, MANIFEST, SCORER, AnyTolerance, BadBundle, Bundle, Tolerance
+from service.errors import OutOfMemory
+from service.machine import BadEngine, available_cores, cpu_flags
+from service.stop import Stop
 
 # onnxruntime's wheels for Linux send telemetry and write to the home directory unless told so before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
+# What allocators and libraries say of it: onnxruntime's arenas, CUDA, cuBLAS, cuDNN, OpenVINO.
+_OUT_OF_MEMORY = re.compile(r"(?i)out of memory|failed to allocate|bad_alloc|alloc_failed")
+
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16", "auto"]
 Arrays = tuple[NDArray[Any], ...]
 RowShape = tuple[int | None, ...]
 
@@ -31,10 +38,16 @@ _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 _SMALL_ROW_US = 250.0
 
 
-# Costs are measured on a few rows, in a few quick runs or one long one.
+# Costs are measured on a few rows, in a few quick runs or one long one. Not every long run is one: other processes may
+# have had the core.
 _COST_ROWS = 8
 _COST_TRIES = 5
-_LONG_RUN_US = 5_000.0
+_COST_US = 30_000.0
+
+# OpenVINO prepares itself for each batch size at its first run, which takes it some milliseconds. Batches of up to so
+# many rows come in every size, so each has its first run at the start, unless rows take so long that it is as nothing.
+_EVERY_SIZE_ROWS = 32
+_SLOW_ROW_US = 4_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,8 @@ def rows_of_a_run(pixels: int, *, max_batch_rows: int, max_run_pixels: int) -> i
 
 class Graph:
     """One ONNX graph, ready to run: inputs of rows, outputs of as many rows. Weights that lie in another file of the
-    bundle come from `external`, by that file's name, and never from the disk.
+    bundle come from `external`, by that file's name, and never from the disk. With a `hint` all of it runs in OpenVINO,
+    up to `runs` at a time.
 
     Raises:  BadBundle if no bundle may hold it, onnxruntime refuses it or its inputs and outputs are not those of the
              signature, BadEngine if the device was asked for and cannot be had
@@ -92,12 +106,16 @@ class Graph:
         device: Literal["cpu", "cuda"],
         threads: int,
         external: Mapping[str, bytes] | None = None,
+        hint: bf16.Hint | None = None,
+        runs: int = 1,
     ) -> None:
         self.path = path
+        self.hint = hint
         self.threads = threads
         external = external or {}
         self.opset = graph_file.checked(content, path=path, external=external).opset
-        self.provider = _PROVIDERS[device]
+        self.provider = bf16.PROVIDER if hint else _PROVIDERS[device]
+        provider_options = bf16.options(hint, threads=threads, runs=runs) if hint else {}
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -109,10 +127,15 @@ class Graph:
         options.add_external_initializers_from_files_in_memory(
             list(external), list(external.values()), [len(file) for file in external.values()]
         )
+        if hint:  # or else nodes that OpenVINO does not take, be it all of them, run elsewhere
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            self._session = ort.InferenceSession(content, options, providers=[self.provider])
+            self._session = ort.InferenceSession(
+                content, options, providers=[(self.provider, provider_options)], enable_fallback=not hint
+            )
         except Exception as error:  # onnxruntime's own exception classes share no public base
-            raise BadBundle(f"{path}: onnxruntime refuses it ({_first_line(error)})") from error
+            who = "OpenVINO" if hint else "onnxruntime"
+            raise BadBundle(f"{path}: {who} refuses it ({_first_line(error)})") from error
         if self._session.get_providers()[0] != self.provider:
             raise BadEngine(f"device {device}: {self.provider} did not start, onnxruntime fell back to another")
         _check(path, "inputs", signature.inputs, self._session.get_inputs())
@@ -121,10 +144,20 @@ class Graph:
         self._inputs = list(signature.inputs)
         self.outputs = list(signature.outputs)
 
-    def run(self, *inputs: NDArray[Any]) -> Arrays:
-        """The outputs for any number of rows; both in the signature's order."""
+    def run(self, *inputs: NDArray[Any], stop: Stop | None = None) -> Arrays:
+        """The outputs for any number of rows; both in the signature's order. With `stop` the run can be ended.
+
+        Raises:  OutOfMemory if the device has no memory for so many rows
+        """
         named = dict(zip(self._inputs, inputs, strict=True))
-        return tuple(cast("list[NDArray[Any]]", self._session.run(self.outputs, named)))
+        options = None if stop is None else _ending(stop)
+        try:
+            return tuple(cast("list[NDArray[Any]]", self._session.run(self.outputs, named, options)))
+        except Exception as error:  # as in __init__
+            if _OUT_OF_MEMORY.search(str(error)):
+                rows = len(inputs[0])
+                raise OutOfMemory(f"{self.path.name}: the device has no memory for {rows} rows now") from error
+            raise
 
     def tried(self, *inputs: NDArray[Any]) -> Arrays:
         """As `run`, before the graph is trusted.
@@ -147,41 +180,78 @@ class Graph:
 
 class Engine:
     """The graphs of one bundle on one device. With `threads` 0 each graph takes one thread if its rows are small, else
-    as many as there are `cores`, which are by default all that this process may use.
+    as many as there are `cores`, which are by default all that this process may use. With `in_bf16` encoder and decoder
+    run in bf16; a scorer stays as it is, as it does in bundles below fp32.
 
     Raises:  BadBundle if a graph or the probe's answers are not what the manifest says, BadEngine if the
-             device cannot be had
+             device or bf16 cannot be had
     """
 
-    def __init__(self, bundle: Bundle, *, device: Device, threads: int, cores: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: Device,
+        threads: int,
+        cores: int | None = None,
+        in_bf16: bool = False,
+    ) -> None:
         self.device = resolve_device(device)
         if self.device == "cuda":
             ort.preload_dlls()  # CUDA and cuDNN come as wheels, where the dynamic loader does not look
-        most_threads = threads or cores or available_cores()
+        cores = cores or available_cores()
+        most_threads = threads or cores
         manifest = bundle.manifest
-        self.precision = manifest.precision
+        if in_bf16:
+            providers = ort.get_available_providers()
+            bf16.require(device=self.device, graphs=manifest.precision, providers=providers, cpu_flags=cpu_flags())
+        self.precision = "bf16" if in_bf16 else manifest.precision
         self._image_shape = manifest.image.default_shape
         self._latent_shape = manifest.latent_shape_of(*self._image_shape[:2])
         expected = signatures(manifest.image.shape, manifest.latent_shape, family=manifest.family)
 
-        def graph(name: str, content: bytes, external: Mapping[str, bytes] | None = None) -> Graph:
-            def on_threads(count: int) -> Graph:
-                path = bundle.path / name
-                return Graph(content, expected[name], path=path, device=self.device, threads=count, external=external)
+        def on_threads(
+            count: int, name: str, content: bytes, hint: bf16.Hint | None, external: Mapping[str, bytes] | None = None
+        ) -> Graph:
+            return Graph(
+                content,
+                expected[name],
+                path=bundle.path / name,
+                device=self.device,
+                threads=count,
+                external=external,
+                hint=hint,
+                runs=max(1, cores // count),
+            )
 
-            made = on_threads(most_threads)
-            chosen = self.device == "cpu" and threads == 0 and most_threads > 1
-            return on_threads(1) if chosen and _time_us(made, self._blank(name, 1))[1] < _SMALL_ROW_US else made
+        def graph(
+            name: str, content: bytes, hint: bf16.Hint | None, external: Mapping[str, bytes] | None = None
+        ) -> Graph:
+            def made(count: int) -> Graph:
+                return on_threads(count, name, content, hint, external)
 
-        self.encoder = graph(ENCODER, bundle.encoder)
-        self.decoder = graph(DECODER, bundle.decoder)
-        self.scorer = bundle.scorer and graph(SCORER, bundle.scorer, {DECODER: bundle.decoder})
+            if self.device != "cpu" or threads or most_threads == 1:
+                return made(most_threads)
+            # OpenVINO's threads use CPU after a run too, so that there only one alone tells what a row takes.
+            tried = made(1 if hint else most_threads)
+            is_small = _time_us(tried, self._blank(name, 1))[1] < _SMALL_ROW_US
+            wanted = 1 if is_small else most_threads
+            return tried if tried.threads == wanted else made(wanted)
+
+        hint: bf16.Hint | None = "bf16" if in_bf16 else None
+        self.encoder = graph(ENCODER, bundle.encoder, hint)
+        self.decoder = graph(DECODER, bundle.decoder, hint)
+        self.scorer = bundle.scorer and graph(SCORER, bundle.scorer, None, {DECODER: bundle.decoder})
         named = {ENCODER: self.encoder, DECODER: self.decoder, SCORER: self.scorer}
         self._graphs: dict[str, Graph] = {name: made for name, made in named.items() if made}
         opset = max(made.opset for made in self._graphs.values())
         if opset != manifest.opset:
             raise BadBundle(f"{bundle.path / MANIFEST}: opset is {manifest.opset}, its graphs have {opset}")
         self._prove(bundle)
+        self.remark = ""  # what a person should know of the precision
+        if in_bf16:
+            exact = on_threads(self.encoder.threads, ENCODER, bundle.encoder, "f32")
+            self.remark = self._measured(bundle, exact=exact)
         self.costs: dict[str, Cost] = {}
 
     @property
@@ -207,6 +277,9 @@ class Engine:
             for rows in sizes:
                 graph.tried(*self._blank(name, rows))
             self.costs[name] = self._cost(name, rows=min(_COST_ROWS, sizes[-1]))
+            if graph.hint and self.costs[name].row_us < _SLOW_ROW_US:
+                for rows in sorted(set(range(1, 1 + min(most, _EVERY_SIZE_ROWS))) - set(sizes)):
+                    graph.tried(*self._blank(name, rows))
 
     def _cost(self, name: str, *, rows: int) -> Cost:
         """What a graph costs, from runs of one row and of a few."""
@@ -222,21 +295,63 @@ class Engine:
         """Inputs of a graph, all zero."""
         image = np.zeros((rows, *self._image_shape), np.uint8)
         z = np.zeros((rows, *self._latent_shape), np.float32)
-        return {ENCODER: (image,), DECODER: (z,), SCORER: (image, z)}[name]
+        blank: dict[str, Arrays] = {ENCODER: (image,), DECODER: (z,), SCORER: (image, z)}
+        return blank[name]
 
     def _prove(self, bundle: Bundle) -> None:
-        """Compare the graphs' answers on the probe with the source's, within the manifest's tolerance."""
+        """Compare the graphs' answers on the probe with the source's, within the manifest's tolerance, or bf16's."""
         probe = bundle.probe
         answers = vars(probe) | {"image": probe.decoded}
-        given = {ENCODER: (probe.image,), DECODER: (probe.z,), SCORER: (probe.image, probe.z)}
+        given: dict[str, Arrays] = {ENCODER: (probe.image,), DECODER: (probe.z,), SCORER: (probe.image, probe.z)}
         for file, graph in self._graphs.items():
             inputs = given[file]
+            scale_head = bundle.manifest.scale_head
+            tolerance = bf16.TOLERANCE if graph.hint else bundle.manifest.tolerance
             for name, found in zip(graph.outputs, graph.tried(*inputs), strict=True):
                 expected = answers[name]
                 if found.shape != expected.shape:
                     raise BadBundle(f"{graph.path}: {name} is {found.shape} on the probe, expected {expected.shape}")
-                if fault := _fault(name, found, expected, logvar=probe.logvar, manifest=bundle.manifest):
+                fault = _fault(name, found, expected, logvar=probe.logvar, scale_head=scale_head, tolerance=tolerance)
+                if fault:
                     raise BadBundle(f"{graph.path}: {name} {fault}")
+
+    def _measured(self, bundle: Bundle, *, exact: Graph) -> str:
+        """How far bf16 is from the probe, once it is sure that it is in use: to OpenVINO a hint that it cannot read is
+        none, and it answers in fp32.
+
+        Raises:  BadEngine if the encoder answers to the bit what the exact one does
+        """
+        probe = bundle.probe
+        found = self.encoder.run(probe.image)
+        if all(np.array_equal(mine, its) for mine, its in zip(found, exact.run(probe.image), strict=True)):
+            raise BadEngine(f"{exact.path}: OpenVINO answers the probe in bf16 as in fp32, to the bit")
+        sigma = differences.in_sigma(found[0], probe.mu, probe.logvar).max()
+        (image,) = self.decoder.run(probe.z)
+        return f"mu {sigma:.2g} sigma from the probe's, pictures {differences.psnr_db(image, probe.decoded):.3g} dB"
+
+
+def start(bundle: Bundle, *, device: Device, threads: int, precision: Precision, cores: int | None = None) -> Engine:
+    """An engine of the precision that was asked for; with `auto` one in bf16 if all is as it must be, else one in the
+    bundle's own precision, whose remark says why.
+
+    Raises:  BadBundle, BadEngine
+    """
+    if precision == "fp32":
+        return Engine(bundle, device=device, threads=threads, cores=cores)
+    try:
+        return Engine(bundle, device=device, threads=threads, cores=cores, in_bf16=True)
+    except (BadBundle, BadEngine) as refused:
+        if precision == "bf16":
+            raise BadEngine(f"precision bf16: {refused}") from refused
+        engine = Engine(bundle, device=device, threads=threads, cores=cores)
+        engine.remark = f"not bf16: {refused}"
+        return engine
+
+
+def _ending(stop: Stop) -> ort.RunOptions:
+    options = ort.RunOptions()
+    stop.by(lambda: setattr(options, "terminate", True))
+    return options
 
 
 def _time_us(graph: Graph, inputs: Arrays) -> tuple[float, float]:
@@ -250,20 +365,25 @@ def _time_us(graph: Graph, inputs: Arrays) -> tuple[float, float]:
         graph.tried(*inputs)
         times.append(1e6 * (perf_counter() - began))
         spent.append(1e6 * (process_time() - used))
-        if times[-1] > _LONG_RUN_US:
+        if sum(times) > _COST_US:
             break
     return min(times), min(spent)
 
 
 def _fault(
-    name: str, found: NDArray[Any], expected: NDArray[Any], *, logvar: NDArray[Any] | None, manifest: Manifest
+    name: str,
+    found: NDArray[Any],
+    expected: NDArray[Any],
+    *,
+    logvar: NDArray[Any] | None,
+    scale_head: str | None,
+    tolerance: AnyTolerance,
 ) -> str | None:
-    """What an answer differs by from the probe's, if that is more than the manifest tolerates."""
-    tolerance = manifest.tolerance
+    """What an answer differs by from the probe's, if that is more than is tolerated."""
     if isinstance(tolerance, Tolerance):
         match name:
             case "logvar":
-                apart = differences.of_logvar(found, expected, scale_head=manifest.scale_head)
+                apart = differences.of_logvar(found, expected, scale_head=scale_head)
             case "log_likelihood":
                 apart = differences.of_sums(found, expected)
             case _:

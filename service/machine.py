@@ -1,4 +1,4 @@
-"""What this machine offers the engine: one onnxruntime distribution, and the cores that this process may use."""
+"""What this machine offers the engine: one onnxruntime distribution, cores that this process may use, instructions."""
 
 import os
 from importlib import metadata
@@ -36,6 +36,16 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(Path("/sys/fs/cgroup"))
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the processor can, in Linux's words, as `avx512_bf16`; nothing where no such file tells."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    told = (line.partition(":") for line in lines)
+    return next((frozenset(flags.split()) for name, _, flags in told if name.strip() == "flags"), frozenset())
 
 
 def _cgroup_quota(root: Path) -> float | None:

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -43,6 +41,7 @@ from tests.service.broken import (
 )
 from tests.service.linear import Bundles, Linear, fitted_prior, linear, open_linear, write_linear
 from tests.service.wire import assert_near, latents, pixels
+from tests.serving import stopped
 
 NO_CUDA = "CUDAExecutionProvider" not in ort.get_available_providers()
 
@@ -677,19 +676,6 @@ def test_cores_are_the_affinity_bounded_by_the_quota(
 
 
 # The process
-
-
-def stopped(*arguments: str, environment: dict[str, str] | None = None) -> str:
-    """What a process that must not serve says before it ends with 2."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "service", *arguments, "--port", "0"],
-        capture_output=True, text=True, timeout=60, check=False, env=os.environ | (environment or {}),
-    )  # fmt: skip
-    assert ended.returncode == 2, ended.stderr
-    assert ended.stdout == ""
-    assert ended.stderr.startswith("vae-serve: ")
-    assert len(ended.stderr.splitlines()) == 1, ended.stderr
-    return ended.stderr.removeprefix("vae-serve: ").rstrip("\n")
 
 
 def test_a_process_with_a_changed_graph_stops_with_one_sentence(tmp_path: Path, bundles: Bundles) -> None:

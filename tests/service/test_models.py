@@ -6,12 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
-from typer.testing import CliRunner
 
-from service.__main__ import app as command
+from service import greeting
 from service.app import create_app
 from service.bundle import MANIFEST, BadBundle
+from service.models import deploy
 from service.settings import Settings
 from tests.service.linear import Bundles, Model, fitted_prior, linear, open_linear, write_linear
 
@@ -82,12 +81,8 @@ AUTOENCODER = dataclasses.replace(linear(), family="autoencoder")
     ],
     ids=["small", "large", "open sizes", "autoencoder", "autoencoder with a prior"],
 )
-def test_the_process_says_what_to_try_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, fitted: bool, line: str
-) -> None:
-    """Without a port of its own: what is said comes before uvicorn runs."""
-    monkeypatch.setattr(uvicorn, "run", lambda *_args, **_options: None)
+def test_the_process_says_what_to_try_first(tmp_path: Path, model: Model, fitted: bool, line: str) -> None:
     write_linear(tmp_path / "model", model, fitted=fitted_prior() if fitted else None)
-    finished = CliRunner().invoke(command, [str(tmp_path / "model")])
-    assert finished.exit_code == 0, finished.output
-    assert finished.stderr.splitlines()[-1] == f"try:  {line}"
+    deployment = deploy(Settings(bundles=(tmp_path / "model",)))
+    told = greeting.lines(deployment, onnxruntime="onnxruntime 1", url="http://127.0.0.1:8000")
+    assert told[-1] == f"try:  {line}"
