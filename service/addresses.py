@@ -23,8 +23,12 @@ def headers(call: Call[Options], *, seeded: bool) -> dict[str, str]:
     if not seeded:
         return {"cache-control": "no-store"}
     pinned = call.options.model is not None and "@" in call.options.model
-    kept = f"public, max-age={_YEAR_S}, immutable" if pinned else "no-cache"
-    return {"cache-control": kept, "etag": _etag(call)}
+    kept = [f"max-age={_YEAR_S}", "immutable"] if pinned else ["no-cache"]
+    if call.deployment.settings.api_keys_file is not None:
+        kept.insert(0, "private")  # what a key opened is kept by who showed it, and by no cache that others share
+    elif pinned:
+        kept.insert(0, "public")
+    return {"cache-control": ", ".join(kept), "etag": _etag(call)}
 
 
 def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:

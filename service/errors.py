@@ -50,6 +50,22 @@ class BadBody(Problem):
     title = "The body is not what its content type says"
 
 
+class NoKey(Problem):
+    """Keys are on, and the request shows none, or none that is known."""
+
+    status = 401
+    kind = "no-key"
+    title = "No key that is known here"
+
+
+class KeyLacksScope(Problem):
+    """The key is known, but not for this."""
+
+    status = 403
+    kind = "key-lacks-scope"
+    title = "This key is not for this"
+
+
 class NotFound(Problem):
     """No such path, or no such model."""
 
@@ -114,6 +130,14 @@ class QueueFull(Problem):
     title = "The queue is full"
 
 
+class RateUsedUp(Problem):
+    """The key has used its engine rows; `Retry-After` says when it has some again."""
+
+    status = 429
+    kind = "rate-used-up"
+    title = "This key's rate is used up"
+
+
 class Internal(Problem):
     """Our fault. The request id finds it in the log."""
 
@@ -122,8 +146,34 @@ class Internal(Problem):
     title = "The service failed"
 
 
+class NotReady(Problem):
+    """This process was told to end: it serves a little longer, and wants no new callers."""
+
+    status = 503
+    kind = "not-ready"
+    title = "The service is not ready"
+
+
+class OutOfMemory(Problem):
+    """The device has no memory for these rows now; smaller batches follow."""
+
+    status = 503
+    kind = "out-of-memory"
+    title = "The device is out of memory"
+
+
+class DeadlinePassed(Problem):
+    """The request's time, `X-Timeout-Ms` or the server's own, was over before its rows had run."""
+
+    status = 504
+    kind = "deadline-passed"
+    title = "The deadline passed"
+
+
 PROBLEMS: tuple[type[Problem], ...] = (
     BadBody,
+    NoKey,
+    KeyLacksScope,
     NotFound,
     MethodNotAllowed,
     NotAcceptable,
@@ -132,7 +182,11 @@ PROBLEMS: tuple[type[Problem], ...] = (
     UnsupportedType,
     Invalid,
     QueueFull,
+    RateUsedUp,
     Internal,
+    NotReady,
+    OutOfMemory,
+    DeadlinePassed,
 )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from service import images, tensors
+from service import gate, images, tensors
 from service.bodies import readable_types
 from service.errors import PROBLEMS
 from service.forms import Form
@@ -44,6 +44,7 @@ _COMPONENTS: tuple[type[BaseModel], ...] = (
     PicturesAnswer,
     ProblemAnswer,
 )
+_KEY, _SHOWN = "key", "A key of the file that this service was started with, as `Authorization: Bearer vae_…`"
 _BINARY = {"type": "string", "format": "binary"}
 _HEADERS = {
     "X-Model": "name@digest of the bundle that answered",
@@ -58,17 +59,27 @@ _SEED = {"X-Seed": "the seed that was chosen, where one was needed and none was 
 _DIMS = {"X-Dims": "the dimensions that were chosen, line by line, where none were sent"}
 
 
+_TIMEOUT = {
+    "name": "X-Timeout-Ms",
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds until 504, if the rows have not run by then; else the server's own.",
+    "schema": {"type": "integer", "minimum": 1},
+}
+
+
 class VerbRoute(APIRoute):
     """A verb in FastAPI's table and document; the requests themselves come in by `doors`."""
 
 
 def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseModel] | None = None) -> dict[str, Any]:
     """What FastAPI is told of a verb's route; without a body, of its GET."""
-    extra: dict[str, Any] = {"parameters": _parameters(verb)}
+    extra: dict[str, Any] = {"parameters": [*_parameters(verb), _TIMEOUT]}
     if body is not None:
         required = bool(verb.takes) and not issubclass(verb.options, SeededOptions)
         extra["requestBody"] = {"required": required, "content": _contents(verb, body)}
-    statuses = (404, 406, 409, 413, 422, 429, 500) if body is None else (400, 404, 406, 409, 413, 415, 422, 429, 500)
+    common = (404, 406, 409, 413, 422, 429, 500, 503, 504)
+    statuses = common if body is None else (400, 415, *common)
     answers: dict[int | str, Any] = {
         200: {
             "description": "The answer, in the form asked for",
@@ -95,25 +106,43 @@ def _headers(verb: Verb[Options], *, is_get: bool) -> dict[str, str]:
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem documents that a route can answer with."""
     document = {"schema": {"$ref": _REFERENCE.format(model="ProblemAnswer")}}
+    titles: dict[int | str, list[str]] = {}
+    for kind in PROBLEMS:
+        if kind.status in statuses:
+            titles.setdefault(kind.status, []).append(kind.title)
     return {
-        kind.status: {"description": kind.title, "content": {"application/problem+json": document}}
-        for kind in PROBLEMS
-        if kind.status in statuses
+        status: {"description": "; or: ".join(several), "content": {"application/problem+json": document}}
+        for status, several in titles.items()
     }
 
 
-def install(app: FastAPI) -> None:
-    """Give an application its OpenAPI document, made once, with the schemas that `describe` refers to."""
+def install(app: FastAPI, *, keyed: bool) -> None:
+    """Give an application its OpenAPI document, made once, with the schemas that `describe` refers to; where keys are
+    on, also with what takes one.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             _, schemas = models_json_schema([(model, "validation") for model in _COMPONENTS], ref_template=_REFERENCE)
             made.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+            if keyed:
+                _lock(made)
             app.openapi_schema = made
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend OpenAPI
+
+
+def _lock(document: dict[str, Any]) -> None:
+    """Say of every operation that takes a key that it does, and how it refuses those that may not."""
+    document["components"]["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer", "description": _SHOWN}}
+    refused = {str(status): answer for status, answer in problems(401, 403, 429).items()}
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if not gate.is_open(path):
+                operation["security"] = [{_KEY: [gate.needed(method.upper(), path)]}]
+                operation["responses"] |= refused
 
 
 def _parameters(verb: Verb[Options]) -> list[dict[str, Any]]:

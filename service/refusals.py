@@ -2,17 +2,20 @@
 
 import orjson
 from starlette.responses import Response
+from starlette.types import Scope
 
+from service import record
 from service.errors import Problem
 
 
-def response(problem: Problem, *, path: str) -> Response:
-    """The problem document.
+def response(problem: Problem, scope: Scope) -> Response:
+    """The problem document of the request that this scope belongs to, whose record learns of it.
 
     Source:  RFC 9457
     """
+    record.of(scope).problem = problem.kind
     document = Response(
-        orjson.dumps(problem.members(path)),
+        orjson.dumps(problem.members(scope["path"])),
         status_code=problem.status,
         media_type="application/problem+json",
         headers={"cache-control": "no-store"},

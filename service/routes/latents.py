@@ -39,7 +39,7 @@ async def encode(request: Request) -> Response:
     image = await payload.some_images_of(call)
     call.check_rows(call.engine_rows(len(image) * max(1, options.draws), image.shape[1:]))
     decoded_at = perf_counter()
-    with call.deployment.lane.admit(call.engine_rows(len(image), image.shape[1:])):
+    with call.admit(call.engine_rows(len(image), image.shape[1:])):
         done = await call.run(call.model.encoder, image)
     mu, logvar = _posterior(done)
     named = {"mu": mu, "logvar": logvar}
@@ -71,7 +71,7 @@ async def score(request: Request) -> Response:
     call.check_rows(cost)
     seed = intake.chosen_seed(options.seed) if options.k else None
     decoded_at = perf_counter()
-    with call.deployment.lane.admit(cost):
+    with call.admit(cost):
         encoded = await call.run(call.model.encoder, image)
         mu, logvar = _posterior(encoded)
         runs, at_mu = await _log_likelihood(call, scorer, image, z=mu[:, None])

@@ -61,7 +61,7 @@ async def interpolate(request: Request) -> Response:
     if held := addresses.not_modified(call, seeded=True):
         return held
     decoded_at = perf_counter()
-    with call.deployment.lane.admit(cost):
+    with call.admit(cost):
         encoded = [await call.run(call.model.encoder, image)] if len(image) else []
         ends = _latents(points, encoded)
         path = await spend(
@@ -107,7 +107,7 @@ async def traverse(request: Request) -> Response:
     if held := addresses.not_modified(call, seeded=True):
         return held
     decoded_at = perf_counter()
-    with call.deployment.lane.admit(cost):
+    with call.admit(cost):
         encoded = [await call.run(call.model.encoder, image)] if len(image) else []
         (origin,) = _latents(start, encoded)
         path = await spend(

@@ -48,7 +48,7 @@ async def sample(request: Request) -> Response:
     seed = intake.chosen_seed(options.seed)
     z = await spend(density.cost_us(options.n), density.sample, seed, n=options.n, temperature=options.temperature)
     decoded_at = perf_counter()
-    with call.deployment.lane.admit(cost):
+    with call.admit(cost):
         done = await call.run(call.model.decoder, z)
     response = await answers.pictures(
         call,
@@ -77,7 +77,7 @@ async def decode(request: Request) -> Response:
     call.check_rows(cost)
     columns = answers.arrange(call, len(z), shape=shape)
     decoded_at = perf_counter()
-    with call.deployment.lane.admit(cost):
+    with call.admit(cost):
         done = await call.run(call.model.decoder, z)
     return await answers.pictures(
         call, image=done.outputs[0], z=z, runs=(done,), decoded_at=decoded_at, seeded=False, columns=columns
@@ -95,7 +95,7 @@ async def reconstruct(request: Request) -> Response:
     compare = call.options.compare
     columns = answers.arrange(call, n, shape=(2 * height if compare else height, width, channels))
     decoded_at = perf_counter()
-    with call.deployment.lane.admit(cost):
+    with call.admit(cost):
         encoded = await call.run(call.model.encoder, image)
         mu = encoded.outputs[0]
         decoded = await call.run(call.model.decoder, mu)
