@@ -10,7 +10,7 @@ LOCK := .venv-lock
 PIP := -m pip --disable-pip-version-check install -qq
 TORCH := torch==2.13.0
 UV := uv==0.13.8
-SETS := dev cpu gpu openvino train hub import
+SETS := dev cpu gpu openvino traces train hub import
 
 # onnxruntime since 1.29 reports sessions to its maker, on Linux too, unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
@@ -32,6 +32,8 @@ lint: $(DEV)/stamp
 
 bench: $(DEV)/stamp
 	$(DEV)/bin/python -m benchmarks.serving $(ARGS)
+	$(DEV)/bin/python -m benchmarks.stages
+	$(DEV)/bin/python -m benchmarks.start
 
 $(SERVE)/stamp: locks/cpu.txt pyproject.toml
 	@echo "Installing locks/cpu.txt into $(SERVE) (once, about a minute)"

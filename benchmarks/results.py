@@ -11,8 +11,8 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent / "results"
 
-_PACKAGES = ("vaeserve", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "orjson",
-             "pillow", "isal", "torch")  # fmt: skip
+_PACKAGES = ("vaeserve", "onnxruntime", "onnxruntime-openvino", "numpy", "fastapi", "starlette", "uvicorn", "uvloop",
+             "httptools", "orjson", "pillow", "isal", "torch")  # fmt: skip
 
 
 def write(name: str, measured: Mapping[str, Any]) -> Path:

@@ -1,204 +1,160 @@
-"""`vae-serve` against a plain FastAPI handler, one picture a request, side by side: ratios first, then figures.
+"""`vae-serve` beside plain handlers, LitServe, bare servers and onnxruntime alone: ratios first, then figures.
 
-Run as `python -m benchmarks.serving [BUNDLE]`.
+Run as `python -m benchmarks.serving [--model small …] [--kinds encode …]`. Servers take turns, in the other order every
+other round; each kind of request keeps its figures in a file of its own.
 """
 
-import json
 import shutil
-import subprocess
 import sys
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from io import BytesIO
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from math import isinf
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from safetensors.numpy import load_file
+from benchmarks import contenders, raw, results, subjects
+from benchmarks.bars import BARS, Outcome, Round, outcome
+from benchmarks.contenders import Contender
+from benchmarks.kinds import KINDS
+from benchmarks.loads import Load, load
+from benchmarks.servers import Server, repeated
+from benchmarks.subjects import Subject
 
-from benchmarks import results
-from benchmarks.servers import SHIPPED_BUNDLE, Server, plain_command, repeated, running, serve_command
-
-PNG = "image/png"
-SCRIPT = Path(__file__).with_name("post.lua")
-ALLOWED_DIFFERENCE = 1e-4
-
-NAMES = ("vae-serve", "plain handler")
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one server did under one load.
-
-    Units:  cpu_s_per_1k of the server alone; resident memory in 10⁶ bytes, at the end of the load
-    """
-
-    connections: int
-    requests_per_s: float
-    p50_ms: float
-    p99_ms: float
-    cpu_s_per_1k: float
-    resident_mb: float
-    answers: int
-    errors: int
+_HEAD = ("median of rounds", "c", "requests/s", "p50 ms", "p99 ms", "CPU s/1k", "memory MB", "elsewhere", "errors")
 
 
 def main() -> None:
     """Measure, print tables, keep the figures as JSON."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE)
+    parser.add_argument(
+        "--model", nargs="+", choices=subjects.NAMES, default=("small", "medium"), help="default small medium"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="default all")
     parser.add_argument("--rounds", type=int, default=3, help="times that each server is started (default 3)")
-    parser.add_argument("--seconds", type=int, default=6, help="length of a load (default 6)")
-    parser.add_argument("--connections", type=int, default=64, help="clients at once (default 64); 1 is measured too")
+    parser.add_argument("--seconds", type=int, default=5, help="length of a load (default 5)")
+    parser.add_argument("--litserve", metavar="PYTHON", help="of an environment with litserve (benchmarks/lit.py)")
+    parser.add_argument("--openvino", metavar="PYTHON", help="of an environment with vaeserve[openvino], for bf16")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("serving: wrk, which makes the load, is not installed: apt-get install -y wrk")
-    bundle: Path = arguments.bundle.resolve()
-    pictures = probe_pictures(bundle)
-    loads: dict[str, list[dict[int, Load]]] = {name: [] for name in NAMES}
-    largest = 0.0
-    lengths_s = {arguments.connections: arguments.seconds, 1: max(1, arguments.seconds // 2)}
-    for turn in range(arguments.rounds):
-        answers: dict[str, NDArray[np.float64]] = {}
-        for name in NAMES if turn % 2 == 0 else NAMES[::-1]:
-            print(f"round {turn + 1} of {arguments.rounds}: {name}", file=sys.stderr)
-            with _server(name, bundle) as server:
-                # As many at once as under load, so that the rows compared have been in batches.
-                answers[name] = _posteriors(server, pictures, connections=arguments.connections)
-                _load(server, pictures, connections=arguments.connections, seconds=1)
-                turns = {c: _load(server, pictures, connections=c, seconds=length) for c, length in lengths_s.items()}
-                loads[name].append(turns)
-        largest = max(largest, _difference(answers))
-    _report(bundle, loads, largest, connections=arguments.connections)
-
-
-def probe_pictures(bundle: Path) -> list[bytes]:
-    """The pictures of a bundle's probe as PNG files."""
-    files = []
-    for picture in load_file(bundle / "probe.safetensors")["image"]:
-        file = BytesIO()
-        Image.fromarray(picture.squeeze()).save(file, "PNG")
-        files.append(file.getvalue())
-    return files
-
-
-def _server(name: str, bundle: Path) -> AbstractContextManager[Server]:
-    if name == "vae-serve":
-        return running(serve_command(bundle))
-    return running(plain_command(), environment={"BUNDLE": str(bundle)})
-
-
-def _posteriors(server: Server, pictures: Sequence[bytes], *, connections: int) -> NDArray[np.float64]:
-    """mu and logvar that a server answers, each picture asked several times at once.
-
-    Shapes:  -> (2, n, latent_dim)
-    """
-    sent = repeated(pictures, max(4 * connections, len(pictures)))
-    answers = server.post_all(sent, path="/encode", content_type=PNG, connections=connections)
-    documents = [json.loads(answer) for answer in answers]
-    return np.array([[np.ravel(document[name]) for document in documents] for name in ("mu", "logvar")])
-
-
-def _difference(answers: Mapping[str, NDArray[np.float64]]) -> float:
-    """The largest difference between the servers' answers to the same pictures."""
-    ours, theirs = (answers[name] for name in NAMES)
-    largest = float(np.abs(ours - theirs).max())
-    if not largest <= ALLOWED_DIFFERENCE:
-        sys.exit(f"serving: answers differ by {largest:.3g}, expected at most {ALLOWED_DIFFERENCE:g}")
-    return largest
-
-
-def _load(server: Server, pictures: Sequence[bytes], *, connections: int, seconds: int) -> Load:
-    """What a server does while so many clients each post one picture after another."""
-    with TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{place}.png" for place in range(len(pictures))]
-        for file, picture in zip(files, pictures, strict=True):
-            file.write_bytes(picture)
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout=30s", "-s", str(SCRIPT)]
-        before_s = server.cpu_s()
-        told = subprocess.run(
-            [*command, server.url("/encode"), "--", PNG, *map(str, files)],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=seconds + 60,
+    for name in arguments.model:
+        _measure(
+            subjects.subject(name),
+            list(dict.fromkeys(arguments.kinds)),
+            rounds=arguments.rounds,
+            seconds=arguments.seconds,
+            litserve=arguments.litserve,
+            openvino=arguments.openvino,
         )
-        cpu_s = server.cpu_s() - before_s
-    counted = json.loads(told.stdout.partition("COUNTED ")[2])
-    good = counted["answers"] - counted["not_2xx"]
-    return Load(
-        connections=connections,
-        requests_per_s=round(good / counted["duration_us"] * 1e6, 1),
-        p50_ms=counted["p50_us"] / 1000,
-        p99_ms=counted["p99_us"] / 1000,
-        cpu_s_per_1k=round(1000 * cpu_s / max(1, good), 4),
-        resident_mb=round(server.resident_mb(), 1),
-        answers=counted["answers"],
-        errors=counted["not_2xx"] + counted["socket_errors"],
-    )
 
 
-def _report(
-    bundle: Path, loads: Mapping[str, Sequence[Mapping[int, Load]]], largest: float, *, connections: int
+def _measure(
+    subject: Subject, kinds: Sequence[str], *, rounds: int, seconds: int, litserve: str | None, openvino: str | None
 ) -> None:
-    ratios = {
-        f"requests/s at c = {connections}": _ratios(loads, connections, "requests_per_s"),
-        f"p99 at c = {connections}": _ratios(loads, connections, "p99_ms"),
-        f"CPU seconds a request at c = {connections}": _ratios(loads, connections, "cpu_s_per_1k"),
-        "p50 at c = 1": _ratios(loads, 1, "p50_ms"),
+    servers = contenders.contenders(subject.bundle, litserve=litserve, openvino=openvino)
+    servers = [server for server in servers if server.serves & set(kinds)]
+    measured = []
+    for turn in range(rounds):
+        print(f"{subject.name}, round {turn + 1} of {rounds}", file=sys.stderr)
+        measured.append(_round(subject, servers if turn % 2 == 0 else servers[::-1], kinds, seconds=seconds))
+    print(f"\n{subject.name}@{subject.digest[:12]}; {results.on_machine()}; wrk on the same cores, over loopback")
+    for kind in kinds:
+        _report(subject, kind, measured)
+    for graph in measured[0].limits.rows_per_s:
+        print(f"\n{graph} alone, rows/s\n")
+        print(results.table(("rows a run", *map(str, raw.BATCH_ROWS)), _raw_rows(measured, graph)))
+
+
+def _round(subject: Subject, servers: Iterable[Contender], kinds: Sequence[str], *, seconds: int) -> Round:
+    """Every server under every kind of load that it serves, and the limits in the same minutes."""
+    loads: dict[tuple[str, str, int], Load] = {}
+    for server in servers:
+        print(f"  {server.name}", file=sys.stderr)
+        with server.running() as running:
+            running.settle()
+            for kind in kinds:
+                if kind in server.serves:
+                    found = _loads(running, server, subject, kind, seconds=seconds)
+                    loads |= {(server.name, kind, each.connections): each for each in found}
+    print("  onnxruntime alone", file=sys.stderr)
+    graphs = sorted({KINDS[kind].graph for kind in kinds})
+    return Round(loads, raw.limits(subject.bundle, graphs, seconds=seconds / 10))
+
+
+def _loads(running: Server, server: Contender, subject: Subject, kind: str, *, seconds: int) -> list[Load]:
+    """What a server does under a kind of load, its answers having been checked."""
+    described = KINDS[kind]
+    sent, most = described.requests(subject), max(described.connections)
+    shaped = [server.shaped(request) for request in sent]
+    # As many at once as under load, so that the rows that are compared have been in batches, and the server is warm.
+    asked = repeated(shaped, max(2 * most, len(shaped)))
+    if server.is_floor:
+        running.answers(asked, connections=most)
+    else:
+        apart = described.difference(running, asked, subject, most)
+        allowed = server.allowed_difference or described.allowed_difference
+        if not apart <= allowed:
+            what = "answers of another shape" if isinf(apart) else f"a difference of {apart:.3g}"
+            sys.exit(f"serving: {server.name}, {kind}: got {what}, expected at most {allowed:g}")
+    lengths_s = {c: described.stretch * (seconds if c > 1 else max(1, seconds // 2)) for c in described.connections}
+    return [load(running, shaped, connections=c, seconds=length_s) for c, length_s in lengths_s.items()]
+
+
+def _report(subject: Subject, kind: str, rounds: Sequence[Round]) -> None:
+    """Tables of one kind of request, and its file."""
+    found = (outcome(bar, rounds, subject=subject.name) for bar in BARS if bar.kind == kind)
+    outcomes = [one for one in found if one is not None]
+    print(f"\n{subject.name}, {kind}\n")
+    print(results.table(("what", "bar", "measured", "ratio", "rounds", "met"), [_bar_row(one) for one in outcomes]))
+    measured = {key: [each.loads[key] for each in rounds] for key in rounds[0].loads if key[1] == kind}
+    rows = [_load_row(server, loads) for (server, _, _), loads in measured.items()]
+    print("\n" + results.table(_HEAD, sorted(rows, key=lambda row: -int(row[1]))))
+    content = {
+        "subject": {"name": subject.name, "digest": subject.digest},
+        "bars": [asdict(one) | {"ratio": one.ratio, "met": one.is_met} for one in outcomes],
+        "loads": {f"{server}, c = {c}": [asdict(one) for one in loads] for (server, _, c), loads in measured.items()},
+        "alone": [asdict(each.limits) for each in rounds],
     }
-    rows = [_row(name, [turn[c] for turn in loads[name]]) for c in (connections, 1) for name in NAMES]
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    print(f"POST /encode, one PNG a request, JSON out; {manifest['name']}@{manifest['digest'][:12]}")
-    print(f"{results.on_machine()}; load by wrk on the same cores, over loopback\n")
-    print(
-        results.table(
-            ("vae-serve : plain handler", "median", "rounds"),
-            [(name, f"{median(found):.2f}", ", ".join(f"{r:.2f}" for r in found)) for name, found in ratios.items()],
-        )
-    )
-    head = ("median of rounds", "c", "requests/s", "p50 ms", "p99 ms", "CPU s/1k", "resident MB", "errors")
-    print("\n" + results.table(head, rows))
-    print(f"\nLargest difference between the servers' mu and logvar: {largest:.1g}")
-    kept = results.write(
-        "serving",
-        {
-            "bundle": {"name": manifest["name"], "digest": manifest["digest"]},
-            "ratios": ratios,
-            "largest_difference": largest,
-            "rounds": {name: [[asdict(load) for load in turn.values()] for turn in loads[name]] for name in NAMES},
-        },
-    )
-    print(f"Kept in {kept.relative_to(Path.cwd()) if kept.is_relative_to(Path.cwd()) else kept}")
+    kept = results.write(f"serving-{subject.name}-{kind}", content)
+    print(f"\nKept in {kept.name}")
 
 
-def _ratios(loads: Mapping[str, Sequence[Mapping[int, Load]]], connections: int, figure: str) -> list[float]:
-    """Ours over theirs, round by round."""
-    pairs = zip(*(loads[name] for name in NAMES), strict=True)
-    found = ((getattr(ours[connections], figure), getattr(theirs[connections], figure)) for ours, theirs in pairs)
-    return [round(ours / theirs, 3) for ours, theirs in found]
+def _bar_row(found: Outcome) -> tuple[str, ...]:
+    limit = "" if found.limit is None else f"{found.sign} {found.limit:g}"
+    measured = _number(found.ours) if found.theirs is None else f"{_number(found.ours)} : {_number(found.theirs)}"
+    met = {None: "", True: "yes", False: "no"}[found.is_met]
+    return found.what, limit, measured, _number(found.ratio), ", ".join(map(_number, found.ratios)), met
 
 
-def _row(name: str, turns: Sequence[Load]) -> tuple[str, ...]:
+def _load_row(server: str, loads: Sequence[Load]) -> tuple[str, ...]:
     def middle(figure: str) -> Any:
-        return median(getattr(turn, figure) for turn in turns)
+        return median(getattr(each, figure) for each in loads)
 
     return (
-        name,
-        str(turns[0].connections),
-        f"{middle('requests_per_s'):,.0f}",
+        server,
+        str(loads[0].connections),
+        _number(middle("requests_per_s")),
         f"{middle('p50_ms'):.2f}",
         f"{middle('p99_ms'):.2f}",
         f"{middle('cpu_s_per_1k'):.3f}",
         f"{middle('resident_mb'):.0f}",
-        str(sum(turn.errors for turn in turns)),
+        f"{middle('elsewhere_cores'):.2f}",
+        str(sum(each.errors for each in loads)),
     )
+
+
+def _raw_rows(rounds: Sequence[Round], graph: str) -> list[tuple[str, ...]]:
+    found = [each.limits.rows_per_s[graph] for each in rounds]
+    return [
+        (setting, *(_number(median(each[setting][str(n)] for each in found)) for n in raw.BATCH_ROWS))
+        for setting in found[0]
+    ]
+
+
+def _number(value: float) -> str:
+    """Three digits or more, for a table."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":
