@@ -23,13 +23,13 @@ RUN python -m pip wheel --no-deps --wheel-dir /wheels . \
  && rm /opt/vaeserve/bin/vae-train /opt/vaeserve/bin/vae-export
 
 FROM builder AS builder-cpu
-COPY locks/cpu.txt locks/
-RUN python -m pip --python /opt/vaeserve/bin/python install -r locks/cpu.txt
+COPY locks/cpu.txt locks/traces.txt locks/
+RUN python -m pip --python /opt/vaeserve/bin/python install -r locks/cpu.txt -r locks/traces.txt
 COPY --from=service /opt/vaeserve /opt/vaeserve
 
 FROM builder AS builder-gpu
-COPY locks/gpu.txt locks/
-RUN python -m pip --python /opt/vaeserve/bin/python install -r locks/gpu.txt
+COPY locks/gpu.txt locks/traces.txt locks/
+RUN python -m pip --python /opt/vaeserve/bin/python install -r locks/gpu.txt -r locks/traces.txt
 COPY --from=service /opt/vaeserve /opt/vaeserve
 
 # Export proves a bundle with the engine that will serve it, so that training brings that too.

@@ -1,23 +1,22 @@
 """vae-serve: flags and environment to Settings, then serve."""
 
-import copy
+import asyncio
+import signal
+from logging.config import dictConfig
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-import uvicorn
 from pydantic import ValidationError
-from uvicorn.config import LOGGING_CONFIG
 
-from service.bundle import BadBundle, Manifest
+from service import collector, logs, ports
+from service.bundle import BadBundle
+from service.collector import BadCollector
+from service.keys import BadKeys
 from service.machine import BadEngine, require_one_distribution
+from service.ports import BadAddress
 from service.settings import Settings
-
-if TYPE_CHECKING:
-    from service.models import Deployment, Model
-
-# Pictures up to here are shown sixteen at a time, and enlarged.
-_SMALL_PIXELS = 64 * 64
+from service.supervisor import Ended, Supervisor
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,88 +35,59 @@ def serve(
     ] = None,
     host: Annotated[str | None, _flag("host")] = None,
     port: Annotated[int | None, _flag("port")] = None,
+    workers: Annotated[str | None, _flag("workers")] = None,
     device: Annotated[str | None, _flag("device")] = None,
+    precision: Annotated[str | None, _flag("precision")] = None,
     threads: Annotated[int | None, _flag("threads")] = None,
     max_batch_rows: Annotated[int | None, _flag("max_batch_rows")] = None,
     max_run_pixels: Annotated[int | None, _flag("max_run_pixels")] = None,
     max_request_rows: Annotated[int | None, _flag("max_request_rows")] = None,
     max_queue_rows: Annotated[int | None, _flag("max_queue_rows")] = None,
+    timeout_ms: Annotated[int | None, _flag("timeout_ms")] = None,
+    max_timeout_ms: Annotated[int | None, _flag("max_timeout_ms")] = None,
+    wedge_timeout_s: Annotated[int | None, _flag("wedge_timeout_s")] = None,
     max_body_bytes: Annotated[int | None, _flag("max_body_bytes")] = None,
     max_picture_pixels: Annotated[int | None, _flag("max_picture_pixels")] = None,
     max_answer_pixels: Annotated[int | None, _flag("max_answer_pixels")] = None,
+    api_keys_file: Annotated[Path | None, _flag("api_keys_file")] = None,
+    open_metrics: Annotated[bool | None, _flag("open_metrics")] = None,
+    cors_origins: Annotated[list[str] | None, _flag("cors_origins")] = None,
+    shutdown_pause_s: Annotated[int | None, _flag("shutdown_pause_s")] = None,
+    shutdown_timeout_s: Annotated[int | None, _flag("shutdown_timeout_s")] = None,
     log_level: Annotated[str | None, _flag("log_level")] = None,
+    log_format: Annotated[str | None, _flag("log_format")] = None,
     access_log: Annotated[bool | None, _flag("access_log")] = None,
+    traces: Annotated[bool | None, _flag("traces")] = None,
 ) -> None:
     """Serve until told to stop."""
     given = {name: value for name, value in locals().items() if value is not None}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     try:
         settings = Settings(**given)
         onnxruntime = require_one_distribution()
-        from service.app import create_app  # needs the onnxruntime that has now been found
+        if settings.traces:
+            collector.require()
+        sockets = ports.take(settings.host, settings.port)
+        dictConfig(logs.config(settings))
+        if settings.workers == 1:
+            from service import alone  # which needs the onnxruntime that has now been found
 
-        application = create_app(settings)
+            alone.serve(settings, sockets, onnxruntime=onnxruntime)
+        else:
+            asyncio.run(Supervisor(settings, sockets, onnxruntime=onnxruntime).run())
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        _stop(f"{name}: got {first['input']!r}, {first['msg'][0].lower()}{first['msg'][1:]}")
-    except (BadBundle, BadEngine) as error:
+        name, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        _stop(f"{name}: got {first['input']!r}, {message[0].lower()}{message[1:]}")
+    except (BadBundle, BadEngine, BadAddress, BadKeys, BadCollector) as error:
         _stop(str(error))
-    _announce(application.state.deployment, onnxruntime)
-    uvicorn.run(
-        application,
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        access_log=settings.access_log,
-        log_config=_logging(settings.log_level),
-        server_header=False,
-        proxy_headers=False,
-    )
+    except Ended as error:
+        _stop(str(error), code=error.code)
 
 
-def _stop(sentence: str) -> None:
+def _stop(sentence: str, *, code: int = 2) -> None:
     typer.echo(f"vae-serve: {sentence}", err=True)
-    raise typer.Exit(2)
-
-
-def _announce(deployment: "Deployment", onnxruntime: str) -> None:
-    for model in deployment.models:
-        engine = model.engine
-        typer.echo(
-            f"model {model.label[: len(model.manifest.name) + 13]}: {_shapes(model.manifest)}, "
-            f"{engine.provider} ({onnxruntime}), {engine.precision}, {engine.threads} threads",
-            err=True,
-        )
-    settings = deployment.settings
-    if settings.port:
-        host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104  # compared, not bound
-        typer.echo(f"try:  {_first_try(deployment.models.default, f'http://{host}:{settings.port}')}", err=True)
-
-
-def _shapes(manifest: Manifest) -> str:
-    """What pictures and latents a model takes, for a person."""
-    image = manifest.image
-    latents = "x".join("?" if axis is None else str(axis) for axis in manifest.latent_shape)
-    if image.max_side is None:
-        return f"{'x'.join(map(str, image.shape))}, latents {latents}"
-    sizes = f"sizes up to {image.max_side}x{image.max_side}, multiples of {image.stride}"
-    return f"{sizes}, {image.channels} channels, latents {latents}"
-
-
-def _first_try(model: "Model", url: str) -> str:
-    """A line that shows what the model does: sixteen small pictures or a large one, where seeds have pictures."""
-    if model.manifest.prior == "none" and model.prior is None:
-        return f"{url}/docs"
-    height, width, _ = model.manifest.image.default_shape
-    asked = "n=16&seed=7&scale=4" if height * width <= _SMALL_PIXELS else "seed=7"
-    return f"curl -s '{url}/sample?{asked}' -o sample.png"
-
-
-def _logging(level: str) -> dict[str, Any]:
-    """uvicorn's logging, with our own lines beside its."""
-    config = copy.deepcopy(LOGGING_CONFIG)
-    config["loggers"]["vaeserve"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
-    return config
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

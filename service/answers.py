@@ -8,17 +8,24 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from service import addresses, images, png, tensors
+from service import addresses, images, json_text, png, record, tensors
 from service.batcher import Done
-from service.budget import spend
+from service.budget import in_turns, spend
 from service.errors import too_large
 from service.forms import ANIMATIONS, Form
 from service.intake import Call
+from service.pieces import Pieces
 from service.schemas import Options, PathOptions, PictureOptions
+from service.timing import Timing
+
+# What a number takes to be rounded to another dtype, by `python -m benchmarks.wire`.
+CONVERTED_NUMBER_US = 0.002
+
+# Up to here, copying the pieces of an answer into one message costs less than sending more of them.
+_ONE_MESSAGE_BYTES = 2**16
 
 
 async def numbers(
@@ -35,13 +42,13 @@ async def numbers(
     Shapes:  named (n, …)
     """
     began = perf_counter()
-    arrays = {name: np.ascontiguousarray(array, dtype) for name, array in named.items() if array is not None}
-    count = sum(array.size for array in arrays.values())
+    converted = sum([array.size for array in named.values() if array is not None and array.dtype != dtype])
+    rows = await spend(CONVERTED_NUMBER_US * converted, _rows, named, dtype)
     if call.form is Form.SAFETENSORS:
-        content = await spend(20 + 0.002 * count, tensors.write, arrays)
+        content = tensors.write({name: array for name, array in rows.items() if array is not None})
     else:
         drawn = {} if seed is None else {"seed": seed}
-        content = await spend(5 + 0.02 * count, _json, call, drawn | dict(named) | arrays)
+        content = await _json(call, drawn | rows)
     return _response(call, content, seeded=False, runs=runs, decoded_at=decoded_at, encoding_at=began)
 
 
@@ -66,16 +73,16 @@ async def pictures(
     options = call.options
     named = {"images": image, **extra}
     if call.form is Form.SAFETENSORS:
-        values = sum(pictures.size for pictures in named.values())
-        content = await spend(0.001 * values, tensors.write, {**named, "z": z})
+        content = tensors.write({**named, "z": z})
     elif call.form is Form.JSON:
-        drawn = {} if seed is None else {"seed": seed}
-        n = sum(map(len, named.values()))
-        cost = n * images.rendering_cost_us(image[:1], "png", options.scale)
-        content = await spend(cost, _json_pictures, call, named, drawn, z, options.scale)
+        document: dict[str, Any] = {} if seed is None else {"seed": seed}
+        for name, rows in named.items():
+            cost = len(rows) * images.rendering_cost_us(rows[:1], "png", options.scale)
+            document[name] = await spend(cost, _base64_pngs, rows, options.scale)
+        content = await _json(call, document | {"z": np.ascontiguousarray(z)})
     else:
         encoding = cast("images.Encoding", call.form.label)
-        content = await spend(
+        file = await spend(
             images.rendering_cost_us(image, encoding, options.scale),
             images.render,
             image,
@@ -85,6 +92,7 @@ async def pictures(
             quality=options.quality,
             frame_ms=options.frame_ms if isinstance(options, PathOptions) else 0,
         )
+        content = (file,)
     return _response(call, content, seeded=seeded, runs=runs, decoded_at=decoded_at, encoding_at=began)
 
 
@@ -108,54 +116,36 @@ def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], 
     return columns
 
 
-def _json(call: Call[Options], members: dict[str, Any]) -> bytes:
+def _rows(named: Mapping[str, NDArray[Any] | None], dtype: str) -> dict[str, NDArray[Any] | None]:
+    """Arrays as orjson takes them: of this dtype and without gaps."""
+    return {name: None if array is None else np.ascontiguousarray(array, dtype) for name, array in named.items()}
+
+
+def _base64_pngs(image: NDArray[np.uint8], scale: int) -> list[str]:
+    return [base64.b64encode(png.encode(picture)).decode("ascii") for picture in images.enlarge(image, scale)]
+
+
+async def _json(call: Call[Options], members: dict[str, Any]) -> tuple[bytes, ...]:
     manifest = call.model.manifest
-    document = {"model": manifest.name, "digest": manifest.digest} | members
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _json_pictures(
-    call: Call[Options],
-    named: Mapping[str, NDArray[np.uint8]],
-    drawn: dict[str, int],
-    z: NDArray[np.float32],
-    scale: int,
-) -> bytes:
-    encoded = {
-        name: [base64.b64encode(png.encode(picture)).decode("ascii") for picture in images.enlarge(image, scale)]
-        for name, image in named.items()
-    }
-    return _json(call, drawn | encoded | {"z": np.ascontiguousarray(z)})
+    return await in_turns(json_text.pieces({"model": manifest.name, "digest": manifest.digest} | members))
 
 
 def _response(
     call: Call[Options],
-    content: bytes,
+    content: tuple[tensors.Piece, ...],
     *,
     seeded: bool,
     runs: Sequence[Done],
     decoded_at: float,
     encoding_at: float,
 ) -> Response:
+    timing = Timing(began=call.began, decoded_at=decoded_at, runs=runs, encoding_at=encoding_at)
+    record.of(call.request.scope).timing = timing
     headers = {
         **addresses.identity(call),
         **addresses.headers(call, seeded=seeded),
-        "server-timing": _timing(call.began, decoded_at, runs, encoding_at),
+        "server-timing": timing.header(),
     }
-    return Response(content, media_type=call.form.media_type, headers=headers)
-
-
-def _timing(began: float, decoded_at: float, runs: Sequence[Done], encoding_at: float) -> str:
-    """Where the time went, in milliseconds.
-
-    Source:  W3C Server Timing
-    """
-    spent = {
-        "decode": decoded_at - began,
-        "queue": sum(done.queue_s for done in runs),
-        "run": sum(done.run_s for done in runs),
-        "encode": perf_counter() - encoding_at,
-    }
-    batch = max(done.batch_rows for done in runs)
-    parts = (f"{name};dur={1000 * seconds:.3f}" for name, seconds in spent.items())
-    return ", ".join(parts) + f', batch;desc="{batch} rows"'
+    if len(content) == 1 or sum(map(len, content)) <= _ONE_MESSAGE_BYTES:
+        return Response(b"".join(content), media_type=call.form.media_type, headers=headers)
+    return Pieces(content, media_type=call.form.media_type, headers=headers)

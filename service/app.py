@@ -1,7 +1,9 @@
 """create_app(settings): the routes, the one handler of errors, and the life of the process."""
 
+import asyncio
 import gc
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -12,63 +14,118 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
-from service import openapi, refusals
+from service import openapi, pages, record, refusals, traces
+from service.access_log import AccessLog
 from service.doors import Doors
 from service.errors import Internal, MethodNotAllowed, NotFound, Problem
+from service.gate import Gate
+from service.keys import Keys
+from service.metrics import Metrics
 from service.models import Deployment, deploy
-from service.request_id import RequestId
-from service.routes import health, latents, models, paths, pictures
+from service.observed import Observed
+from service.origins import Origins
+from service.routes import health, latents, metrics, models, paths, pictures
 from service.settings import Settings
+from service.tally import Tally
+from service.traces import Traces
 
 logger = logging.getLogger("vaeserve")
 
-_ROUTERS = (latents.router, pictures.router, paths.router, models.router, health.router)
+# How often the engine is looked after, in seconds.
+_WATCH_S = 1.0
+
+_ROUTERS = (latents.router, pictures.router, paths.router, models.router, health.router, metrics.router)
 _DESCRIPTION = "Embeddings, samples and interpolations of variational autoencoders."
 
 
-def create_app(settings: Settings, *, cores: int | None = None) -> FastAPI:
+def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | None = None) -> FastAPI:
     """The application, every model loaded, proven and warm. Its graphs share so many cores, by default all that this
-    process may use.
+    process may use. It counts in `tally`, by default for itself.
 
-    Raises:  BadBundle, BadEngine
+    Raises:  BadBundle, BadEngine, BadKeys
     """
-    deployment = deploy(settings, cores=cores)
+    guards = _guards(settings)
+    tracing = Traces() if settings.traces else None
     routes = [route for router in _ROUTERS for route in router.routes]
     app = FastAPIOffline(
         title="vaeserve",
         description=_DESCRIPTION,
         version=version("vaeserve"),
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs/assets",
+        static_url=pages.ASSETS,
         redirect_slashes=False,
         lifespan=_lifespan,
-        middleware=[Middleware(Doors, routes=routes), Middleware(RequestId)],
-        telemetry={"tracing": False, "metrics": False, "logs": False},
+        middleware=[*guards, Middleware(Doors, routes=routes)],
+        telemetry=tracing.telemetry if tracing else traces.OFF,
         exception_handlers={
             Problem: _problem,
             HTTPException: _http_exception,
             Exception: _unforeseen,
         },
     )
-    app.state.deployment = deployment
     app.state.draining = False
     # Ahead of the pages that the framework brings, so that a request meets its verb first.
     app.router.routes[:0] = routes
     app.add_api_route("/", _root, methods=["GET", "HEAD"], include_in_schema=False)
-    openapi.install(app)
+    pages.install(app)
+    openapi.install(app, keyed=settings.api_keys_file is not None)
+    names = [route.path for route in app.routes if isinstance(route, Route)]
+    app.state.metrics = Metrics(names, tally=tally)
+    app.state.traces = tracing
+    app.state.deployment = deploy(settings, cores=cores, metrics=app.state.metrics)
+    app.state.access_log = AccessLog(settings.log_format) if settings.access_log else None
+    app.add_middleware(
+        Observed,
+        routes=names,
+        metrics=app.state.metrics,
+        access_log=app.state.access_log,
+        traces=tracing,
+    )
     return app
+
+
+def _guards(settings: Settings) -> list[Middleware]:
+    """Who may ask at all, as far as the settings say.
+
+    Raises:  BadKeys
+    """
+    guards = []
+    if settings.cors_origins:
+        guards.append(Middleware(Origins, origins=settings.cors_origins))
+    if settings.api_keys_file is not None:
+        keys = Keys(settings.api_keys_file, workers=max(1, settings.workers))
+        guards.append(Middleware(Gate, keys=keys, metrics_open=settings.open_metrics))
+    return guards
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()  # what was loaded by now lives as long as the process; no collection needs to look at it again
+    watch = asyncio.create_task(_watch(app))
+    app.state.metrics.serving()
     yield
+    watch.cancel()
     deployment: Deployment = app.state.deployment
     deployment.lane.close()
+    if app.state.access_log:
+        app.state.access_log.flush()
+    if app.state.traces:
+        await app.state.traces.close()
+
+
+async def _watch(app: FastAPI) -> None:
+    """End the process if a run of a graph will not; only a new process has a working engine."""
+    while True:
+        await asyncio.sleep(_WATCH_S)
+        deployment: Deployment = app.state.deployment
+        if deployment.is_wedged:
+            logger.critical("a run of a graph does not end; this process ends, and with it what it has accepted")
+            logging.shutdown()
+            os._exit(1)
 
 
 async def _root() -> Response:
@@ -76,7 +133,7 @@ async def _root() -> Response:
 
 
 async def _problem(request: Request, problem: Problem) -> Response:
-    return refusals.response(problem, path=request.url.path)
+    return refusals.response(problem, request.scope)
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
@@ -85,17 +142,17 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         allowed = ", ".join(sorted(_methods(request) or {"GET", "HEAD"}))  # the mounted files of /docs name none
         refused = f"{path}: got {method}, expected {allowed}"
-        return refusals.response(MethodNotAllowed(refused, headers={"allow": allowed}), path=path)
+        return refusals.response(MethodNotAllowed(refused, headers={"allow": allowed}), request.scope)
     if error.status_code == 404:
-        return refusals.response(NotFound(f"{path}: there is no such path, /docs lists those there are"), path=path)
+        return refusals.response(NotFound(f"{path}: there is no such path, /docs lists those there are"), request.scope)
     return await _unforeseen(request, error)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
-    request_id = request.state.request_id
+    request_id = record.of(request.scope).request_id
     logger.error("request %s failed: %r", request_id, error)
     problem = Internal(f"The log tells more under request id {request_id}.")
-    response = refusals.response(problem, path=request.url.path)
+    response = refusals.response(problem, request.scope)
     response.headers["x-request-id"] = request_id  # this answer passes outside the middleware
     return response
 

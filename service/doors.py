@@ -6,7 +6,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import refusals, request_id
+from service import refusals
 from service.callers import CallerGone
 from service.errors import Problem
 from service.openapi import VerbRoute
@@ -34,12 +34,10 @@ class Doors:
         if endpoint is None:
             await self._app(scope, receive, send)
             return
-        given = request_id.give(scope)
         try:
             response = await endpoint(Request(scope, receive))
         except Problem as problem:
-            response = refusals.response(problem, path=scope["path"])
+            response = refusals.response(problem, scope)
         except (CallerGone, ClientDisconnect):
             return
-        response.raw_headers.append((request_id.HEADER, given))
         await response(scope, receive, send)

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
@@ -11,15 +12,19 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from service import bodies, forms, sizes
+from service import bodies, forms, record, sizes
 from service.batcher import Done, Queue
 from service.bodies import Body, Named
-from service.callers import attended
+from service.callers import Deadline, attended
 from service.errors import Fault, Invalid, invalid, too_large
+from service.keys import Key
 from service.models import Deployment, Model
 from service.schemas import Options
+from service.settings import Settings
 
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
+
+_TIMEOUT_DIGITS = 12
 
 # Many more than any verb knows; a body of nothing but unknown options must not cost a fault each.
 _MAX_OPTIONS = 64
@@ -50,6 +55,7 @@ class Call(Generic[O]):
     body: Body
     form: forms.Form
     began: float
+    deadline: Deadline
 
     @property
     def is_get(self) -> bool:
@@ -78,12 +84,23 @@ class Call(Generic[O]):
         if engine_rows > limit:
             raise too_large("rows", got=engine_rows, limit=limit, unit="rows")
 
+    def admit(self, engine_rows: int) -> AbstractContextManager[None]:
+        """Room for all engine rows that the request will run, at the expense of its key, where that has a rate.
+
+        Raises:  QueueFull, RateUsedUp
+        """
+        key: Key | None = self.request.scope["state"].get("key")
+        if key is not None and key.bucket is not None:
+            self.deployment.lane.require_room(engine_rows)  # what finds no room costs the key nothing
+            key.bucket.take(engine_rows)
+        return self.deployment.lane.admit(engine_rows)
+
     async def run(self, queue: Queue, *inputs: NDArray[Any]) -> Done:
         """The outputs of one of the model's graphs for these rows, as soon as they have been in a batch.
 
-        Raises:  CallerGone if the caller left first
+        Raises:  CallerGone if the caller left first, DeadlinePassed if its time was over first
         """
-        return await attended(queue.submit(*inputs), self.request.receive)
+        return await attended(queue.submit(*inputs), self.request.receive, deadline=self.deadline)
 
 
 async def read(request: Request, verb: Verb[O]) -> Call[O]:
@@ -91,20 +108,38 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
     began = perf_counter()
     deployment: Deployment = request.app.state.deployment
     settings = deployment.settings
+    deadline = _deadline(request, began, settings)
     body = bodies.EMPTY
     if request.method == "POST":
+        deployment.lane.require_room(1)  # or else nothing is gained from reading on
         content = await bodies.receive(request, max_bytes=settings.max_body_bytes)
         body = await bodies.parse(content, request.headers, takes=verb.takes, max_parts=settings.max_request_rows)
     options = _options(verb, _query(request) + body.options)
+    model = deployment.models.find(options.model)
+    record.of(request.scope).model = model.label
     return Call(
         request=request,
         deployment=deployment,
-        model=deployment.models.find(options.model),
+        model=model,
         options=options,
         body=body,
         form=forms.choose(verb.forms, named=options.format, accept=request.headers.get("accept")),
         began=began,
+        deadline=deadline,
     )
+
+
+def _deadline(request: Request, began: float, settings: Settings) -> Deadline:
+    """When the request is to be answered: as it asks, within the server's bound, else by the server's own.
+
+    Raises:  Invalid if it asks for no number of milliseconds
+    """
+    asked = request.headers.get("x-timeout-ms")
+    if asked is None:
+        return Deadline(began, timeout_ms=settings.timeout_ms)
+    if not (asked.isascii() and asked.isdigit() and len(asked) <= _TIMEOUT_DIGITS and int(asked)):
+        raise invalid("X-Timeout-Ms", got=asked, expected="a whole number of milliseconds, at least 1")
+    return Deadline(began, timeout_ms=min(int(asked), settings.max_timeout_ms))
 
 
 def _query(request: Request) -> tuple[tuple[str, Named], ...]:

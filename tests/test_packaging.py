@@ -18,6 +18,7 @@ ENGINES = {
     "hub": [],
     "import": [],
     "openvino": ["onnxruntime-openvino"],
+    "traces": [],
     "train": [],
 }
 # What a stage of the image is made from: the stages it names, and its own lines.
@@ -143,7 +144,7 @@ def test_the_image_has_a_target_for_cpu_gpu_and_training_and_cpu_is_the_default(
 def test_an_image_that_serves_is_made_without_torch(target: str) -> None:
     made_from = everything_in(target)
     assert f"install -r locks/{target}.txt" in made_from
-    assert set(re.findall(r"locks/(\w+)\.txt", made_from)) == {target}
+    assert set(re.findall(r"locks/(\w+)\.txt", made_from)) == {target, "traces"}
     assert not re.search(r"torch|COPY (model|export|\.) ", made_from)
 
 
@@ -167,13 +168,26 @@ def test_only_what_the_image_copies_reaches_its_build() -> None:
 
 
 def test_the_compose_file_names_the_targets_of_the_image() -> None:
-    assert list(services()) == ["api", "api-gpu", "train"]
-    built = [re.findall(r"^      target: (\S+)$", lines, flags=re.MULTILINE) for lines in services().values()]
-    assert built == [["cpu"], ["gpu"], ["train"]]
-    assert all(target in stages() for (target,) in built)
+    built = {
+        name: target
+        for name, lines in services().items()
+        for target in re.findall(r"^      target: (\S+)$", lines, flags=re.MULTILINE)
+    }
+    assert built == {"api": "cpu", "api-gpu": "gpu", "train": "train"}
+    assert set(built.values()) <= set(stages())
+    assert set(services()) - set(built) == {"prometheus", "grafana"}
 
 
-@pytest.mark.parametrize(("service", "profile"), [("api", []), ("api-gpu", ["gpu"]), ("train", ["train"])])
+@pytest.mark.parametrize(
+    ("service", "profile"),
+    [
+        ("api", []),
+        ("api-gpu", ["gpu"]),
+        ("prometheus", ["observability"]),
+        ("grafana", ["observability"]),
+        ("train", ["train"]),
+    ],
+)
 def test_only_the_api_starts_without_a_profile(service: str, profile: list[str]) -> None:
     assert re.findall(r"^    profiles: \[(\S+)\]$", services()[service], flags=re.MULTILINE) == profile
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service import batcher
+from service import lane
 from service.app import create_app
 from service.settings import Settings
 from tests.service.linear import Bundles, Linear, OpenLinear, fitted_prior, linear, open_linear, write_linear
@@ -117,5 +117,5 @@ def kinds(kinds_folder: Path) -> Iterator[httpx.Client]:
 @pytest.fixture
 def app(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     """The application in this process, for what needs an engine that fails or waits: in a thread, one run at a time."""
-    monkeypatch.setattr(batcher, "LOOP_BUDGET_US", -1.0)
+    monkeypatch.setattr(lane, "LOOP_BUDGET_US", -1.0)
     return create_app(Settings(bundles=(bundles.colour, bundles.grey), max_batch_rows=4, max_queue_rows=8), cores=1)

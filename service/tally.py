@@ -1,0 +1,58 @@
+"""Numbers that several processes count side by side: each has a place of its own to write, any of them adds up all."""
+
+from ctypes import Array, c_double
+from multiprocessing import get_context
+
+# Of each place. A cell that nobody counts in costs eight bytes.
+CELLS = 4096
+
+# The first cells hold what is true only while the process of a place lives; the others count on after its end.
+LIVE_CELLS = 16
+
+Memory = Array[c_double]
+
+
+def shared(places: int) -> Memory:
+    """Room for so many processes, all zero, to be handed to each as it is started. No file is left of it."""
+    return get_context("spawn").RawArray(c_double, places * CELLS)
+
+
+def bury(memory: Memory, place: int) -> None:
+    """Forget what was true of the process that has just ended in a place."""
+    start = place * CELLS
+    memory[start : start + LIVE_CELLS] = [0.0] * LIVE_CELLS
+
+
+class Tally:
+    """The cells of one place, of its own memory unless it shares some. One thread alone writes: a number is read, added
+    to and written back.
+    """
+
+    def __init__(self, memory: Memory | None = None, *, place: int = 0) -> None:
+        whole = (c_double * CELLS)() if memory is None else memory
+        every = memoryview(whole).cast("B").cast("d")
+        self._places = [every[start : start + CELLS] for start in range(0, len(every), CELLS)]
+        self.cells = self._places[place]
+        self._live, self._lasting = 0, LIVE_CELLS
+
+    def reserve(self, count: int) -> int:
+        """The first of so many cells that count on after the end of the process."""
+        first, self._lasting = self._lasting, self._lasting + count
+        if self._lasting > CELLS:
+            raise MemoryError(f"tally: {self._lasting} cells are wanted, {CELLS} are there")
+        return first
+
+    def reserve_live(self) -> int:
+        """A cell that is zero again once the process has ended."""
+        cell, self._live = self._live, self._live + 1
+        if self._live > LIVE_CELLS:
+            raise MemoryError(f"tally: {self._live} live cells are wanted, {LIVE_CELLS} are there")
+        return cell
+
+    def sums(self) -> list[float]:
+        """Each cell that is reserved, added up over all places."""
+        return [sum(cells) for cells in zip(*[place[: self._lasting] for place in self._places], strict=True)]
+
+    def each(self, cell: int) -> list[float]:
+        """One cell of every place."""
+        return [place[cell] for place in self._places]
