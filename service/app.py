@@ -33,6 +33,9 @@ from service.traces import Traces
 
 logger = logging.getLogger("vaeserve")
 
+# Objects made and not yet freed that begin a collection.
+_COLLECT_EVERY = 20_000
+
 # How often the engine is looked after, in seconds.
 _WATCH_S = 1.0
 
@@ -105,6 +108,7 @@ def _guards(settings: Settings) -> list[Middleware]:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()  # what was loaded by now lives as long as the process; no collection needs to look at it again
+    gc.set_threshold(_COLLECT_EVERY)  # a request leaves hardly a cycle behind, and makes hundreds of objects
     watch = asyncio.create_task(_watch(app))
     app.state.metrics.serving()
     yield

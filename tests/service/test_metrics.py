@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from service.settings import Settings
 from tests.service.linear import Bundles
 from tests.service.wire import form, pixels
 from tests.serving import in_process, serving
-from tests.test_workers import Unfinished, answers_of_each, stopped, until, workers
+from tests.test_workers import until, workers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -217,31 +218,59 @@ def test_each_model_is_told_with_its_digest_and_where_it_runs(client: httpx.Clie
     assert len(found) == 2
 
 
+BODY = b'{"n": 2, "seed": 5}'
+
+
+def begun(url: str) -> socket.socket:
+    """A request whose head a worker has read, as its 100 Continue says."""
+    parts = httpx.URL(url)
+    caller = socket.create_connection((parts.host, parts.port or 0), timeout=30)
+    caller.sendall(
+        b"POST /sample HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(BODY)
+    )
+    assert caller.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    return caller
+
+
+def is_finished(caller: socket.socket) -> bool:
+    """Whether there is still somebody to answer it."""
+    with caller:
+        try:
+            caller.sendall(BODY)
+            return caller.recv(1000).startswith(b"HTTP/1.1 200 ")
+        except OSError:
+            return False
+
+
 def test_two_workers_count_together_and_what_a_dead_one_held_is_gone() -> None:
-    def told(server_url: str) -> Samples:
-        return parsed(httpx.get(f"{server_url}/metrics", timeout=30).text)
+    """Whichever worker a connection comes to, and whichever is asked."""
+
+    def told() -> Samples:
+        return parsed(httpx.get(f"{server.url}/metrics", timeout=30).text)
 
     with serving(["--workers", "2"]) as server:
-        old, other = workers(server)
-        answers_of_each(server, [old, other])
-        for pid in (old, other):
-            with stopped([other if pid == old else old]):
-                samples = told(server.url)
-            assert value(samples, "vaeserve_requests_total", route="/sample", code="200") == 2
-            assert value(samples, "vaeserve_batch_rows_sum") == 6
+        for _ in range(16):
+            assert httpx.get(f"{server.url}/sample?seed=5&n=3", timeout=30).status_code == 200
+        for _ in range(8):
+            samples = told()
+            assert value(samples, "vaeserve_requests_total", route="/sample", code="200") == 16
+            assert value(samples, "vaeserve_batch_rows_sum") == 48
             assert value(samples, "vaeserve_workers") == 2
             assert value(samples, "vaeserve_queue_limit_rows") == Settings().max_queue_rows
             for place in "01":
                 assert value(samples, "process_resident_memory_bytes", worker=place) > 1e6
-        with stopped([other]):
-            unfinished = Unfinished(server.url)  # which old has taken
-        os.kill(old, signal.SIGKILL)
-        unfinished.give_up()
-        until(lambda: len(workers(server)) == 3 and "Application startup complete" in server.said[-1])
-        samples = told(server.url)
-        assert value(samples, "vaeserve_requests_in_progress") == 1, "the scrape itself"
+        callers = [begun(server.url) for _ in range(8)]
+        assert value(told(), "vaeserve_requests_in_progress") == 9, "the scrape too"
+        os.kill(workers(server)[0], signal.SIGKILL)
+        until(lambda: "".join(server.said).count("Application startup complete") == 3)
+        samples = told()
+        finished = sum(map(is_finished, callers))
+        assert value(samples, "vaeserve_requests_in_progress") == finished + 1
         assert value(samples, "vaeserve_workers") == 2
-        assert value(samples, "vaeserve_requests_total", route="/sample", code="200") == 2, "what was counted stays"
+        samples = told()
+        assert value(samples, "vaeserve_requests_total", route="/sample", code="200") == 16 + finished
+        assert value(samples, "vaeserve_batch_rows_sum") == 48 + 2 * finished
 
 
 def test_every_metric_stands_in_the_operations_page_and_no_other(client: httpx.Client) -> None:

@@ -73,10 +73,13 @@ def client(running: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def app(folder: Path) -> FastAPI:
-    """In this process: runs of 8 rows and 4096 pixels, requests of 64 engine rows, a queue of 40."""
+def app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """In this process, for what needs an engine that waits: runs of 8 rows and 4096 pixels, in a thread and one at a time;
+    requests of 64 engine rows, a queue of 40.
+    """
+    monkeypatch.setattr("service.lane.LOOP_BUDGET_US", -1.0)
     limits = {"max_batch_rows": 8, "max_run_pixels": 4096, "max_request_rows": 64, "max_queue_rows": 40}
-    return create_app(Settings(bundles=(folder,), **limits))
+    return create_app(Settings(bundles=(folder,), **limits), cores=1)
 
 
 def noise(n: int, size: Size, seed: int = 0) -> NDArray[np.uint8]:
