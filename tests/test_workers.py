@@ -118,7 +118,7 @@ def ended(*arguments: object) -> subprocess.CompletedProcess[str]:
 class Unfinished:
     """A request whose headers the server has read, as its 100 Continue says, and whose body it still waits for."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, answered_within_s: float = WITHIN_S) -> None:
         body = b'{"n": 3, "seed": 5, "format": "json"}'
         self._last = body[-1:]
         parts = urlsplit(url)
@@ -127,7 +127,13 @@ class Unfinished:
             b"POST /sample HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(body)
         )
-        assert self._socket.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        self._socket.settimeout(answered_within_s)
+        try:
+            assert self._socket.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        except TimeoutError:
+            self._socket.close()
+            raise
+        self._socket.settimeout(WITHIN_S)
         self._socket.sendall(body[:-1])
 
     def finish(self) -> bytes:
@@ -138,6 +144,15 @@ class Unfinished:
 
     def give_up(self) -> None:
         self._socket.close()
+
+
+def unfinished_at_whom_moves(server: Server) -> Unfinished:
+    deadline = time.monotonic() + WITHIN_S
+    while True:
+        try:
+            return Unfinished(server.url, answered_within_s=0.5)
+        except TimeoutError:
+            assert time.monotonic() < deadline, "nobody took it"
 
 
 def port_is_closed(url: str) -> bool:
@@ -256,7 +271,7 @@ def test_a_killed_worker_is_replaced_and_the_other_serves_on() -> None:
         old, other = workers(server)
         expected = httpx.get(server.url + ASKED, timeout=WITHIN_S).content
         with stopped([other]):
-            unfinished = Unfinished(server.url)  # which old has taken
+            unfinished = unfinished_at_whom_moves(server)  # which is old
         os.kill(old, signal.SIGKILL)
         unfinished.give_up()
         until(lambda: len(workers(server)) == 3 and "Application startup complete" in server.said[-1])

@@ -74,7 +74,7 @@ def client(running: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
-    """In this process, for what needs an engine that waits: runs of 8 rows and 4096 pixels, in a thread and one at a time;
+    """In this process, for what needs an engine that waits: one run at a time, in a thread, of 8 rows and 4096 pixels;
     requests of 64 engine rows, a queue of 40.
     """
     monkeypatch.setattr("service.lane.LOOP_BUDGET_US", -1.0)
