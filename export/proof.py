@@ -8,6 +8,7 @@ from export.runs import LARGEST_RUN_PIXELS, Shape
 from export.summary import runs_in_words
 from service.bundle import MANIFEST, BadBundle, Bundle, ImageSpec, read
 from service.engine import Engine
+from service.machine import available_cores
 
 
 def prove(path: Path) -> list[str]:
@@ -17,7 +18,7 @@ def prove(path: Path) -> list[str]:
     """
     bundle = read(path)
     manifest = bundle.manifest
-    engine = Engine(bundle, device="cpu", threads=0)
+    engine = Engine(bundle, device="cpu", threads=available_cores())
     for shape in manifest.parity.shapes:
         _run(engine, bundle, shape)
     graphs = [name for name in manifest.files if name.endswith(".onnx")]

@@ -56,12 +56,17 @@ def test_a_line_as_json_is_one_object_whatever_it_holds() -> None:
 @pytest.fixture
 def kept() -> Iterator[None]:
     """The loggers as they were."""
-    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in ("vaeserve", "uvicorn"))]
-    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in ("vaeserve", "uvicorn", "uvicorn.error"))]
+    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    for logger in loggers[1:]:  # as they are in a process in which no other server was configured
+        logger.setLevel(logging.NOTSET)
+        logger.handlers[:] = []
+        logger.propagate = True
     yield
-    for logger, level, handlers in before:
+    for logger, level, handlers, propagate in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
+        logger.propagate = propagate
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
