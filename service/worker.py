@@ -37,15 +37,14 @@ def work(
     its parent then says how many. It counts in its place of `memory`.
     """
     dictConfig(logs.config(settings))
-    tally = Tally(memory, place=place)
     try:
-        app = _app(settings, workers or 1, tally)
+        app = _app(settings, workers or 1, Tally(memory, place=place))
         if workers == AUTO:
             pipe.send(_loaded(app.state.deployment))
             told: Workers = pipe.recv()
             workers = told.count
             if workers > 1:
-                app = _app(settings, workers, tally)
+                app = _app(settings, workers, Tally(memory, place=place))
         lines = greeting.lines(app.state.deployment, onnxruntime=onnxruntime, url=ports.url(sockets))
         pipe.send(_loaded(app.state.deployment, greeting=lines))
         server = Server(app, settings, on_listening=lambda: pipe.send(Listening()))

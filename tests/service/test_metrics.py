@@ -273,6 +273,16 @@ def test_two_workers_count_together_and_what_a_dead_one_held_is_gone() -> None:
         assert value(samples, "vaeserve_batch_rows_sum") == 48 + 2 * finished
 
 
+def test_workers_of_auto_count_together_too() -> None:
+    """The first of them loaded twice, once to find out how many there shall be."""
+    with serving(["--workers", "auto"]) as server:
+        for _ in range(16):
+            assert httpx.get(f"{server.url}/sample?seed=5", timeout=30).status_code == 200
+        for _ in range(8):
+            samples = parsed(httpx.get(f"{server.url}/metrics", timeout=30).text)
+            assert value(samples, "vaeserve_requests_total", route="/sample", code="200") == 16
+
+
 def test_every_metric_stands_in_the_operations_page_and_no_other(client: httpx.Client) -> None:
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     section = page.partition("\n## Metrics\n")[2].partition("\n## ")[0]
