@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from export.frozen import CannotImport
+from service.bundle import CARD
 
-CARD = "card.md"
 # Cards of vae-train have a few kilobytes, and its pictures a few hundred each.
 _MAX_CARD_BYTES = 2**18
 _MAX_PICTURE_BYTES = 2**22

@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-from service.bundle import PRIOR, ImageSpec, Likelihood, Manifest, Tolerance
+from service.bundle import PRIOR, Diagnostics, ImageSpec, Likelihood, Manifest, Tolerance
 
 Rows = list[tuple[str, str]]
 
@@ -144,10 +144,28 @@ def _diagnostics(manifest: Manifest) -> Rows:
     if found is None:
         return []
     kl = found.kl_per_dimension
+    nats = [("KL", f"{sum(kl):.2f} nats, from {min(kl):.2f} to {max(kl):.2f} per dimension")] if kl else []
     return [
-        ("active units", f"{found.active_units} of {len(kl)}"),
-        ("KL", f"{sum(kl):.2f} nats, from {min(kl):.2f} to {max(kl):.2f} per dimension"),
+        ("active units", f"{found.active_units} of {_latents(manifest)}"),
+        *nats,
         ("mu", f"from {found.mu_min:.2f} to {found.mu_max:.2f}"),
+        *_trust(found),
+    ]
+
+
+def _trust(diagnostics: Diagnostics) -> Rows:
+    trust = diagnostics.trust
+    if trust is None:
+        return []
+    verdicts = {
+        "samples of N(0, I)": trust.standard,
+        "samples of the fitted prior": trust.fitted,
+        "interpolations": trust.interpolate,
+    }
+    return [
+        (name, "trusted" if verdict.trusted else f"not to be trusted: {verdict.reason}")
+        for name, verdict in verdicts.items()
+        if verdict
     ]
 
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.checkpoint import RunConfig
+from model.coverage import EXPECTED_DENSITY
 
 # A handful of clamped values among thousands does no harm; more of them, and a figure is the clamp's.
 _CLAMPED_SHARE = 0.001
 # Moments of latents that the prior is taken for; samples start to differ visibly somewhere beyond them.
 _MEAN_MAX, _VARIANCE_MIN, _VARIANCE_MAX = 0.5, 0.5, 2.0
-_COVERED_SHARE = 0.5
+# Of what real pictures would have. Density is above that for any smooth picture, so it tells only when it is low.
+_REALISTIC_SHARE = 0.5
 # The decoder's means are smoother than pictures, which alone brings them nearer; half the distance is more than that.
 _COPY_RATIO = 0.5
 # Nats lost to overfitting, as a share of what the latents carry.
@@ -61,9 +63,9 @@ def checks(config: RunConfig, metrics: Mapping[str, Any], *, history: Sequence[M
     found = [
         _latents_in_use(config, metrics),
         _logvar_in_range(metrics),
-        _latents_as_the_prior(config, metrics),
+        latents_as_the_prior(metrics) if config.model.family == "vae" else None,
         _prior(config, metrics),
-        _variety(metrics),
+        _served_samples(metrics),
         _copies(metrics),
         _likelihood(metrics),
         _training_at_its_end(config, history),
@@ -107,9 +109,10 @@ def _logvar_in_range(metrics: Mapping[str, Any]) -> Check | None:
     return Check("Log variances", share <= _CLAMPED_SHARE, sentence)
 
 
-def _latents_as_the_prior(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
+def latents_as_the_prior(metrics: Mapping[str, Any]) -> Check | None:
+    """Whether the moments of all posteriors together are near those of N(0, I)."""
     means, variances = figure(metrics, "aggregate", "mean"), figure(metrics, "aggregate", "variance")
-    if config.model.family == "autoencoder" or not means or not variances:
+    if not means or not variances:
         return None
     mean, low, high = max(map(abs, means)), min(variances), max(variances)
     is_fine = mean <= _MEAN_MAX and low >= _VARIANCE_MIN and high <= _VARIANCE_MAX
@@ -133,16 +136,28 @@ def _prior(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
     return None
 
 
-def _variety(metrics: Mapping[str, Any]) -> Check | None:
-    name, where = ("fitted", "the fitted prior") if figure(metrics, "samples", "fitted") else ("standard", "N(0, I)")
-    coverage = figure(metrics, "samples", name, "coverage")
+def realism(metrics: Mapping[str, Any], prior: str) -> Check | None:
+    """How samples of a prior, `standard` or `fitted`, lie among test pictures."""
+    found = figure(metrics, "samples", prior) or {}
+    coverage, density = found.get("coverage"), found.get("density")
     if coverage is None:
         return None
-    expected = figure(metrics, "samples", name, "expected_coverage") or 1.0
+    expected = found.get("expected_coverage") or 1.0
+    where = "N(0, I)" if prior == "standard" else "the fitted prior"
     sentence = (
         f"Samples from {where} cover {coverage:.0%} of the test pictures; real pictures would cover {expected:.0%}."
     )
-    return Check("Variety of samples", coverage >= _COVERED_SHARE * expected, sentence)
+    is_fine = coverage >= _REALISTIC_SHARE * expected
+    if density is not None:
+        sentence += (
+            f" They lie among them with a density of {density:.2f}; real pictures would have {EXPECTED_DENSITY:g}."
+        )
+        is_fine = is_fine and density >= _REALISTIC_SHARE * EXPECTED_DENSITY
+    return Check("Realism of samples", is_fine, sentence)
+
+
+def _served_samples(metrics: Mapping[str, Any]) -> Check | None:
+    return realism(metrics, "fitted" if figure(metrics, "samples", "fitted") else "standard")
 
 
 def _copies(metrics: Mapping[str, Any]) -> Check | None:

@@ -18,6 +18,8 @@ from torch.nn import functional
 # Which neighbour's distance is the radius of a real picture's ball: the choice of Naeem et al.
 NEAREST = 5
 SIDE_MAX = 32
+# Density of real pictures among others, on average.
+EXPECTED_DENSITY = 1.0
 
 _WHITE = 255
 # Numbers of a chunk of pictures or of distances, 8 bytes each.

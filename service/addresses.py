@@ -6,6 +6,7 @@ from importlib.metadata import version
 import orjson
 from starlette.responses import Response
 
+from service import trust
 from service.intake import Call
 from service.schemas import Options
 
@@ -41,15 +42,24 @@ def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:
     fresh = headers(call, seeded=True) | {"x-model": call.model.label}
     if call.options.format is None:
         fresh["vary"] = "Accept"
-    tags = {tag.strip().removeprefix("W/") for tag in held.split(",")}
-    if not tags & {fresh["etag"], "*"}:
+    if not is_held(held, fresh["etag"]):
         return None
     return Response(status_code=304, headers=identity(call) | fresh)
 
 
+def is_held(held: str, etag: str) -> bool:
+    """Whether an If-None-Match names this validator, by weak comparison.
+
+    Source:  RFC 9110, section 13.1.2
+    """
+    tags = {tag.strip().removeprefix("W/") for tag in held.split(",")}
+    return not tags.isdisjoint({etag, "*"})
+
+
 def identity(call: Call[Options]) -> dict[str, str]:
     """What every answer of a verb says of itself: who made it, and whether `Accept` chose its form."""
-    return {"x-model": call.model.label} | ({"vary": "Accept"} if call.options.format is None else {})
+    varies = {"vary": "Accept"} if call.options.format is None else {}
+    return {"x-model": call.model.label} | varies | trust.headers(call.warnings)
 
 
 def _etag(call: Call[Options]) -> str:
@@ -63,5 +73,6 @@ def _etag(call: Call[Options]) -> str:
         call.form.label,
         call.request.url.path,
         call.options.model_dump(mode="json", exclude={"model", "format"}),
+        *(warning.model_dump() for warning in call.warnings),  # of the manifest, and yet not of its digest
     ]
     return f'"{hashlib.sha256(orjson.dumps(answer)).hexdigest()[:32]}"'

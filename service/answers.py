@@ -79,7 +79,8 @@ async def pictures(
         for name, rows in named.items():
             cost = len(rows) * images.rendering_cost_us(rows[:1], "png", options.scale)
             document[name] = await spend(cost, _base64_pngs, rows, options.scale)
-        content = await _json(call, document | {"z": np.ascontiguousarray(z)})
+        warned = {"warnings": [warning.model_dump() for warning in call.warnings]} if call.warnings else {}
+        content = await _json(call, document | warned | {"z": np.ascontiguousarray(z)})
     else:
         encoding = cast("images.Encoding", call.form.label)
         file = await spend(

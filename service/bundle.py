@@ -20,6 +20,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 ENCODER, DECODER, SCORER = "encoder.onnx", "decoder.onnx", "scorer.onnx"
 PRIOR, PROBE = "prior.safetensors", "probe.safetensors"
+CARD, PICTURES = "card.md", "pictures/"
 
 # A manifest is a few kilobytes; one that is larger is not read into memory.
 _MAX_MANIFEST_BYTES = 2**20
@@ -156,13 +157,63 @@ class Variant(_Part):
     machine: str
 
 
+class Aggregate(_Part):
+    """What the posteriors of all test pictures look like together. N(0, I) has means, correlations and an MMD of 0, and
+    variances of 1.
+    """
+
+    mean: tuple[float, ...] = Field(description="per dimension")
+    variance: tuple[float, ...] = Field(description="per dimension")
+    largest_correlation: float = Field(description="of two dimensions, absolute")
+    mmd: float | None = Field(None, description="squared maximum mean discrepancy to N(0, I); null without a posterior")
+    mmd_spread: float | None = Field(None, description="standard deviation it would have, were there no discrepancy")
+
+
+class Realism(_Part):
+    """How decoded samples of a prior lie among test pictures, by Euclidean distance of pixels."""
+
+    density: float = Field(description="samples around a test picture; smooth pictures have more")
+    expected_density: float = Field(description="the same, were the samples real pictures")
+    coverage: float = Field(description="share of test pictures with a sample near them")
+    expected_coverage: float = Field(description="the same, were the samples real pictures")
+
+
+class Samples(_Part):
+    """Realism of what /sample gives, by prior; null where it was not measured or there is no such prior."""
+
+    standard: Realism | None
+    fitted: Realism | None
+
+
+class Verdict(_Part):
+    """Whether something is to be trusted, as its figures were judged when they were measured."""
+
+    trusted: bool
+    # In ASCII, and in one line: it stands in a header too.
+    reason: str = Field(pattern=r"^[ -~]{1,1000}$", description="a sentence or two")
+
+
+class Trust(_Part):
+    """Verdicts on what is served; null where nothing was measured that would tell."""
+
+    standard: Verdict | None = Field(description="/sample from N(0, I)")
+    fitted: Verdict | None = Field(description="/sample from the fitted prior")
+    interpolate: Verdict | None = Field(description="/interpolate")
+
+
 class Diagnostics(_Part):
     """How the latent space is used, measured on test pictures."""
 
-    kl_per_dimension: tuple[float, ...] = Field(description="nats, mean over pictures")
+    kl_per_dimension: tuple[float, ...] | None = Field(
+        None, description="nats, mean over pictures; null without a posterior"
+    )
     active_units: int = Field(description="dimensions whose mu varies by more than 0.01 over pictures")
+    active_dimensions: tuple[int, ...] | None = Field(None, description="which these are, counted from 0")
     mu_min: float
     mu_max: float
+    aggregate: Aggregate | None = None
+    samples: Samples | None = None
+    trust: Trust | None = None
 
 
 def _kind_of_tolerance(found: Any) -> str:
@@ -257,7 +308,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose every byte matched its manifest. Graphs are bytes that nothing has run yet."""
+    """A bundle whose every byte matched its manifest. Graphs are bytes that nothing has run yet; `pictures` are the
+    card's, by name, as `pictures/NAME.png`.
+    """
 
     path: Path
     manifest: Manifest
@@ -266,6 +319,8 @@ class Bundle:
     scorer: bytes | None
     prior: bytes | None
     probe: Probe
+    card: bytes | None
+    pictures: dict[str, bytes]
 
 
 def digest(manifest: dict[str, Any]) -> str:
@@ -306,6 +361,8 @@ def read(path: Path) -> Bundle:
         scorer=contents.get(SCORER),
         prior=contents.get(PRIOR),
         probe=_read_probe(path / PROBE, contents[PROBE], manifest),
+        card=contents.get(CARD),
+        pictures={name: content for name, content in contents.items() if name.startswith(PICTURES)},
     )
 
 

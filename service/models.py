@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from service import prior, sizes
+from service import cards, prior, sizes
 from service.batcher import Load, Queue, RowShape
 from service.bundle import DECODER, ENCODER, PRIOR, SCORER, BadBundle, Bundle, Manifest, read
 from service.engine import Cost, Engine, Graph, rows_of_a_run, start
@@ -19,7 +19,7 @@ from service.settings import Settings
 class Model:
     """One bundle, loaded, proven and warm, with a queue before each of its graphs.
 
-    Raises:  BadBundle if its fitted prior is no density over its latents
+    Raises:  BadBundle if its fitted prior is no density over its latents, or its card no text
     """
 
     def __init__(self, bundle: Bundle, *, engine: Engine, lane: Lane, settings: Settings) -> None:
@@ -27,6 +27,7 @@ class Model:
         self.engine = engine
         self.image_axes, self.latent_axes = sizes.of_images(self.manifest), sizes.of_latents(self.manifest)
         self.prior = _fitted_prior(bundle)
+        self.card = cards.page(bundle)
         self._default_pixels = _default_pixels(self.manifest)
 
         def queue(name: str, graph: Graph) -> Queue:

@@ -12,7 +12,10 @@ _Headers = list[tuple[bytes, bytes]]
 
 # What a page may see of an answer, and what it may send, beyond what browsers let every page see and send.
 _SEEN: _Headers = [
-    (b"access-control-expose-headers", b"etag, retry-after, server-timing, x-dims, x-model, x-request-id, x-seed")
+    (
+        b"access-control-expose-headers",
+        b"etag, retry-after, server-timing, x-dims, x-model, x-request-id, x-seed, x-warnings",
+    )
 ]
 _SENT: _Headers = [
     (b"access-control-allow-methods", b"GET, HEAD, POST"),

@@ -180,6 +180,13 @@ class ScoreAnswer(BaseModel):
     log_likelihood: list[float] | None = Field(None, description="the bound of k draws, where k was asked")
 
 
+class WarningAnswer(BaseModel):
+    """What to know of an answer that the model is not to be trusted for."""
+
+    type: Literal["untrusted-samples", "untrusted-interpolation"]
+    detail: str
+
+
 class PicturesAnswer(BaseModel):
     """Pictures and the latents that they were decoded from."""
 
@@ -189,6 +196,7 @@ class PicturesAnswer(BaseModel):
     images: list[Base64]
     z: list[Vector]
     seed: int | None = None
+    warnings: list[WarningAnswer] | None = Field(None, description="only where there are any")
 
 
 class ProblemAnswer(BaseModel):
@@ -231,9 +239,32 @@ class Limits(BaseModel):
     max_run_pixels: int
 
 
+class VerdictAnswer(BaseModel):
+    """Whether something is to be trusted."""
+
+    trusted: bool | None = Field(description="null where it was not measured")
+    reason: str
+
+
+class SampleTrust(BaseModel):
+    """Whether samples are to be trusted, by their prior."""
+
+    standard: VerdictAnswer
+    fitted: VerdictAnswer
+
+
+class TrustAnswer(BaseModel):
+    """What of a model is to be trusted, as its figures were judged when they were measured."""
+
+    sample: SampleTrust
+    interpolate: VerdictAnswer
+
+
 class ModelAnswer(ModelSummary):
     """One loaded model, with its whole manifest."""
 
+    trust: TrustAnswer
+    card: str | None = Field(description="path of its card, a page; null where it has none")
     limits: Limits
     manifest: dict[str, Any]
 

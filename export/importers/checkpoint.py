@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,21 @@ from export.frozen import CannotImport, Frozen
 from export.graphs import freeze, source
 from model import checkpoint
 from model.checkpoint import Checkpoint
+from model.coverage import EXPECTED_DENSITY
 from model.errors import BadCheckpoint
+from model.evaluation import ACTIVE_VARIANCE
 from model.gaussian import DiagonalGaussian
 from model.likelihoods import Gaussian
 from model.prior import FittedPrior
 from model.training import to_x
+from model.trust import judge
 from model.vae import VAE
 from service.bundle import PRIOR, ImageSpec
 
 # Bernoulli.settle: white where x >= 1/2, which is from this grey level up.
 _BINARISED_AT = 128
+# What a manifest says of all posteriors together.
+_AGGREGATE = ("mean", "variance", "largest_correlation", "mmd", "mmd_spread")
 
 
 class Encoder(nn.Module):
@@ -94,7 +101,7 @@ def load(run: Path) -> Frozen:
     _require_finite(run, trained.vae)
     files = card.files(run) | _fitted_prior(run, trained.config.latent_dim)
     modules = Encoder(trained.vae).eval(), Decoder(trained.vae).eval(), Scorer(trained.vae).eval()
-    described = _described(trained) | {"diagnostics": _diagnostics(run, trained.metrics)}
+    described = _described(trained) | {"diagnostics": _diagnostics(run, trained.config.family, trained.metrics)}
     return Frozen(
         graphs=freeze(*modules, image=described["image"], latent_shape=described["latent_shape"]),
         source=source(*modules),
@@ -102,6 +109,31 @@ def load(run: Path) -> Frozen:
         pictures=trained.probe,
         files=files,
     )
+
+
+def diagnostics(family: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's diagnostics, from what an evaluation found.
+
+    Raises:  AttributeError, KeyError, TypeError or ValueError if that is not what vae-train evaluate finds
+    """
+    mu, aggregate, samples = metrics["mu"], metrics.get("aggregate"), metrics.get("samples")
+    return {
+        "kl_per_dimension": metrics["kl_per_dimension"],
+        "active_units": metrics["active_units"],
+        "active_dimensions": [dim for dim, variance in enumerate(mu["variance"]) if variance > ACTIVE_VARIANCE],
+        "mu_min": min(mu["min"]),
+        "mu_max": max(mu["max"]),
+        "aggregate": aggregate and {name: aggregate[name] for name in _AGGREGATE},
+        "samples": samples and {prior: _realism(samples.get(prior)) for prior in ("standard", "fitted")},
+        "trust": asdict(judge(family, metrics)),
+    }
+
+
+def _realism(samples: Mapping[str, Any] | None) -> dict[str, float] | None:
+    if samples is None:
+        return None
+    measured = {name: samples[name] for name in ("density", "coverage", "expected_coverage")}
+    return measured | {"expected_density": EXPECTED_DENSITY}
 
 
 def _require_finite(run: Path, vae: VAE) -> None:
@@ -156,18 +188,13 @@ def _sigma(trained: Checkpoint) -> float | None:
     return math.sqrt(likelihood.sigma(torch.zeros(())).item())
 
 
-def _diagnostics(run: Path, metrics: dict[str, Any] | None) -> dict[str, Any] | None:
+def _diagnostics(run: Path, family: str, metrics: dict[str, Any] | None) -> dict[str, Any] | None:
     """How the latent space is used: the part of an evaluation that clients of a model ask about."""
-    if metrics is None or metrics.get("kl_per_dimension") is None:
+    if metrics is None or "kl_per_dimension" not in metrics:
         return None
     try:
-        return {
-            "kl_per_dimension": metrics["kl_per_dimension"],
-            "active_units": metrics["active_units"],
-            "mu_min": min(metrics["mu"]["min"]),
-            "mu_max": max(metrics["mu"]["max"]),
-        }
-    except (KeyError, TypeError, ValueError) as error:
+        return diagnostics(family, metrics)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         expected = "what vae-train evaluate writes"
         raise CannotImport(
             f"{run / 'metrics.json'}: got no figures of latents ({error!r}), expected {expected}"

@@ -1,8 +1,14 @@
 """GET /models and /models/{name}: what is loaded, and everything its manifest says."""
 
+from typing import Any
+
 from fastapi import APIRouter
 from starlette.requests import Request
+from starlette.responses import Response
 
+from service import addresses, cards, trust
+from service.bundle import CARD
+from service.errors import NotFound
 from service.models import Deployment, Model
 from service.openapi import problems
 from service.schemas import Limits, ModelAnswer, ModelsAnswer, ModelSummary
@@ -11,6 +17,11 @@ router = APIRouter(tags=["models"])
 
 # Said here instead of in the signature, where FastAPI would announce a 422 that a name cannot cause.
 _NAME = {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]}
+
+_CARD: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The page", "content": {"text/html": {"schema": {"type": "string"}}}},
+    304: {"description": "The cache that asked holds this page"},
+}
 
 
 @router.head("/models", include_in_schema=False)
@@ -29,9 +40,26 @@ async def show_model(request: Request) -> ModelAnswer:
     model = deployment.models.find(request.path_params["name"])
     return ModelAnswer(
         **_summary(deployment, model).model_dump(),
+        trust=trust.described(model.manifest),
+        card=None if model.card is None else f"/models/{model.manifest.name}/card",
         limits=Limits.model_validate(deployment.settings, from_attributes=True),
         manifest=model.manifest.model_dump(mode="json"),
     )
+
+
+@router.head("/models/{name}/card", include_in_schema=False)
+@router.get("/models/{name}/card", response_class=Response, responses=_CARD | problems(404), openapi_extra=_NAME)
+async def show_card(request: Request) -> Response:
+    """The model's card and its pictures, as one page for people."""
+    deployment: Deployment = request.app.state.deployment
+    model = deployment.models.find(request.path_params["name"])
+    if model.card is None:
+        raise NotFound(f"card: got none in {model.label}, expected a bundle with {CARD}")
+    kept = "no-cache" if deployment.settings.api_keys_file is None else "private, no-cache"
+    headers = cards.HEADERS | {"etag": model.card.etag, "cache-control": kept}
+    if addresses.is_held(request.headers.get("if-none-match", ""), model.card.etag):
+        return Response(status_code=304, headers=headers)
+    return Response(model.card.content, media_type="text/html", headers=headers)
 
 
 def _summary(deployment: Deployment, model: Model) -> ModelSummary:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import addresses, answers, images, intake, latents, payload, prior
+from service import addresses, answers, images, intake, latents, payload, prior, trust
 from service.batcher import Done
 from service.bodies import Named, picture_bytes
 from service.budget import spend
@@ -48,7 +48,7 @@ _LINES = 8
 @router.post("/interpolate", **describe(INTERPOLATE, body=InterpolateBody, answer=PicturesAnswer))
 async def interpolate(request: Request) -> Response:
     """A path through two or more points (seeds, images or latents), decoded: one picture a step."""
-    call = await intake.read(request, INTERPOLATE)
+    call = trust.of_interpolation(await intake.read(request, INTERPOLATE))
     options = call.options
     points = await _points(call)
     image = await _images(call, points)
@@ -285,7 +285,7 @@ def _dims(call: Call[TraverseOptions], latent_shape: tuple[int, ...]) -> tuple[i
                 raise invalid("dims", got=dim, expected=f"0 to {latent_dim - 1}, the dimensions of a latent")
         return call.options.dims
     diagnostics = call.model.manifest.diagnostics
-    nats = diagnostics.kl_per_dimension if diagnostics else ()
-    if len(nats) != latent_dim:
+    nats = diagnostics.kl_per_dimension if diagnostics else None
+    if nats is None or len(nats) != latent_dim:
         return tuple(range(min(_LINES, latent_dim)))
     return tuple(sorted(range(latent_dim), key=lambda dim: -nats[dim])[:_LINES])

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import addresses, answers, intake, payload, prior
+from service import addresses, answers, intake, payload, prior, trust
 from service.budget import spend
 from service.errors import invalid
 from service.forms import STILL_FORMS, Form
@@ -40,6 +40,7 @@ async def sample(request: Request) -> Response:
     shape = call.picture_shape(options.height, options.width)
     latent_shape = manifest.latent_shape_of(*shape[:2])
     density = prior.choose(call.model.prior, manifest, asked=options.prior, latent_shape=latent_shape)
+    call = trust.of_samples(call, density)
     cost = call.engine_rows(options.n, shape)
     call.check_rows(cost)
     columns = answers.arrange(call, options.n, shape=shape)

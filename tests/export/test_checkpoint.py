@@ -15,15 +15,17 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from export.frozen import CannotImport
-from export.importers.checkpoint import load, recognises
+from export.importers.checkpoint import diagnostics, load, recognises
 from export.make import Wanted, make
 from model import checkpoint, data
 from model.checkpoint import DataConfig, RunConfig
 from model.errors import BadCheckpoint
 from model.prior import FittedPrior
 from model.training import Learner, TrainConfig
+from model.trust import judge
 from model.vae import ModelConfig
-from service.bundle import Likelihood, read
+from service.bundle import Diagnostics, Likelihood, read
+from service.settings import SHIPPED_BUNDLE
 
 
 def copied(run: Path, folder: Path) -> Path:
@@ -52,6 +54,59 @@ def test_a_bundle_says_what_its_run_is(made: Path, trained: Path) -> None:
     assert list(manifest.diagnostics.kl_per_dimension) == metrics["kl_per_dimension"]
     assert manifest.diagnostics.mu_max == max(metrics["mu"]["max"])
     assert manifest.parity.real_pictures > 0
+
+
+def test_diagnostics_are_what_the_evaluation_measured(made: Path, trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    found = read(made).manifest.diagnostics
+    assert found is not None
+    assert found.active_dimensions == tuple(np.flatnonzero(np.array(metrics["mu"]["variance"]) > 0.01))
+    assert len(found.active_dimensions) == found.active_units
+    assert found.aggregate is not None
+    expected = {name: value for name, value in metrics["aggregate"].items() if name != "logvar_at_clamp"}
+    assert found.aggregate.model_dump(mode="json") == expected
+    assert found.samples is not None
+    for prior in ("standard", "fitted"):
+        realism, measured = getattr(found.samples, prior), metrics["samples"][prior]
+        if measured is None:
+            assert realism is None
+            continue
+        assert realism.expected_density == 1
+        for name in ("density", "coverage", "expected_coverage"):
+            assert getattr(realism, name) == measured[name]
+    assert found.trust is not None
+    assert found.trust.standard is not None
+    assert found.trust.standard.trusted == judge("vae", metrics).standard.trusted
+    assert f"cover {metrics['samples']['standard']['coverage']:.0%}" in found.trust.standard.reason
+
+
+def test_an_autoencoders_diagnostics_have_moments_and_no_nats(untrained: Path, tmp_path: Path) -> None:
+    run = copied(untrained, tmp_path / "run")
+    aggregate = {"mean": [3.0, 0.0, 0.0], "variance": [4.0, 0.0, 1.0], "largest_correlation": 0.5}
+    metrics = {
+        "kl_per_dimension": None,
+        "active_units": 2,
+        "mu": {"min": [-2.0, 0.0, -1.0], "max": [8.0, 0.0, 1.0], "variance": [4.0, 0.01, 1.0]},
+        "aggregate": aggregate | {"mmd": None, "mmd_spread": None, "logvar_at_clamp": None},
+        "samples": None,
+    }
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    found = make(load(run), tmp_path / "mine", Wanted(name="mine")).diagnostics
+    assert found is not None
+    assert (found.kl_per_dimension, found.active_dimensions, found.mu_max) == (None, (0, 2), 8.0)
+    assert found.aggregate is not None
+    assert found.aggregate.model_dump(exclude_none=True, mode="json") == aggregate
+    assert found.samples is None
+    assert found.trust is not None
+    assert (found.trust.standard, found.trust.fitted) == (None, None)
+    assert found.trust.interpolate is not None
+    assert not found.trust.interpolate.trusted
+
+
+def test_the_shipped_bundles_diagnostics_follow_from_its_own_figures() -> None:
+    manifest = read(SHIPPED_BUNDLE).manifest
+    assert manifest.metrics is not None
+    assert manifest.diagnostics == Diagnostics.model_validate(diagnostics(manifest.family, manifest.metrics))
 
 
 def test_card_and_pictures_travel_along(made: Path, trained: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_broken_run_is_refused(untrained: Path, tmp_path: Path) -> None:
 
 def test_a_figure_that_no_manifest_can_hold_is_named(untrained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(untrained, tmp_path / "run")
-    metrics = {"kl_per_dimension": [1.0], "active_units": "many", "mu": {"min": [0.0], "max": [1.0]}}
+    metrics = {"kl_per_dimension": [1.0], "active_units": "many", "mu": {"min": [0.0], "max": [1.0], "variance": [1.0]}}
     (run / "metrics.json").write_text(json.dumps(metrics))
     sentence = refusal("make", run, tmp_path / "mine")
     assert sentence.startswith("diagnostics.active_units: got 'many', Input should be a valid integer")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import numpy as np
@@ -401,17 +402,19 @@ def write_linear(
     name: str | None = None,
     scorer: bytes | None = None,
     fitted: Mapping[str, NDArray] | None = None,
+    others: Mapping[str, bytes] = MappingProxyType({}),
     **changes: object,
 ) -> Manifest:
-    """The model as a bundle, with a scorer as `model.scorer()` makes it, with a fitted prior of these tensors.
+    """The model as a bundle, with a scorer as `model.scorer()` makes it, with a fitted prior of these tensors, with
+    other files as they are.
 
     `changes` replace fields of its manifest.
     """
     probe = model.probe()
     if scorer is not None:
         probe = replace(probe, log_likelihood=model.log_likelihood(probe.image, probe.z))
-    others = {} if fitted is None else {PRIOR: save(dict(fitted))}
-    files = bundle_files(Graphs(model.encoder(), model.decoder(), scorer), probe=probe, others=others)
+    density = {} if fitted is None else {PRIOR: save(dict(fitted))}
+    files = bundle_files(Graphs(model.encoder(), model.decoder(), scorer), probe=probe, others={**density, **others})
     manifest = manifest_of(files, model.fields(name or folder.name) | changes)
     write(folder, files, manifest)
     return manifest

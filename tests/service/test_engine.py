@@ -497,7 +497,18 @@ FULL = {
     "latent_scale": 0.18,
     "latent_shift": 0.5,
     "parity": PARITY | {"log_likelihood": NOTHING, "mu_in_sigma": NOTHING, "psnr_db": 50.0},
-    "diagnostics": {"kl_per_dimension": [1.0, 2.0, 0.5, 0.0], "active_units": 3, "mu_min": -1.0, "mu_max": 1.0},
+    "diagnostics": {
+        "kl_per_dimension": [1.0, 2.0, 0.5, 0.0],
+        "active_units": 1,
+        "active_dimensions": [0],
+        "mu_min": -1.0,
+        "mu_max": 1.0,
+        "aggregate": {"mean": [0.0], "variance": [1.0], "largest_correlation": 0.1, "mmd": 0.0, "mmd_spread": 0.1},
+        "samples": {
+            "standard": {"density": 1.0, "expected_density": 1.0, "coverage": 0.9, "expected_coverage": 0.9},
+            "fitted": None,
+        },
+    },
     "metrics": {"elbo": -90.5},
 }
 INT8 = FULL | REDUCED | {

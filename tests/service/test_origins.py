@@ -59,7 +59,7 @@ def test_a_page_that_may_ask_reads_answers_and_problems(
     assert answer.headers["access-control-allow-origin"] == origin
     assert "Origin" in answer.headers.get_list("vary")
     shown = answer.headers["access-control-expose-headers"].split(", ")
-    assert {"x-model", "x-seed", "x-request-id", "retry-after", "etag"} <= set(shown)
+    assert {"x-model", "x-seed", "x-request-id", "x-warnings", "retry-after", "etag"} <= set(shown)
     assert "access-control-allow-credentials" not in answer.headers
 
 
