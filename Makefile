@@ -2,26 +2,32 @@
 # installs nothing while its lock and pyproject.toml are unchanged.
 #
 #   make serve ARGS='--port 9000'       make test ARGS='-k sample -x'
+#   make soak                           what make test does for seconds, for minutes: random bodies, schemathesis
 
 PYTHON := $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 DEV := .venv
 SERVE := .venv-serve
 LOCK := .venv-lock
+SOAK := .venv-soak
 PIP := -m pip --disable-pip-version-check install -qq
 TORCH := torch==2.13.0
 UV := uv==0.13.8
+SCHEMATHESIS := schemathesis==4.32.5
 SETS := dev cpu gpu openvino traces train hub import
 
 # onnxruntime since 1.29 reports sessions to its maker, on Linux too, unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: serve test dev lint bench lock clean
+.PHONY: serve test soak dev lint bench lock clean
 
 serve: $(SERVE)/stamp
 	@$(SERVE)/bin/vae-serve $(ARGS)
 
 test: $(DEV)/stamp
 	$(DEV)/bin/pytest $(ARGS)
+
+soak: $(DEV)/stamp $(SOAK)/stamp
+	FUZZ_EXAMPLES=40000 SCHEMATHESIS=$(CURDIR)/$(SOAK)/bin/schemathesis $(DEV)/bin/pytest tests/service/test_fuzz.py $(ARGS)
 
 dev: $(DEV)/stamp
 
@@ -67,6 +73,12 @@ $(LOCK)/stamp: Makefile
 	@$(LOCK)/bin/python $(PIP) $(UV)
 	@touch $@
 
+# schemathesis brings dozens of packages that nothing else here needs.
+$(SOAK)/stamp: Makefile
+	@$(PYTHON) -m venv $(SOAK)
+	@$(SOAK)/bin/python $(PIP) $(SCHEMATHESIS)
+	@touch $@
+
 clean:
-	rm -rf $(DEV) $(SERVE) $(LOCK) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEV) $(SERVE) $(LOCK) $(SOAK) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

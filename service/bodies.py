@@ -6,16 +6,20 @@ import binascii
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from io import BytesIO
+from time import perf_counter
 from typing import Any
 
 import orjson
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from service import images, tensors
 from service.budget import spend
-from service.errors import BadBody, UnsupportedType, invalid, too_large
+from service.callers import Deadline
+from service.errors import BadBody, SlowBody, UnsupportedType, invalid, too_large
+from service.settings import Settings
 
 # What a byte of JSON takes to read, by `python -m benchmarks.wire`, with room for base64 and for lists of nothing.
 JSON_BYTE_US = 0.01
@@ -44,12 +48,13 @@ class Body:
 EMPTY = Body()
 
 
-async def receive(request: Request, *, max_bytes: int) -> bytes:
-    """The whole body.
+async def receive(request: Request, *, settings: Settings, deadline: Deadline) -> bytes:
+    """The whole body. The server sends an empty piece from time to time while none comes (`protocol`).
 
-    Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, ClientDisconnect if the rest of
-             it will not come
+    Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, SlowBody and DeadlinePassed if
+             the rest of it did not come in time, ClientDisconnect if it will not come
     """
+    max_bytes = settings.max_body_bytes
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise UnsupportedType(f"Content-Encoding: got {encoding[:100]}, expected none")
@@ -57,6 +62,7 @@ async def receive(request: Request, *, max_bytes: int) -> bytes:
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large("body", got=int(declared), limit=max_bytes, unit="bytes")
     whole = BytesIO()  # grows with what arrives, whatever is declared, and gives it away without a copy
+    began = perf_counter()
     more = True
     while more:
         message = await request.receive()
@@ -70,7 +76,25 @@ async def receive(request: Request, *, max_bytes: int) -> bytes:
         if size == len(chunk) and not more:
             return chunk
         whole.write(chunk)
+        if more:
+            _require_pace(size, began=began, settings=settings)
+            if deadline.left_s() < 0:
+                raise deadline.passed()
     return whole.getvalue()
+
+
+def _require_pace(size: int, *, began: float, settings: Settings) -> None:
+    """Refuse to wait on for a body of which so little has come.
+
+    Raises:  SlowBody
+    """
+    seconds = perf_counter() - began
+    if seconds > settings.transfer_timeout_s + size / settings.min_bytes_per_s:
+        raise SlowBody(
+            f"body: got {size:,} bytes in {seconds:.0f} s, expected all of it within {settings.transfer_timeout_s} s, "
+            f"or {settings.min_bytes_per_s:,} bytes a second",
+            headers={"connection": "close"},
+        )
 
 
 async def parse(body: bytes, headers: Headers, *, takes: frozenset[str], max_parts: int) -> Body:
@@ -142,6 +166,7 @@ async def _multipart(body: bytes, headers: Headers, *, max_parts: int) -> Body:
             yield body[start : start + _FORM_CHUNK_BYTES]
             await asyncio.sleep(0)  # other requests have their turn between chunks
 
+    _require_end(body, headers)
     parser = MultiPartParser(headers, chunks(), max_files=max_parts, max_fields=_MAX_FIELDS, max_part_size=2**16)
     parser.spool_max_size = len(body)  # it is in memory already; no part goes to disk
     try:
@@ -154,6 +179,14 @@ async def _multipart(body: bytes, headers: Headers, *, max_parts: int) -> Body:
         return await _form(form)
     finally:
         await form.close()
+
+
+def _require_end(body: bytes, headers: Headers) -> None:
+    """Refuse a form that was cut, of which the parser would drop the last part without a word."""
+    _, options = parse_options_header(headers["content-type"])
+    boundary = options.get(b"boundary", b"")
+    if b"--%b--" % boundary not in body[-_FORM_CHUNK_BYTES:]:
+        raise BadBody("not readable as multipart/form-data: it ends before its last boundary")
 
 
 async def _form(form: FormData) -> Body:

@@ -90,6 +90,14 @@ class NotAcceptable(Problem):
     title = "No such form of answer"
 
 
+class SlowBody(Problem):
+    """The body came more slowly than the service waits; the connection is closed."""
+
+    status = 408
+    kind = "slow-body"
+    title = "The body came too slowly"
+
+
 class ModelCannot(Problem):
     """The request is right, but this model lacks what it needs: a prior, a scorer, a posterior."""
 
@@ -138,6 +146,14 @@ class RateUsedUp(Problem):
     title = "This key's rate is used up"
 
 
+class HeadTooLarge(Problem):
+    """The request's address and headers are longer than the service reads; the connection is closed."""
+
+    status = 431
+    kind = "head-too-large"
+    title = "Too much before the body"
+
+
 class Internal(Problem):
     """Our fault. The request id finds it in the log."""
 
@@ -162,6 +178,14 @@ class OutOfMemory(Problem):
     title = "The device is out of memory"
 
 
+class TooManyConnections(Problem):
+    """As many connections are open as may be; this one is closed, unread. `Retry-After` says when to come back."""
+
+    status = 503
+    kind = "too-many-connections"
+    title = "Too many connections"
+
+
 class DeadlinePassed(Problem):
     """The request's time, `X-Timeout-Ms` or the server's own, was over before its rows had run."""
 
@@ -177,15 +201,18 @@ PROBLEMS: tuple[type[Problem], ...] = (
     NotFound,
     MethodNotAllowed,
     NotAcceptable,
+    SlowBody,
     ModelCannot,
     TooLarge,
     UnsupportedType,
     Invalid,
     QueueFull,
     RateUsedUp,
+    HeadTooLarge,
     Internal,
     NotReady,
     OutOfMemory,
+    TooManyConnections,
     DeadlinePassed,
 )
 

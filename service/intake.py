@@ -19,12 +19,12 @@ from service.callers import Deadline, attended
 from service.errors import Fault, Invalid, invalid, too_large
 from service.keys import Key
 from service.models import Deployment, Model
-from service.schemas import Options
+from service.schemas import Options, WarningAnswer
 from service.settings import Settings
 
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
 
-_TIMEOUT_DIGITS = 12
+TIMEOUT_DIGITS = 12  # that X-Timeout-Ms may have
 
 # Many more than any verb knows; a body of nothing but unknown options must not cost a fault each.
 _MAX_OPTIONS = 64
@@ -56,6 +56,7 @@ class Call(Generic[O]):
     form: forms.Form
     began: float
     deadline: Deadline
+    warnings: tuple[WarningAnswer, ...] = ()
 
     @property
     def is_get(self) -> bool:
@@ -112,7 +113,7 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
     body = bodies.EMPTY
     if request.method == "POST":
         deployment.lane.require_room(1)  # or else nothing is gained from reading on
-        content = await bodies.receive(request, max_bytes=settings.max_body_bytes)
+        content = await bodies.receive(request, settings=settings, deadline=deadline)
         body = await bodies.parse(content, request.headers, takes=verb.takes, max_parts=settings.max_request_rows)
     options = _options(verb, _query(request) + body.options)
     model = deployment.models.find(options.model)
@@ -137,7 +138,7 @@ def _deadline(request: Request, began: float, settings: Settings) -> Deadline:
     asked = request.headers.get("x-timeout-ms")
     if asked is None:
         return Deadline(began, timeout_ms=settings.timeout_ms)
-    if not (asked.isascii() and asked.isdigit() and len(asked) <= _TIMEOUT_DIGITS and int(asked)):
+    if not (asked.isascii() and asked.isdigit() and len(asked) <= TIMEOUT_DIGITS and int(asked)):
         raise invalid("X-Timeout-Ms", got=asked, expected="a whole number of milliseconds, at least 1")
     return Deadline(began, timeout_ms=min(int(asked), settings.max_timeout_ms))
 

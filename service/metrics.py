@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.utils import floatToGoString
 
-from service.errors import PROBLEMS
+from service.errors import PROBLEMS, Problem
 from service.record import Record
 from service.tally import Tally
 from service.timing import STAGES
@@ -154,6 +154,10 @@ class Metrics:
     def serving(self) -> None:
         """This process serves from now on."""
         self._tally.cells[self._pid] = os.getpid()
+
+    def refused(self, problem: Problem) -> None:
+        """Count what was refused before it was a request."""
+        self._rejected.add(problem.kind)
 
     def answered(self, record: Record, *, route: str, status: int, seconds: float) -> None:
         """Count one request."""

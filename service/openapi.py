@@ -13,7 +13,7 @@ from service import gate, images, tensors
 from service.bodies import readable_types
 from service.errors import PROBLEMS
 from service.forms import Form
-from service.intake import Verb
+from service.intake import TIMEOUT_DIGITS, Verb
 from service.schemas import (
     DecodeBody,
     EncodeAnswer,
@@ -56,6 +56,7 @@ _CACHING = {
     "ETag": "with a seed: of this URL and the model that answered",
 }
 _SEED = {"X-Seed": "the seed that was chosen, where one was needed and none was sent"}
+_WARNINGS = {"X-Warnings": "where the model is not to be trusted for this: type and reason, a list of RFC 9651"}
 _DIMS = {"X-Dims": "the dimensions that were chosen, line by line, where none were sent"}
 
 
@@ -64,7 +65,7 @@ _TIMEOUT = {
     "in": "header",
     "required": False,
     "description": "Milliseconds until 504, if the rows have not run by then; else the server's own.",
-    "schema": {"type": "integer", "minimum": 1},
+    "schema": {"type": "integer", "minimum": 1, "maximum": 10**TIMEOUT_DIGITS - 1},
 }
 
 
@@ -78,8 +79,8 @@ def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseMod
     if body is not None:
         required = bool(verb.takes) and not issubclass(verb.options, SeededOptions)
         extra["requestBody"] = {"required": required, "content": _contents(verb, body)}
-    common = (404, 406, 409, 413, 422, 429, 500, 503, 504)
-    statuses = common if body is None else (400, 415, *common)
+    common = (404, 406, 409, 413, 422, 429, 431, 500, 503, 504)
+    statuses = common if body is None else (400, 408, 415, *common)
     answers: dict[int | str, Any] = {
         200: {
             "description": "The answer, in the form asked for",
@@ -100,7 +101,8 @@ def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseMod
 def _headers(verb: Verb[Options], *, is_get: bool) -> dict[str, str]:
     options = verb.options.model_fields
     chosen = _DIMS if "dims" in options else _SEED if "seed" in options else {}
-    return _HEADERS | (_CACHING if is_get else {}) | chosen
+    warned = _WARNINGS if {"prior", "seeds"} & options.keys() else {}
+    return _HEADERS | (_CACHING if is_get else {}) | chosen | warned
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -1,60 +1,211 @@
-"""HTTP/1.1 on a connection: uvicorn's, whose answers leave in one write."""
+"""HTTP/1.1 on a connection: uvicorn's, with bounds on what a client may send and on how long it may take."""
 
 import asyncio
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+import orjson
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
-# What is longer is worth a write of its own; copying or holding it is not.
-_HELD_BYTES = 2**16
+from service.connections import Connections
+from service.cork import Cork
+from service.errors import HeadTooLarge, Problem
+
+# Requests that may wait on one connection for the answer to an earlier one. Beyond them nothing is read any more.
+_MAX_PIPELINED = 64
+
+# The loop reads so much at a time. Of the piece in which a head begins, it is not known where; those after it count.
+_PIECE_BYTES = 2**18
+
+_NOT_HTTP = b"This is not an HTTP request that this server reads."
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn writes the head of an answer and then its body, each with a call to the system and, for a client that
-    waits, a packet; here the head waits for the body.
+    """uvicorn's connection, which alone would take heads of any size, wait for them and for bodies for ever, keep an
+    answer as long as nobody reads it, and lose the body of a request that offers another protocol.
     """
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a connection."""
-        super().connection_made(cast("asyncio.Transport", Cork(cast("asyncio.Transport", transport))))
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        connections: Connections,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._connections = connections
+        self._max_head_bytes = connections.settings.max_head_bytes
+        self._head_bytes = 0  # at most, of the head that is being read
+        self._farewell: bytes | None = None  # the last that is said here; nothing is heard after it was thought of
+        self._awaited: object = None
+        self._awaited_since = 0.0
+        self._taking: tuple[int, float] | None = None  # what was taken of answers, and when, at the last count
 
     @property
     def is_busy(self) -> bool:
         """Whether a request has come that is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a connection, or refuse it."""
+        self._cork = Cork(cast("asyncio.Transport", transport))
+        super().connection_made(cast("asyncio.Transport", self._cork))
+        try:
+            self._connections.enter(self)
+        except Problem as problem:
+            self._refuse(problem)
 
-class Cork:
-    """A transport that holds a first short write until the second, at the latest until this turn of the loop is over.
-    All else is the transport's own.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._held: bytes | None = None
-        self._loop = asyncio.get_running_loop()
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Write soon, in order."""
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._transport.writelines((held, data))
-        elif len(data) <= _HELD_BYTES:
-            self._held = data
-            self._loop.call_soon(self._flush)
-        else:
-            self._transport.write(data)
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection."""
+        self._connections.leave(self)
+        super().connection_lost(exc)
 
     def close(self) -> None:
-        """Close once all is written."""
-        self._flush()
-        self._transport.close()
+        """Close, whatever goes on."""
+        self.transport.abort()
 
-    def _flush(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._transport.write(held)
+    def look(self, now: float) -> None:
+        """Close what has no request in work and takes too long to send one, or does not read its answer. Who reads a
+        body is woken, to see how much of it has come.
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+        Units:  now seconds, of the loop's clock
+        """
+        if self.is_busy and self.cycle.more_body:
+            self.cycle.message_event.set()
+        if self.is_busy or self.transport.get_write_buffer_size():
+            self._awaited_since = now
+        elif self.scope is not self._awaited or not self._awaited_since:
+            self._awaited, self._awaited_since = self.scope, now
+        elif now - self._awaited_since > self._connections.settings.head_timeout_s:
+            self.close()
+        self._look_at_answer(now)
+
+    def _look_at_answer(self, now: float) -> None:
+        if not self.transport.get_write_buffer_size():
+            self._taking = None
+            return
+        window_s = self._connections.settings.transfer_timeout_s
+        taken = self._cork.taken_bytes
+        if self._taking is None or taken - self._taking[0] >= window_s * self._connections.settings.min_bytes_per_s:
+            self._taking = (taken, now)
+        elif now - self._taking[1] > window_s:
+            self.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on."""
+        if self._farewell is not None:
+            return
+        self._unset_keepalive_if_required()
+        self._head_bytes = len(data) + (self._head_bytes if self._reads_head else 0)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._part(_plain_400() if self._farewell is None else self._farewell)
+        else:
+            if self._head_bytes > self._max_head_bytes + _PIECE_BYTES and self._reads_head:
+                self._refuse(self._head_too_large(self._head_bytes))
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer, unless too much came, in one head or in many, or what a proxy may read in another way."""
+        if self._head_bytes > self._max_head_bytes:
+            head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if head_bytes > self._max_head_bytes:
+                self._farewell = self._told(self._head_too_large(head_bytes))
+        if self._farewell is None and not self._is_clear:
+            self._farewell = _plain_400()
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self._farewell = b""
+        if self._farewell is not None:
+            raise ValueError  # which ends the parser's work
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request, or say farewell."""
+        if self._farewell is None or (self.pipeline and not self.pipeline[-1][0].more_body):
+            super().on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self.pipeline.clear()  # at most the one whose body could not be read
+            self._part(self._farewell)
+
+    @property
+    def _reads_head(self) -> bool:
+        """Whether a head has begun that is not whole."""
+        return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
+
+    @property
+    def _is_clear(self) -> bool:
+        """Whether a head says once whom it is for, and its body comes as it is; the parser has seen to the rest.
+
+        Source:  RFC 9112, sections 3.2 and 6.1
+        """
+        names = [name for name, _ in self.headers]
+        if b"transfer-encoding" in names and self.headers[names.index(b"transfer-encoding")][1].lower() != b"chunked":
+            return False
+        return names.count(b"host") == 1 or (self.parser.get_http_version() == "1.0" and b"host" not in names)
+
+    @property
+    def _owes_answers(self) -> bool:
+        """Whether there are requests to answer before the one that could not be read."""
+        return self.is_busy and bool(self.pipeline or not self.cycle.more_body or self.cycle.response_started)
+
+    def _should_upgrade(self) -> bool:
+        return True  # so that uvicorn passes on no request whose body the parser is about to skip
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read a request that offers another protocol as one that does not, as a server may; many Java clients and
+        `curl --http2` offer one. The parser has read its head, and has not looked for a body.
+
+        Source:  RFC 9110, section 7.8
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._part(_plain_400())
+            return
+        kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        line = b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join([line, *kept, b"\r\n", rest]))
+
+    def _head_too_large(self, head_bytes: int) -> Problem:
+        limit = self._max_head_bytes
+        return HeadTooLarge(f"head: got {head_bytes:,} bytes, the limit is {limit:,}")
+
+    def _refuse(self, problem: Problem) -> None:
+        self._part(self._told(problem))
+
+    def _told(self, problem: Problem) -> bytes:
+        """The whole answer to what no application sees."""
+        self._connections.on_refusal(problem)
+        content = orjson.dumps(problem.members(""))
+        return _answer(problem.status, b"application/problem+json", content, **problem.headers)
+
+    def _part(self, farewell: bytes) -> None:
+        """Hear no more, answer what was asked before, say this and close."""
+        self._farewell = farewell
+        if self._owes_answers or self.transport.is_closing():
+            return
+        if self.is_busy:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if farewell:
+            self.transport.write(farewell)
+        self._unset_keepalive_if_required()
+        self.transport.write_eof()
+        self._connections.linger(self)
+
+
+def _plain_400() -> bytes:
+    return _answer(400, b"text/plain; charset=utf-8", _NOT_HTTP)
+
+
+def _answer(status: int, media_type: bytes, content: bytes, **headers: str) -> bytes:
+    named = {"content-length": str(len(content)), "connection": "close", "cache-control": "no-store", **headers}
+    lines = [b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in named.items()]
+    return b"".join([STATUS_LINE[status], b"content-type: ", media_type, b"\r\n", *lines, b"\r\n", content])

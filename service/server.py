@@ -5,11 +5,14 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from service import logs, ports
+from service.connections import Connections
 from service.protocol import Protocol
 from service.settings import Settings
 
@@ -27,10 +30,11 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: Settings, *, on_listening: Callable[[], None]) -> None:
+        connections = Connections(settings, on_refusal=app.state.metrics.refused)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=cast("type[Protocol]", partial(Protocol, connections=connections)),
                 ws="none",
                 host=settings.host,
                 port=settings.port,

@@ -80,6 +80,23 @@ class Settings(BaseSettings):
         ge=1,
         description="Largest answer in pictures, in pixels after enlarging, over all of them.",
     )
+    max_connections: int = Field(
+        1000, ge=1, description="Most connections open at a time, of each process; one beyond them gets 503."
+    )
+    max_head_bytes: int = Field(
+        32 * 2**10, ge=2**10, le=2**16 - 1, description="Longest head of a request, its address and headers, in bytes."
+    )
+    head_timeout_s: int = Field(
+        10,
+        ge=1,
+        description="Seconds in which a connection must have sent a request's head; then it is closed.",
+    )
+    transfer_timeout_s: int = Field(
+        20, ge=1, description="Seconds that a body may take to come, or an answer to be read, at whatever rate."
+    )
+    min_bytes_per_s: int = Field(
+        1000, ge=1, description="Least bytes a second of a body or an answer that takes longer than that."
+    )
     api_keys_file: Path | None = Field(
         None, description="File with the hashes of keys that callers must show; without it everybody is let in."
     )

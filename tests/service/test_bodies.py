@@ -1,6 +1,7 @@
 import asyncio
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from service import bodies
-from service.errors import TooLarge, UnsupportedType
+from service.callers import Deadline
+from service.errors import DeadlinePassed, SlowBody, TooLarge, UnsupportedType
+from service.settings import Settings
 
 MEGABYTE = 2**20
 
@@ -30,8 +33,13 @@ def _chunks(*chunks: bytes) -> list[Message]:
     return [{"type": "http.request", "body": chunk, "more_body": place < last} for place, chunk in enumerate(chunks)]
 
 
-def _received(request: Request, max_bytes: int = MEGABYTE) -> bytes:
-    return asyncio.run(bodies.receive(request, max_bytes=max_bytes))
+def _received(request: Request, max_bytes: int = MEGABYTE, *, timeout_ms: int = 60_000, **limits: int) -> bytes:
+    settings = Settings(max_body_bytes=max_bytes, **limits)
+    return asyncio.run(bodies.receive(request, settings=settings, deadline=_in(timeout_ms)))
+
+
+def _in(timeout_ms: int) -> Deadline:
+    return Deadline(perf_counter(), timeout_ms=timeout_ms)
 
 
 @given(chunks=st.lists(st.binary(max_size=20), min_size=1, max_size=6))
@@ -76,6 +84,34 @@ def test_a_caller_who_leaves_in_the_middle_of_a_body_is_noticed() -> None:
         _received(_request([begun, {"type": "http.disconnect"}]))
 
 
+def _passing(*seconds: float) -> Callable[[], float]:
+    """A clock that shows these times, one after the other, and then stands."""
+    times = list(seconds)
+    return lambda: times.pop(0) if len(times) > 1 else times[0]
+
+
+@pytest.mark.parametrize("pieces", [[b"", b""], [b"12", b"", b""]], ids=["nothing", "too little"])
+def test_a_body_that_does_not_come_is_waited_for_so_long(pieces: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "perf_counter", _passing(0, 0.5, 5.5))
+    request = _request([{"type": "http.request", "body": piece, "more_body": True} for piece in pieces])
+    sentence = r"^body: got \d bytes in [56] s, expected all of it within 3 s, or 1 bytes a second$"
+    with pytest.raises(SlowBody, match=sentence) as raised:
+        _received(request, transfer_timeout_s=3, min_bytes_per_s=1)
+    assert raised.value.headers == {"connection": "close"}
+
+
+def test_a_body_that_comes_at_the_least_rate_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "perf_counter", _passing(0, 3, 4, 5))
+    request = _request(_chunks(b"1234", b"5678", b"", b"9"))
+    assert _received(request, transfer_timeout_s=1, min_bytes_per_s=1) == b"123456789"
+
+
+def test_the_deadline_holds_for_a_body_too() -> None:
+    begun: Message = {"type": "http.request", "body": b"half", "more_body": True}
+    with pytest.raises(DeadlinePassed, match=r"^deadline: 0 ms passed before the rows had run$"):
+        _received(_request([begun]), timeout_ms=0)
+
+
 def _peak_bytes(request: Request) -> tuple[int, int]:
     """How long the body is, and the most memory that there was of all that Python asked for meanwhile.
 
@@ -85,7 +121,8 @@ def _peak_bytes(request: Request) -> tuple[int, int]:
     async def receive() -> tuple[int, int]:
         tracemalloc.start()
         try:
-            body = await bodies.receive(request, max_bytes=100 * MEGABYTE)
+            settings = Settings(max_body_bytes=100 * MEGABYTE)
+            body = await bodies.receive(request, settings=settings, deadline=_in(60_000))
             return len(body), tracemalloc.get_traced_memory()[1]
         except ClientDisconnect:
             return 0, tracemalloc.get_traced_memory()[1]

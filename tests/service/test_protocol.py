@@ -1,92 +1,51 @@
-"""Answers leave whole and in order, over a real socket and past a transport that notes what it is given."""
+"""What our protocol leans on in uvicorn's, and what it says of limits; `test_hostile` sends what they are for."""
 
 import asyncio
+import hashlib
 import socket
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
 
 import httpx
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
+from packaging.requirements import Requirement
+from starlette.types import Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.protocols.http import flow_control, httptools_impl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from service.protocol import Cork
+from service.connections import Connections
+from service.errors import Problem, TooManyConnections
+from service.protocol import Protocol
+from service.settings import Settings
 
-LONG = b"x" * 100_000
-
-
-class Notes(asyncio.Transport):
-    """A transport that keeps a list of its writes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.writes: list[list[bytes]] = []
-        self.closed = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.closed
-        self.writes.append([bytes(data)])
-
-    def writelines(self, list_of_data: object) -> None:
-        assert not self.closed
-        self.writes.append([bytes(data) for data in list_of_data])  # type: ignore[attr-defined]
-
-    def close(self) -> None:
-        self.closed = True
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def get_extra_info(self, name: str, _default: object = None) -> object:
-        return f"the {name}"
+# Read the difference between the two versions of the file, see to it that service/protocol.py is still right, and that
+# `test_hostile` passes; then move the range in pyproject.toml, and this.
+LEANS_ON = {
+    httptools_impl: "1d4e1c579df4168433a61a01f10c628b31c1790e72dd9769d2b8633b22214033",
+    flow_control: "d39d16560df512f3ce907c329c2a0c3f5cd7165fef3b753876eae5739bf2a785",
+}
 
 
-def after(*writes: bytes, close: bool = False) -> Notes:
-    """What a transport was given after these writes in one turn of the loop, and one turn more."""
-
-    async def main() -> Notes:
-        notes = Notes()
-        cork = Cork(notes)
-        for data in writes:
-            cork.write(data)
-        if close:
-            cork.close()
-        await asyncio.sleep(0)
-        return notes
-
-    return asyncio.run(main())
+def test_uvicorn_is_of_the_range_that_was_read() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (wanted,) = [each for each in map(Requirement, project["dependencies"]) if each.name == "uvicorn"]
+    assert wanted.specifier.contains(version("uvicorn")), (
+        f"uvicorn: got {version('uvicorn')}, expected {wanted.specifier}, which service/protocol.py is a subclass for"
+    )
 
 
-def test_a_head_and_its_body_leave_in_one_write() -> None:
-    assert after(b"head", b"body").writes == [[b"head", b"body"]]
-
-
-def test_a_head_alone_leaves_when_the_turn_is_over() -> None:
-    assert after(b"head").writes == [[b"head"]]
-
-
-def test_what_is_long_is_not_held() -> None:
-    assert after(LONG).writes == [[LONG]]
-    assert after(b"head", LONG, LONG).writes == [[b"head", LONG], [LONG]]
-
-
-def test_closing_writes_what_was_held_first() -> None:
-    notes = after(b"head", close=True)
-    assert (notes.writes, notes.closed) == ([[b"head"]], True)
-
-
-@given(writes=st.lists(st.sampled_from([b"a", b"bc", b"def", LONG]), max_size=9), close=st.booleans())
-def test_every_byte_leaves_once_and_in_order(writes: list[bytes], close: bool) -> None:
-    notes = after(*writes, close=close)
-    assert b"".join(data for write in notes.writes for data in write) == b"".join(writes)
-
-
-def test_all_else_is_the_transports_own() -> None:
-    async def main() -> None:
-        cork = Cork(notes := Notes())
-        assert cork.get_extra_info("peername") == "the peername"
-        assert not cork.is_closing()
-        notes.close()
-        assert cork.is_closing()
-
-    asyncio.run(main())
+@pytest.mark.parametrize("module", LEANS_ON, ids=lambda module: module.__name__)
+def test_the_parts_of_uvicorn_that_the_protocol_leans_on_are_those_that_were_read(module: ModuleType) -> None:
+    assert module.__file__
+    found = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+    assert found == LEANS_ON[module], (
+        f"{module.__name__} of uvicorn {version('uvicorn')} is not the one that service/protocol.py was written for"
+    )
 
 
 def test_pipelined_requests_are_answered_in_order(server_url: str) -> None:
@@ -103,3 +62,172 @@ def test_pipelined_requests_are_answered_in_order(server_url: str) -> None:
     ids = [line.partition(b": ")[2].decode() for line in received.split(b"\r\n") if line.startswith(b"x-request-id")]
     assert ids == paths
     assert received.count(b"HTTP/1.1 ") == len(paths)
+
+
+class Wire(asyncio.Transport):
+    """A transport that is told how much of what was written nobody has read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread = 0
+        self.aborted = False
+        self.has_answer = asyncio.Event()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.unread += len(data)
+        self.has_answer.set()
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.write(b"".join(list_of_data))
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def get_extra_info(self, _name: str, default: object = None) -> object:
+        return default
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def long_answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100000")]})
+    await send({"type": "http.response.body", "body": bytes(100_000)})
+
+
+def connected(wire: Wire) -> Protocol:
+    """A connection whose requests get 100,000 bytes."""
+    config = Config(long_answer, http=HttpToolsProtocol, log_config=None)
+    config.load()
+    settings = Settings(head_timeout_s=10, transfer_timeout_s=20, min_bytes_per_s=1000)
+    connections = Connections(settings, on_refusal=lambda _: None)
+    protocol = Protocol(config, ServerState(), {}, asyncio.get_running_loop(), connections=connections)
+    protocol.connection_made(wire)
+    return protocol
+
+
+def test_a_connection_without_a_request_is_closed_after_its_time() -> None:
+    async def main() -> list[bool]:
+        protocol = connected(wire := Wire())
+        found = []
+        for now in (1, 11, 11.1):
+            protocol.look(now)
+            found.append(wire.aborted)
+        return found
+
+    assert asyncio.run(main()) == [False, False, True]
+
+
+def test_the_time_begins_anew_with_a_head_and_after_an_answer_that_is_read() -> None:
+    async def main() -> list[bool]:
+        protocol = connected(wire := Wire())
+        found = []
+        protocol.look(1)
+        protocol.data_received(b"GET / HTTP/1.1\r\n")
+        protocol.look(9)
+        protocol.look(18)
+        protocol.data_received(b"Host: h\r\n\r\n")
+        await wire.has_answer.wait()
+        protocol.look(30)  # the answer is not read yet
+        wire.unread = 0
+        for now in (39, 40, 40.1):
+            protocol.look(now)
+            found.append(wire.aborted)
+        return found
+
+    assert asyncio.run(main()) == [False, False, True]
+
+
+def test_an_answer_that_is_taken_at_the_least_rate_is_waited_for_and_else_not() -> None:
+    async def main() -> list[bool]:
+        protocol = connected(wire := Wire())
+        protocol.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await wire.has_answer.wait()
+        found = []
+        for now, taken in ((1, 0), (20, 20_000), (39, 1000), (41, 0)):
+            wire.unread -= taken
+            protocol.look(now)
+            found.append(wire.aborted)
+        return found
+
+    assert asyncio.run(main()) == [False, False, False, True]
+
+
+class Guest:
+    """A connection that notes what is done to it."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.looked_at_often = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    def look(self, now: float) -> None:
+        assert now > 0
+        self.looks += 1
+        if self.looks == 3:
+            self.looked_at_often.set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def house(max_connections: int) -> Connections:
+    refusals: list[Problem] = []
+    return Connections(Settings(max_connections=max_connections), on_refusal=refusals.append)
+
+
+def test_one_connection_beyond_the_limit_is_refused_until_another_leaves() -> None:
+    async def main() -> None:
+        connections = house(2)
+        guests = [Guest() for _ in range(3)]
+        for guest in guests[:2]:
+            connections.enter(guest)
+        with pytest.raises(TooManyConnections, match=r"^connections: 2 are open, which is the limit$") as raised:
+            connections.enter(guests[2])
+        assert raised.value.headers == {"retry-after": "1"}
+        connections.leave(guests[0])
+        connections.enter(guests[2])
+
+    asyncio.run(main())
+
+
+def test_every_open_connection_is_looked_at_by_one_timer_which_ends_with_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.connections._LOOK_EVERY_S", 0.001)
+
+    async def main() -> None:
+        connections = house(9)
+        guests = [Guest() for _ in range(3)]
+        for guest in guests:
+            connections.enter(guest)
+        for guest in guests:
+            await guest.looked_at_often.wait()
+        for guest in guests:
+            connections.leave(guest)
+        await asyncio.sleep(0.01)
+        looks = [guest.looks for guest in guests]
+        await asyncio.sleep(0.01)
+        assert [guest.looks for guest in guests] == looks
+
+    asyncio.run(main())
+
+
+def test_those_who_were_refused_are_closed_soon_and_a_flood_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.connections._LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr("service.connections._LINGER_S", 0.001)
+    monkeypatch.setattr("service.connections._MAX_LINGERING", 1)
+
+    async def main() -> None:
+        connections = house(9)
+        first, second = Guest(), Guest()
+        connections.linger(first)
+        assert not first.closed.is_set()
+        connections.linger(second)
+        assert second.closed.is_set()
+        await first.closed.wait()
+
+    asyncio.run(main())
