@@ -120,8 +120,9 @@ class Graph:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # errors come as exceptions, and are told once
-        # A spinning pool thread would take the event loop's core between runs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that spin within a run wait for each other less; between runs they would take the event loop's core.
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         # Of a file that is ONNX and onnxruntime's own format at once, it would run the part that nobody has looked at.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_external_initializers_from_files_in_memory(
