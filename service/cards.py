@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from service import policies
 from service.bundle import CARD, BadBundle, Bundle
 
 # As export has it. What a picture may be, the bundle's reader bounds.
@@ -46,15 +47,8 @@ _POLICY = {
     "default-src": "'none'",
     "style-src": f"'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'",
     "img-src": "data:",
-    "base-uri": "'none'",
-    "form-action": "'none'",
-    "frame-ancestors": "'none'",
 }
-HEADERS = {
-    "content-security-policy": "; ".join(f"{directive} {sources}" for directive, sources in _POLICY.items()),
-    "cross-origin-opener-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-}
+HEADERS = policies.headers(_POLICY)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service import policies
+
 # No script or style stands in a page itself, so that what slips into one is text. Swagger UI draws its icons from data:
 # and shows pictures of answers from blob:.
 _POLICY = {
@@ -16,16 +18,8 @@ _POLICY = {
     "style-src": "'self'",
     "img-src": "'self' data: blob:",
     "connect-src": "'self'",
-    "base-uri": "'none'",
-    "form-action": "'none'",
-    "frame-ancestors": "'none'",
 }
-_HEADERS = {
-    "content-security-policy": "; ".join(f"{directive} {sources}" for directive, sources in _POLICY.items()),
-    "cross-origin-opener-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
+_HEADERS = policies.headers(_POLICY) | {"cache-control": "no-cache"}
 
 # Swagger UI's own files come with fastapi-offline, and are mounted beneath.
 ASSETS = "/docs/assets"

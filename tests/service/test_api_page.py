@@ -9,25 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.intake import Verb
 from service.latents import Purpose
-from service.routes.latents import ENCODE, SCORE
-from service.routes.paths import INTERPOLATE, TRAVERSE
-from service.routes.pictures import DECODE, RECONSTRUCT, SAMPLE
 from service.schemas import Options, PictureOptions
 from tests.service.linear import Linear
+from tests.service.verbs import VERBS
 from tests.service.wire import opened, picture, pixels
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
-VERBS: dict[str, Verb[Options]] = {
-    "/encode": ENCODE,
-    "/score": SCORE,
-    "/sample": SAMPLE,
-    "/decode": DECODE,
-    "/reconstruct": RECONSTRUCT,
-    "/interpolate": INTERPOLATE,
-    "/traverse": TRAVERSE,
-}
 
 
 def rows(first_cell: str) -> list[list[str]]:

@@ -17,9 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import PROBLEMS
-from service.routes.latents import ENCODE, SCORE
-from service.routes.paths import INTERPOLATE, TRAVERSE
-from service.routes.pictures import DECODE, RECONSTRUCT, SAMPLE
+from tests.service.verbs import GETS, VERBS
 from tests.service.wire import SAFETENSORS, base64_png, picture, pixels, png, saved, tensors
 from tests.serving import Server, serving
 
@@ -31,16 +29,6 @@ LASTING = settings(
     suppress_health_check=[HealthCheck.too_slow],  # a busy machine is no finding
 )
 
-VERBS = {
-    "/encode": ENCODE,
-    "/score": SCORE,
-    "/sample": SAMPLE,
-    "/decode": DECODE,
-    "/reconstruct": RECONSTRUCT,
-    "/interpolate": INTERPOLATE,
-    "/traverse": TRAVERSE,
-}
-GETS = ("/sample", "/interpolate", "/traverse")
 NAMES = sorted({name for verb in VERBS.values() for name in verb.options.model_fields} | {"images", "z", "points", "x"})
 IMAGE = pixels(1, (6, 5, 3))[0]
 FILES = [png(IMAGE), *(saved(picture(IMAGE), kind) for kind in ("JPEG", "WEBP", "BMP", "GIF", "TIFF"))]

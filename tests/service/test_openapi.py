@@ -9,22 +9,9 @@ import pytest
 
 from service.bodies import readable_types
 from service.errors import PROBLEMS
-from service.routes.latents import ENCODE, SCORE
-from service.routes.paths import INTERPOLATE, TRAVERSE
-from service.routes.pictures import DECODE, RECONSTRUCT, SAMPLE
 from tests.service.linear import Linear
+from tests.service.verbs import GETS, VERBS
 from tests.service.wire import base64_png, pixels
-
-VERBS = {
-    "/encode": ENCODE,
-    "/score": SCORE,
-    "/sample": SAMPLE,
-    "/decode": DECODE,
-    "/reconstruct": RECONSTRUCT,
-    "/interpolate": INTERPOLATE,
-    "/traverse": TRAVERSE,
-}
-GETS = ("/sample", "/interpolate", "/traverse")
 
 
 @pytest.fixture(scope="module")
