@@ -8,9 +8,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service import lane
+from service import lane, rates
 from service.app import create_app
 from service.settings import Settings
+from tests.service.clock import Clock
 from tests.service.linear import Bundles, Linear, OpenLinear, fitted_prior, linear, open_linear, write_linear
 from tests.serving import Server, serving
 
@@ -112,6 +113,14 @@ def kinds(kinds_folder: Path) -> Iterator[httpx.Client]:
     flags = ["--max-batch-rows", "16", "--max-request-rows", "256"]
     with serving([*folders, *flags]) as running, httpx.Client(base_url=running.url, timeout=30) as http:
         yield http
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of rates, turned by the test."""
+    turned = Clock()
+    monkeypatch.setattr(rates, "monotonic", turned)
+    return turned
 
 
 @pytest.fixture

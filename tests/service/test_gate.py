@@ -15,10 +15,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service import rates
 from service.app import create_app
 from service.keys import Scope
 from service.settings import Settings
+from tests.service.clock import Clock
 from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import Bundles, Linear
 from tests.service.test_errors import problem
@@ -243,21 +243,6 @@ def test_openapi_says_what_takes_a_key(http: httpx.Client, client: httpx.Client)
 
 
 # Rates
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(rates, "monotonic", clock)
-    return clock
 
 
 def test_a_rate_that_is_used_up_is_429_and_told_apart_from_a_full_queue(clock: Clock, guarded: FastAPI) -> None:

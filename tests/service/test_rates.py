@@ -7,23 +7,7 @@ from hypothesis import strategies as st
 from service import rates
 from service.errors import RateUsedUp
 from service.rates import Bucket
-
-
-class Clock:
-    """Seconds, as many as the test says."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(rates, "monotonic", clock)
-    return clock
+from tests.service.clock import Clock
 
 
 def admitted(bucket: Bucket, rows: int) -> bool:
