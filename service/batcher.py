@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +119,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Rows of several jobs, all of one shape, that run together; `engine_rows` is what they count.
+    """Rows of several jobs, all of one shape, that `run` takes together on so many cores; `engine_rows` is what they
+    count.
 
     Units:  run_us microseconds by the clock, as expected
     """
 
+    run: Run
+    cores: int
     jobs: tuple[Job, ...]
     places: tuple[slice, ...]
     engine_rows: float
@@ -152,7 +156,7 @@ class Batch:
     def apart(self) -> list["Batch"]:
         """Each job by itself, of those whose callers still wait."""
         return [
-            Batch((job,), (place,), self.engine_rows, self.run_us)
+            Batch(self.run, self.cores, (job,), (place,), self.engine_rows, self.run_us)
             for job, place in zip(self.jobs, self.places, strict=True)
             if not job.reply.done()
         ]
@@ -166,12 +170,22 @@ class Batch:
 
 class Queue:
     """The jobs that wait for one graph, whose run takes `cores` of the lane's; `load` is told the shape of a row of the
-    graph's first input.
+    graph's first input. Where the graph can also run on one core, by `run_single`, its rows are dealt to the cores once
+    there are enough for all: cores that each do their own wait for nobody.
     """
 
-    def __init__(self, run: Run, *, lane: "Lane", load: Callable[[RowShape], Load], cores: int = 1) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        lane: "Lane",
+        load: Callable[[RowShape], Load],
+        cores: int = 1,
+        run_single: Run | None = None,
+    ) -> None:
         self.run = run
-        self.cores = cores
+        self._cores = cores
+        self._run_single = run_single
         self._lane = lane
         self._load = load
         self._jobs: deque[Job] = deque()
@@ -188,9 +202,15 @@ class Queue:
         self._lane.wake(self)
         return reply
 
-    def form(self) -> Batch | None:
-        """The next batch: of the jobs whose rows have the shape of the first one's, an equal share for each, then what
-        still fits in order of arrival.
+    def cores(self, *, free: int) -> int:
+        """How many cores the next run takes, where so many are free."""
+        if self._run_single and (free < self._cores or self._rows_reach(self._cores)):
+            return 1
+        return self._cores
+
+    def form(self, *, cores: int, free: int) -> Batch | None:
+        """The next batch, to run on so many cores: of the jobs whose rows have the shape of the first one's, an equal
+        share for each, then what still fits in order of arrival.
 
         While others of its shape wait, no job fills more than half of a batch. So a lone row is in the next batch of
         its shape unless more such jobs wait than a batch has rows; and shapes take turns.
@@ -203,7 +223,11 @@ class Queue:
         alike = [job for job in waiting if job.row_shapes == row_shapes]
         load = self._load(row_shapes[0])
         most = load.max_rows if self._cap is None else min(load.max_rows, self._cap)
-        shares = _shares([job.left for job in alike], most)
+        wanted = [job.left for job in alike]
+        is_dealt = cores < self._cores
+        if is_dealt:
+            most = min(most, ceil(sum(wanted) / free))
+        shares = _shares(wanted, most)
         now = perf_counter()
         jobs, places = [], []
         for job, share in zip(alike, shares, strict=True):
@@ -216,7 +240,14 @@ class Queue:
         unserved = [job for job in waiting if job not in served]
         self._jobs = deque(unserved + [job for job in jobs if job.left])
         rows = sum(shares)
-        return Batch(tuple(jobs), tuple(places), load.engine_rows * rows, load.run_us + load.row_us * rows)
+        return Batch(
+            run=self._run_single if is_dealt and self._run_single else self.run,
+            cores=cores,
+            jobs=tuple(jobs),
+            places=tuple(places),
+            engine_rows=load.engine_rows * rows,
+            run_us=load.run_us + load.row_us * rows,
+        )
 
     def shrink(self, rows: int) -> None:
         """Form smaller batches from now on: so many rows were too many for the device."""
@@ -231,6 +262,15 @@ class Queue:
                 self._cap, self._runs_to_recover = 2 * self._cap, _RUNS_TO_RECOVER
                 if self._cap > _LARGEST_CAP:
                     self._cap = None
+
+    def _rows_reach(self, count: int) -> bool:
+        """Whether at least so many rows wait."""
+        rows = 0
+        for job in self._jobs:
+            rows += job.left
+            if rows >= count:
+                return True
+        return False
 
     def __bool__(self) -> bool:
         return bool(self._jobs)

@@ -38,6 +38,10 @@ _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 _SMALL_ROW_US = 250.0
 
 
+# A graph of a larger row that no more than so many bytes describe is held a second time, on one thread.
+_HELD_TWICE_BYTES = 64 * 2**20
+
+
 # Costs are measured on a few rows, in a few quick runs or one long one. Not every long run is one: other processes may
 # have had the core.
 _COST_ROWS = 8
@@ -181,8 +185,9 @@ class Graph:
 
 class Engine:
     """The graphs of one bundle on one device. With `threads` 0 each graph takes one thread if its rows are small, else
-    as many as there are `cores`, which are by default all that this process may use. With `in_bf16` encoder and decoder
-    run in bf16; a scorer stays as it is, as it does in bundles below fp32.
+    as many as there are `cores`, which are by default all that this process may use; unless such a graph is very large
+    or its sizes are open, `singles` has it on one thread too. With `in_bf16` encoder and decoder run in bf16; a scorer
+    stays as it is, as it does in bundles below fp32.
 
     Raises:  BadBundle if a graph or the probe's answers are not what the manifest says, BadEngine if the
              device or bf16 cannot be had
@@ -231,14 +236,18 @@ class Engine:
             def made(count: int) -> Graph:
                 return on_threads(count, name, content, hint, external)
 
-            if self.device != "cpu" or threads or most_threads == 1:
+            size_bytes = len(content) + sum(len(file) for file in (external or {}).values())
+            if self.device != "cpu" or threads or most_threads == 1 or size_bytes > _HELD_TWICE_BYTES:
                 return made(most_threads)
-            # OpenVINO's threads use CPU after a run too, so that there only one alone tells what a row takes.
-            tried = made(1 if hint else most_threads)
-            is_small = _time_us(tried, self._blank(name, 1))[1] < _SMALL_ROW_US
-            wanted = 1 if is_small else most_threads
-            return tried if tried.threads == wanted else made(wanted)
+            # What a row takes is clearest on one thread: several use CPU while they wait for each other too.
+            single = made(1)
+            if _time_us(single, self._blank(name, 1))[1] < _SMALL_ROW_US:
+                return single
+            if not manifest.image.is_open:
+                self.singles[name] = single
+            return made(most_threads)
 
+        self.singles: dict[str, Graph] = {}
         hint: bf16.Hint | None = "bf16" if in_bf16 else None
         self.encoder = graph(ENCODER, bundle.encoder, hint)
         self.decoder = graph(DECODER, bundle.decoder, hint)
@@ -275,16 +284,19 @@ class Engine:
         most = rows_of_a_run(height * width, max_batch_rows=max_batch_rows, max_run_pixels=max_run_pixels)
         sizes = [2**power for power in range(most.bit_length())]
         for name, graph in self._graphs.items():
+            if name in self.singles:
+                for rows in range(1, min(most, graph.threads - 1) + 1):  # more are dealt to the cores
+                    graph.tried(*self._blank(name, rows))
+                graph = self.singles[name]
             for rows in sizes:
                 graph.tried(*self._blank(name, rows))
-            self.costs[name] = self._cost(name, rows=min(_COST_ROWS, sizes[-1]))
+            self.costs[name] = self._cost(name, graph, rows=min(_COST_ROWS, sizes[-1]))
             if graph.hint and self.costs[name].row_us < _SLOW_ROW_US:
                 for rows in sorted(set(range(1, 1 + min(most, _EVERY_SIZE_ROWS))) - set(sizes)):
                     graph.tried(*self._blank(name, rows))
 
-    def _cost(self, name: str, *, rows: int) -> Cost:
+    def _cost(self, name: str, graph: Graph, *, rows: int) -> Cost:
         """What a graph costs, from runs of one row and of a few."""
-        graph = self._graphs[name]
         one_us, cpu_us = _time_us(graph, self._blank(name, 1))
         if rows == 1:
             return Cost(0.0, one_us, cpu_us)
@@ -304,7 +316,7 @@ class Engine:
         probe = bundle.probe
         answers = vars(probe) | {"image": probe.decoded}
         given: dict[str, Arrays] = {ENCODER: (probe.image,), DECODER: (probe.z,), SCORER: (probe.image, probe.z)}
-        for file, graph in self._graphs.items():
+        for file, graph in (*self._graphs.items(), *self.singles.items()):
             inputs = given[file]
             scale_head = bundle.manifest.scale_head
             tolerance = bf16.TOLERANCE if graph.hint else bundle.manifest.tolerance

@@ -25,8 +25,9 @@ _WEDGED_TIMES = 20
 class Lane:
     """The cores that all graphs of a process share, and the account of engine rows that were admitted to them.
 
-    A run begins when as many cores are free as its graph takes: all of them for most graphs, so that runs follow each
-    other; one for a graph so small that its threads would wait for each other, so that several run side by side.
+    A run begins when as many cores are free as it takes: all of them for the few rows of a large graph that are soonest
+    answered so; one where a graph is so small that its threads would wait for each other, or where each core has rows
+    of its own to do, so that several runs go on side by side.
     Everything here happens on the event loop, except the run of a graph, and that too where it costs next to nothing.
     """
 
@@ -106,11 +107,12 @@ class Lane:
 
     def _due(self) -> tuple[Queue, Batch] | None:
         """The batch whose turn it is, those that are tried again first, if the cores that it takes are free."""
+        free = self._free_cores
         if self._again:
-            return self._again.popleft() if self._again[0][0].cores <= self._free_cores else None
-        while self._waiting and self._waiting[0].cores <= self._free_cores:
+            return self._again.popleft() if self._again[0][1].cores <= free else None
+        while self._waiting and (cores := self._waiting[0].cores(free=free)) <= free:
             queue = self._waiting.popleft()
-            batch = queue.form()
+            batch = queue.form(cores=cores, free=free)
             if queue:
                 self._waiting.append(queue)
             if batch:
@@ -120,7 +122,7 @@ class Lane:
     def _run_here(self, queue: Queue, batch: Batch) -> None:
         began = perf_counter()
         try:
-            outputs = queue.run(*batch.inputs())
+            outputs = batch.run(*batch.inputs())
         except Exception as error:
             self._recover(queue, batch, error)
         else:
@@ -128,8 +130,8 @@ class Lane:
 
     def _run_in_thread(self, queue: Queue, batch: Batch) -> None:
         loop = asyncio.get_running_loop()
-        run = queue.run if batch.run_us < _STOPPABLE_US else partial(queue.run, stop=_stop_when_deserted(batch))
-        self._free_cores -= queue.cores
+        run = batch.run if batch.run_us < _STOPPABLE_US else partial(batch.run, stop=_stop_when_deserted(batch))
+        self._free_cores -= batch.cores
         self._running[batch] = perf_counter()
 
         def work() -> None:
@@ -144,17 +146,17 @@ class Lane:
         self._executor.submit(work)
 
     def _finished(self, queue: Queue, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
-        self._ended(queue, batch)
+        self._ended(batch)
         self._next()
         self._give(queue, batch, outputs, run_s)
 
     def _failed(self, queue: Queue, batch: Batch, error: Exception) -> None:
-        self._ended(queue, batch)
+        self._ended(batch)
         self._recover(queue, batch, error)
         self._next()
 
-    def _ended(self, queue: Queue, batch: Batch) -> None:
-        self._free_cores += queue.cores
+    def _ended(self, batch: Batch) -> None:
+        self._free_cores += batch.cores
         del self._running[batch]
 
     def _recover(self, queue: Queue, batch: Batch, error: Exception) -> None:
@@ -170,7 +172,7 @@ class Lane:
             self._wake()
 
     def _give(self, queue: Queue, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
-        side_by_side = self.cores // queue.cores
+        side_by_side = self.cores // batch.cores
         rate = side_by_side * batch.engine_rows / max(run_s, 1e-9)
         self._rows_per_s = 0.9 * self._rows_per_s + 0.1 * rate if self._rows_per_s else rate
         self._metrics.batch_s.observe(run_s)

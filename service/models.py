@@ -35,7 +35,8 @@ class Model:
             cores = graph.threads if engine.device == "cpu" else lane.cores
             loads = _Loads(self.manifest, engine.costs[name], settings.max_batch_rows, settings.max_run_pixels)
             load = loads.of_latents if name == DECODER else loads.of_images
-            return Queue(graph.run, lane=lane, load=load, cores=cores)
+            single = engine.singles.get(name)
+            return Queue(graph.run, lane=lane, load=load, cores=cores, run_single=single.run if single else None)
 
         self.encoder = queue(ENCODER, engine.encoder)
         self.decoder = queue(DECODER, engine.decoder)

@@ -5,6 +5,7 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -346,7 +347,8 @@ def test_a_batch_hands_on_a_lone_jobs_rows_without_a_copy() -> None:
 
     async def passed_on() -> Rows:
         job = Job((rows,), asyncio.get_running_loop().create_future())
-        (inputs,) = Batch((job,), (job.take(3),), engine_rows=3, run_us=LONG_US).inputs()
+        batch = Batch(np.square, 1, (job,), (job.take(3),), engine_rows=3, run_us=LONG_US)
+        (inputs,) = batch.inputs()
         return inputs
 
     assert np.shares_memory(asyncio.run(passed_on()), rows)
@@ -395,6 +397,57 @@ def test_runs_of_one_core_go_side_by_side_and_one_of_all_cores_alone() -> None:
 
     asyncio.run(main())
     assert seen == [set()]
+
+
+@dataclass
+class Cores:
+    """Writes down each run and its numbers; a run on one core ends only when the other core has one too."""
+
+    runs: list[tuple[str, list[int]]] = field(default_factory=list)
+    both: threading.Barrier = field(default_factory=lambda: threading.Barrier(2))
+
+    def together(self, rows: Rows) -> tuple[Rows, ...]:
+        self.runs.append(("all cores", rows[:, 0].tolist()))
+        return (rows,)
+
+    def single(self, rows: Rows) -> tuple[Rows, ...]:
+        self.runs.append(("one core", rows[:, 0].tolist()))
+        self.both.wait(20)
+        return (rows,)
+
+
+def test_a_lone_row_has_all_cores_and_more_rows_are_dealt_to_them() -> None:
+    ran = Cores()
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100, cores=2)
+        queue = Queue(ran.together, lane=lane, load=at_most(4), cores=2, run_single=ran.single)
+        await queue.submit(np.array([[0]]))
+        await asyncio.gather(*(queue.submit(np.array([[number]])) for number in range(1, 4)))
+        await queue.submit(np.arange(4, 12)[:, None])
+        await queue.submit(np.array([[12]]))
+        lane.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    first, *dealt, last = ran.runs
+    assert first == ("all cores", [0])
+    assert sorted(dealt[:2]) == [("one core", [1, 2]), ("one core", [3])]
+    assert sorted(numbers for _, numbers in dealt[2:]) == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    assert last == ("all cores", [12])
+
+
+def test_a_row_that_comes_while_one_core_is_busy_gets_the_other() -> None:
+    ran = Cores()
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100, cores=2)
+        busy = Queue(ran.single, lane=lane, load=at_most(4), cores=1)
+        queue = Queue(ran.together, lane=lane, load=at_most(4), cores=2, run_single=ran.single)
+        await asyncio.gather(busy.submit(np.array([[0]])), queue.submit(np.array([[1]])))
+        lane.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert sorted(ran.runs) == [("one core", [0]), ("one core", [1])]
 
 
 def test_a_run_that_costs_next_to_nothing_is_done_on_the_event_loop() -> None:

@@ -102,6 +102,33 @@ def test_an_engine_says_where_it_runs(engine: Engine) -> None:
     assert engine.precision == "fp32"
 
 
+def test_graphs_of_larger_rows_are_held_on_all_cores_and_on_one_with_the_same_answers(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_SMALL_ROW_US", 0.0)
+    engine = Engine(read(bundles.colour), device="cpu", threads=0, cores=2)
+    assert {name: graph.threads for name, graph in engine.singles.items()} == {ENCODER: 1, DECODER: 1}
+    assert engine.encoder.threads == engine.decoder.threads == 2
+    image = pixels(7, (6, 5, 3))
+    for together, apart in zip(engine.encoder.run(image), engine.singles[ENCODER].run(image), strict=True):
+        np.testing.assert_array_equal(together, apart)
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "largest"),
+    [(0, 2, 0), (2, 2, 2**20), (0, 1, 2**20)],
+    ids=["very large", "threads were asked for", "one core"],
+)
+def test_other_graphs_are_held_once(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, largest: int
+) -> None:
+    monkeypatch.setattr(engine_module, "_SMALL_ROW_US", 0.0)
+    monkeypatch.setattr(engine_module, "_HELD_TWICE_BYTES", largest)
+    engine = Engine(read(bundles.colour), device="cpu", threads=threads, cores=cores)
+    assert not engine.singles
+    assert engine.threads == cores
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_scorer_gives_what_numpy_gives(tmp_path: Path, colour: Linear, shared: bool) -> None:
     write_linear(tmp_path / "b", colour, scorer=colour.scorer(shared=shared))
