@@ -17,6 +17,7 @@ from service.machine import BadEngine, require_one_distribution
 from service.ports import BadAddress
 from service.settings import Settings
 from service.supervisor import Ended, Supervisor
+from service.tally import NoSharedMemory
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -84,7 +85,7 @@ def serve(
         first = error.errors()[0]
         name, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         _stop(f"{name}: got {first['input']!r}, {message[0].lower()}{message[1:]}")
-    except (BadBundle, BadEngine, BadAddress, BadKeys, BadCollector) as error:
+    except (BadBundle, BadEngine, BadAddress, BadKeys, BadCollector, NoSharedMemory) as error:
         _stop(str(error))
     except Ended as error:
         _stop(str(error), code=error.code)

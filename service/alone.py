@@ -4,12 +4,13 @@ import asyncio
 import logging
 import signal
 import socket
+from contextlib import suppress
 
 from fastapi import FastAPI
 
 from service import greeting, ports
 from service.app import create_app
-from service.models import deploy
+from service.errors import ReloadRefused
 from service.server import Server
 from service.settings import Settings
 
@@ -27,27 +28,22 @@ def serve(settings: Settings, sockets: list[socket.socket], *, onnxruntime: str)
         logger.info("%s", line)
     server = Server(app, settings, on_listening=lambda: logger.info("vae-serve running on %s (Ctrl-C ends it)", url))
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(_serve(server, app, settings, sockets))
+        runner.run(_serve(server, app, sockets))
 
 
-async def _serve(server: Server, app: FastAPI, settings: Settings, sockets: list[socket.socket]) -> None:
+async def _serve(server: Server, app: FastAPI, sockets: list[socket.socket]) -> None:
     hangup = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
-    reloading = asyncio.create_task(_reload(hangup, app, settings))
+    reloading = asyncio.create_task(_reload(hangup, app))
     try:
         await server.serve(sockets)
     finally:
         reloading.cancel()
 
 
-async def _reload(hangup: asyncio.Event, app: FastAPI, settings: Settings) -> None:
+async def _reload(hangup: asyncio.Event, app: FastAPI) -> None:
     """At every SIGHUP, serve what the settings name as it is by then, if it is proven."""
     while await hangup.wait():
         hangup.clear()
-        try:
-            deployment = await asyncio.to_thread(deploy, settings, metrics=app.state.metrics)
-        except Exception as error:  # whatever it is: what was loaded serves on
-            logger.error("reload: %s; what was loaded serves on", error)  # noqa: TRY400  # the sentence is enough
-        else:
-            app.state.deployment = deployment
-            logger.info("reload: serving %s", ", ".join(deployment.models.labels))
+        with suppress(ReloadRefused):  # which the log has told
+            await app.state.reload(None)

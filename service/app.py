@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match, Route
 
-from service import openapi, pages, record, refusals, traces
+from service import openapi, origins, pages, record, refusals, traces
 from service.access_log import AccessLog
 from service.doors import Doors
 from service.errors import Internal, MethodNotAllowed, NotFound, Problem
@@ -25,11 +25,12 @@ from service.keys import Keys
 from service.metrics import Metrics
 from service.models import Deployment, deploy
 from service.observed import Observed
-from service.origins import Origins
+from service.redeployment import Redeployment
 from service.routes import health, latents, metrics, models, paths, pictures
 from service.settings import Settings
 from service.tally import Tally
 from service.traces import Traces
+from service.whole import Whole
 
 logger = logging.getLogger("vaeserve")
 
@@ -61,7 +62,7 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
         static_url=pages.ASSETS,
         redirect_slashes=False,
         lifespan=_lifespan,
-        middleware=[*guards, Middleware(Doors, routes=routes)],
+        middleware=[*guards, Middleware(Doors, routes=routes), Middleware(Whole)],
         telemetry=tracing.telemetry if tracing else traces.OFF,
         exception_handlers={
             Problem: _problem,
@@ -79,6 +80,7 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
     app.state.metrics = Metrics(names, tally=tally)
     app.state.traces = tracing
     app.state.deployment = deploy(settings, cores=cores, metrics=app.state.metrics)
+    app.state.reload = Redeployment(app.state)
     app.state.access_log = AccessLog(settings.log_format) if settings.access_log else None
     app.add_middleware(
         Observed,
@@ -97,7 +99,7 @@ def _guards(settings: Settings) -> list[Middleware]:
     """
     guards = []
     if settings.cors_origins:
-        guards.append(Middleware(Origins, origins=settings.cors_origins))
+        guards.append(Middleware(origins.Origins, origins=settings.cors_origins))
     if settings.api_keys_file is not None:
         keys = Keys(settings.api_keys_file, workers=max(1, settings.workers))
         guards.append(Middleware(Gate, keys=keys, metrics_open=settings.open_metrics))
@@ -114,7 +116,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     watch.cancel()
     deployment: Deployment = app.state.deployment
-    deployment.lane.close()
+    await asyncio.to_thread(deployment.lane.close)  # a run may take a while, and the last answers have yet to leave
     if app.state.access_log:
         app.state.access_log.flush()
     if app.state.traces:
@@ -149,16 +151,22 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
         return refusals.response(MethodNotAllowed(refused, headers={"allow": allowed}), request.scope)
     if error.status_code == 404:
         return refusals.response(NotFound(f"{path}: there is no such path, /docs lists those there are"), request.scope)
-    return await _unforeseen(request, error)
+    return _failed(request, error)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
+    """The answer to what no handler knows, which passes outside all middleware of ours."""
+    response = _failed(request, error)
+    response.headers["x-request-id"] = record.of(request.scope).request_id
+    if allowed := request.app.state.deployment.settings.cors_origins:
+        response.raw_headers += origins.marks(allowed, dict(request.scope["headers"]).get(b"origin"))
+    return response
+
+
+def _failed(request: Request, error: Exception) -> Response:
     request_id = record.of(request.scope).request_id
     logger.error("request %s failed: %r", request_id, error)
-    problem = Internal(f"The log tells more under request id {request_id}.")
-    response = refusals.response(problem, request.scope)
-    response.headers["x-request-id"] = request_id  # this answer passes outside the middleware
-    return response
+    return refusals.response(Internal(f"The log tells more under request id {request_id}."), request.scope)
 
 
 def _methods(request: Request) -> set[str]:

@@ -1,21 +1,17 @@
 """A request's body, of any of the types that a verb reads, as pictures, tensors, members and options."""
 
-import asyncio
 import base64
 import binascii
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from io import BytesIO
 from time import perf_counter
 from typing import Any
 
 import orjson
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from service import images, tensors
+from service import images, multipart, tensors
 from service.budget import spend
 from service.callers import Deadline
 from service.errors import BadBody, SlowBody, UnsupportedType, invalid, too_large
@@ -23,9 +19,6 @@ from service.settings import Settings
 
 # What a byte of JSON takes to read, by `python -m benchmarks.wire`, with room for base64 and for lists of nothing.
 JSON_BYTE_US = 0.01
-
-_MAX_FIELDS = 64
-_FORM_CHUNK_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,44 +154,17 @@ def picture_bytes(item: Named) -> bytes:
 
 
 async def _multipart(body: bytes, headers: Headers, *, max_parts: int) -> Body:
-    async def chunks() -> AsyncGenerator[bytes, None]:
-        for start in range(0, len(body), _FORM_CHUNK_BYTES):
-            yield body[start : start + _FORM_CHUNK_BYTES]
-            await asyncio.sleep(0)  # other requests have their turn between chunks
-
-    _require_end(body, headers)
-    parser = MultiPartParser(headers, chunks(), max_files=max_parts, max_fields=_MAX_FIELDS, max_part_size=2**16)
-    parser.spool_max_size = len(body)  # it is in memory already; no part goes to disk
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError) as error:
-        if "Too many files" in str(error):
-            raise too_large("rows", got=max_parts + 1, limit=max_parts, unit="rows") from error
-        raise BadBody(f"not readable as multipart/form-data: {error}") from error
-    try:
-        return await _form(form)
-    finally:
-        await form.close()
-
-
-def _require_end(body: bytes, headers: Headers) -> None:
-    """Refuse a form that was cut, of which the parser would drop the last part without a word."""
-    _, options = parse_options_header(headers["content-type"])
-    boundary = options.get(b"boundary", b"")
-    if b"--%b--" % boundary not in body[-_FORM_CHUNK_BYTES:]:
-        raise BadBody("not readable as multipart/form-data: it ends before its last boundary")
-
-
-async def _form(form: FormData) -> Body:
+    cost_us = multipart.reading_cost_us(body)
+    parts = await spend(cost_us, multipart.read, body, headers["content-type"], max_files=max_parts)
     pictures: list[Named] = []
     options: list[tuple[str, Named]] = []
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            if name != "images":
-                raise invalid(f"form.{name}", got="a file", expected="files in parts named images")
-            pictures.append(Named(f"form.images[{len(pictures)}]", await value.read()))
-        elif name == "images":
+    for part in parts:
+        if part.is_file:
+            if part.name != "images":
+                raise invalid(f"form.{part.name}", got="a file", expected="files in parts named images")
+            pictures.append(Named(f"form.images[{len(pictures)}]", part.content))
+        elif part.name == "images":
             raise invalid("form.images", got="text", expected="a file, as curl -F images=@a.png sends it")
         else:
-            options.append((name, Named(f"form.{name}", value)))
+            options.append((part.name, Named(f"form.{part.name}", part.text)))
     return Body(tuple(pictures), None, tuple(options))

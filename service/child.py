@@ -3,13 +3,13 @@
 import asyncio
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, resource_tracker
 from typing import Any
 
 from service import tally
-from service.messages import Message, inbox
+from service.messages import Ask, Message, inbox
 from service.settings import Settings
 from service.tally import Memory
 
@@ -32,6 +32,7 @@ class Child:
         self.ended = asyncio.Event()
         self.listening = False
         self.labels: tuple[str, ...] = ()
+        self._answers: asyncio.Queue[Message | None] = asyncio.Queue()
         self._memory, self._place = memory, place
         self._pipe, theirs = _spawn.Pipe()
         given = {"workers": workers, "sockets": sockets, "pipe": theirs, "onnxruntime": onnxruntime}
@@ -57,8 +58,24 @@ class Child:
         return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
     async def hear(self) -> Message | None:
-        """The next that it says; None once it has ended."""
+        """The next that it says before it listens; None once it has ended."""
         return await self._inbox.get()
+
+    async def asks(self) -> AsyncIterator[Ask]:
+        """What it is asked for while it listens, until it ends; what it answers meanwhile is kept for `answer`."""
+        while (said := await self._inbox.get()) is not None:
+            if isinstance(said, Ask):
+                yield said
+            else:
+                self._answers.put_nowait(said)
+        self._answers.put_nowait(None)
+
+    async def answer(self) -> Message | None:
+        """Its answer to what it was told while it listens; None once it has ended."""
+        said = await self._answers.get()
+        if said is None:
+            self._answers.put_nowait(None)  # for whoever asks again
+        return said
 
     def tell(self, message: Message) -> None:
         """Say something to it; one that has just ended does not hear it."""

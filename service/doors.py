@@ -1,5 +1,6 @@
 """The verbs' doors: a request meets its verb by method and path, ahead of FastAPI's own middleware and router."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.requests import ClientDisconnect, Request
@@ -8,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import refusals
 from service.callers import CallerGone
-from service.errors import Problem
+from service.errors import Problem, unfinished
 from service.openapi import VerbRoute
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -40,4 +41,8 @@ class Doors:
             response = refusals.response(problem, scope)
         except (CallerGone, ClientDisconnect):
             return
+        except asyncio.CancelledError:
+            if not scope["app"].state.draining:
+                raise
+            response = refusals.response(unfinished(), scope)  # the server takes back what is left at its end
         await response(scope, receive, send)

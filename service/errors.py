@@ -66,6 +66,14 @@ class KeyLacksScope(Problem):
     title = "This key is not for this"
 
 
+class KeysOff(Problem):
+    """Keys are off, so that nobody is an admin; only a signal to the process does this."""
+
+    status = 403
+    kind = "keys-off"
+    title = "Nobody is an admin here"
+
+
 class NotFound(Problem):
     """No such path, or no such model."""
 
@@ -104,6 +112,14 @@ class ModelCannot(Problem):
     status = 409
     kind = "model-cannot"
     title = "This model cannot do this"
+
+
+class ReloadRefused(Problem):
+    """What lies in the place of the model is not proven, or not the same to all workers; what was loaded serves on."""
+
+    status = 409
+    kind = "reload-refused"
+    title = "The new version is not served"
 
 
 class TooLarge(Problem):
@@ -163,7 +179,9 @@ class Internal(Problem):
 
 
 class NotReady(Problem):
-    """This process was told to end: it serves a little longer, and wants no new callers."""
+    """This process was told to end: it serves a little longer, and wants no new callers; whoever is not answered by the
+    end of its time gets this too. Or its engine is stuck.
+    """
 
     status = 503
     kind = "not-ready"
@@ -198,11 +216,13 @@ PROBLEMS: tuple[type[Problem], ...] = (
     BadBody,
     NoKey,
     KeyLacksScope,
+    KeysOff,
     NotFound,
     MethodNotAllowed,
     NotAcceptable,
     SlowBody,
     ModelCannot,
+    ReloadRefused,
     TooLarge,
     UnsupportedType,
     Invalid,
@@ -215,6 +235,11 @@ PROBLEMS: tuple[type[Problem], ...] = (
     TooManyConnections,
     DeadlinePassed,
 )
+
+
+def unfinished() -> NotReady:
+    """The 503 of a request that a process which was told to end has no time left for."""
+    return NotReady("shutdown: this process has no time left to finish the request, another one may take it")
 
 
 def invalid(where: str, *, got: object, expected: str) -> Invalid:

@@ -1,4 +1,4 @@
-"""What an operator reads when the models are ready: each one, and a line to try."""
+"""What an operator reads when the models are ready: each one, and at the start a line to try."""
 
 from service.bundle import Manifest
 from service.models import Deployment, Model
@@ -10,17 +10,27 @@ _SMALL_PIXELS = 64 * 64
 def lines(deployment: Deployment, *, onnxruntime: str, url: str) -> tuple[str, ...]:
     """A line for each model, and one that shows what the first does."""
     return (
-        *(_told(model, onnxruntime) for model in deployment.models),
+        *(
+            f"model {model.label[: len(model.manifest.name) + 13]}: {_described(model, onnxruntime)}"
+            for model in deployment.models
+        ),
         f"try:  {_first_try(deployment.models.default, url, keyed=deployment.settings.api_keys_file is not None)}",
     )
 
 
-def _told(model: Model, onnxruntime: str) -> str:
+def served(deployment: Deployment, name: str | None) -> tuple[str, ...]:
+    """What is served once a model is reloaded, or without a name all of them: a line for each."""
+    models = deployment.models
+    reloaded = models if name is None else (models.find(name),)
+    return tuple(f"{model.label}: {_described(model)}" for model in reloaded)
+
+
+def _described(model: Model, onnxruntime: str = "") -> str:
+    """Shapes, and what runs the model."""
     engine = model.engine
     return (
-        f"model {model.label[: len(model.manifest.name) + 13]}: {_shapes(model.manifest)}, "
-        f"{engine.provider} ({onnxruntime}), {engine.precision}{engine.remark and f' ({engine.remark})'}, "
-        f"{engine.threads} threads"
+        f"{_shapes(model.manifest)}, {engine.provider}{onnxruntime and f' ({onnxruntime})'}, "
+        f"{engine.precision}{engine.remark and f' ({engine.remark})'}, {engine.threads} threads"
     )
 
 

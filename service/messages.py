@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A worker's models are proven and warm.
+    """A worker's models are proven and warm; `greeting` is what an operator is told of them.
 
     Units:  row_us CPU microseconds of a row in the cheapest encoder
     """
@@ -45,13 +45,36 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """From a worker: an admin asks for a model in its new version, by all of them; it waits for an `Answer`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To a worker: what became of the oldest `Ask` that is not answered; `refusal` is why nothing did."""
+
+    refusal: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """To a worker: load what the settings name anew, beside what serves, and answer `Loaded` or `Refused`."""
+    """To a worker: load a model anew, or without a name all that the settings name, beside what serves, and answer
+    `Loaded` or `Refused`.
+    """
+
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """To a worker: serve what was loaded last."""
+    """To a worker: serve what was loaded last, and answer `Swapped`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """A worker serves what it loaded last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +82,7 @@ class Drop:
     """To a worker: forget what was loaded last."""
 
 
-Message = Loaded | Refused | Listening | Workers | Release | Load | Swap | Drop
+Message = Loaded | Refused | Listening | Workers | Release | Ask | Answer | Load | Swap | Swapped | Drop
 
 
 def inbox(pipe: "Connection[Message, Message]") -> "asyncio.Queue[Message | None]":

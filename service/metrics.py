@@ -13,7 +13,7 @@ from prometheus_client.utils import floatToGoString
 
 from service.errors import PROBLEMS, Problem
 from service.record import Record
-from service.tally import Tally
+from service.tally import ENDS, Tally
 from service.timing import STAGES
 
 # What stands for every path that is no route, files beneath /docs too, and for a status that we do not send ourselves.
@@ -182,6 +182,7 @@ class Metrics:
             yield gauge.family(sums)
         processes = {place: int(pid) for place, pid in enumerate(self._tally.each(self._pid)) if pid}
         yield GaugeMetricFamily("vaeserve_workers", "Processes that serve.", value=len(processes))
+        yield CounterMetricFamily("vaeserve_worker_ends", "Workers that ended and were replaced.", value=sums[ENDS])
         yield from _of_processes(processes)
 
 

@@ -1,7 +1,7 @@
 """The models that this process serves, found by `name` or `name@digest`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from service import cards, prior, sizes
@@ -23,6 +23,7 @@ class Model:
     """
 
     def __init__(self, bundle: Bundle, *, engine: Engine, lane: Lane, settings: Settings) -> None:
+        self.path = bundle.path
         self.manifest: Manifest = bundle.manifest
         self.engine = engine
         self.image_axes, self.latent_axes = sizes.of_images(self.manifest), sizes.of_latents(self.manifest)
@@ -113,6 +114,10 @@ class Models:
             raise NotFound(f"model: got {asked[:200]}, loaded are {', '.join(self.labels)}")
         return model
 
+    def with_(self, model: Model) -> "Models":
+        """The same, with this model in the place of the one that has its name."""
+        return Models(list((self._by_name | {model.manifest.name: model}).values()))
+
     @property
     def labels(self) -> tuple[str, ...]:
         """`name@digest` of each."""
@@ -154,9 +159,30 @@ def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | N
         bundle = read(path)
         if bundle.manifest.name in models:
             raise BadBundle(f"{path}: a model named {bundle.manifest.name} is loaded already")
-        engine = start(
-            bundle, device=settings.device, threads=settings.threads, precision=settings.precision, cores=cores
-        )
-        engine.warm(settings.max_batch_rows, settings.max_run_pixels)
-        models[bundle.manifest.name] = Model(bundle, engine=engine, lane=lane, settings=settings)
+        models[bundle.manifest.name] = _started(bundle, lane=lane, settings=settings)
     return Deployment(settings, Models(list(models.values())), lane)
+
+
+def redeploy(deployment: Deployment, name: str | None, *, metrics: Metrics) -> Deployment:
+    """What the settings name as it is by now, beside what is there: the bundle of one model, or without a name all.
+
+    Raises:  BadBundle, BadEngine, NotFound if there is no such model
+    """
+    settings, lane = deployment.settings, deployment.lane
+    if name is None:
+        return deploy(settings, cores=lane.cores, metrics=metrics)
+    path = deployment.models.find(name).path
+    bundle = read(path)
+    if bundle.manifest.name != name:
+        raise BadBundle(f"{path}: got a model named {bundle.manifest.name}, expected {name}")
+    model = _started(bundle, lane=lane, settings=settings)
+    return replace(deployment, models=deployment.models.with_(model))
+
+
+def _started(bundle: Bundle, *, lane: Lane, settings: Settings) -> Model:
+    """A bundle on its device, proven and warm."""
+    engine = start(
+        bundle, device=settings.device, threads=settings.threads, precision=settings.precision, cores=lane.cores
+    )
+    engine.warm(settings.max_batch_rows, settings.max_run_pixels)
+    return Model(bundle, engine=engine, lane=lane, settings=settings)

@@ -10,6 +10,9 @@ ANY = "*"
 
 _Headers = list[tuple[bytes, bytes]]
 
+# To caches: the answer hangs on who asked.
+_VARY = (b"vary", b"Origin")
+
 # What a page may see of an answer, and what it may send, beyond what browsers let every page see and send.
 _SEEN: _Headers = [
     (
@@ -33,7 +36,7 @@ class Origins:
 
     def __init__(self, app: ASGIApp, *, origins: Collection[str]) -> None:
         self._app = app
-        self._origins = frozenset(origin.encode() for origin in origins)
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, its answer marked for the page that may read it."""
@@ -41,24 +44,28 @@ class Origins:
             await self._app(scope, receive, send)
             return
         sent = dict(scope["headers"])
-        told = self._told(sent.get(b"origin"))
-        is_allowed = told[0][0] == b"access-control-allow-origin"
+        marked = marks(self._origins, sent.get(b"origin"))
+        is_allowed = marked[0][0] == b"access-control-allow-origin"
         if is_allowed and scope["method"] == "OPTIONS" and b"access-control-request-method" in sent:
             response = Response(status_code=204)
-            response.raw_headers += told + _SENT
+            response.raw_headers += marked + _SENT
             await response(scope, receive, send)
             return
 
-        async def send_told(message: Message) -> None:
+        async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *told, *(_SEEN if is_allowed else ())]
+                message["headers"] = [*message["headers"], *marked]
             await send(message)
 
-        await self._app(scope, receive, send_told)
+        await self._app(scope, receive, send_marked)
 
-    def _told(self, origin: bytes | None) -> _Headers:
-        """Who may read the answer. A cache must know that this hangs on who asked, where nobody did too."""
-        if ANY.encode() in self._origins:
-            return [(b"access-control-allow-origin", b"*")]
-        allowed = [(b"access-control-allow-origin", origin)] if origin is not None and origin in self._origins else []
-        return [*allowed, (b"vary", b"Origin")]
+
+def marks(origins: Collection[str], origin: bytes | None) -> _Headers:
+    """What an answer says of whether the page of this origin may read it. That it hangs on who asked is said where no
+    page did too.
+    """
+    if ANY in origins:
+        return [(b"access-control-allow-origin", b"*"), *_SEEN]
+    if origin is None or origin.decode("latin-1") not in origins:
+        return [_VARY]
+    return [(b"access-control-allow-origin", origin), _VARY, *_SEEN]

@@ -1,6 +1,7 @@
 """HTTP/1.1 on a connection: uvicorn's, with bounds on what a client may send and on how long it may take."""
 
 import asyncio
+import select
 from typing import Any, cast
 
 import httptools
@@ -18,6 +19,8 @@ _MAX_PIPELINED = 64
 
 # The loop reads so much at a time. Of the piece in which a head begins, it is not known where; those after it count.
 _PIECE_BYTES = 2**18
+
+_PROCESSING = STATUS_LINE[102] + b"\r\n"
 
 _NOT_HTTP = b"This is not an HTTP request that this server reads."
 
@@ -44,6 +47,8 @@ class Protocol(HttpToolsProtocol):
         self._awaited: object = None
         self._awaited_since = 0.0
         self._taking: tuple[int, float] | None = None  # what was taken of answers, and when, at the last count
+        self._heard_all = False  # the other side says no more
+        self._has_probed = False  # whether it still listens
 
     @property
     def is_busy(self) -> bool:
@@ -64,6 +69,16 @@ class Protocol(HttpToolsProtocol):
         self._connections.leave(self)
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it, uvicorn's never answers
+        """Whether to stay: who says no more may still listen, so what was asked for is answered before we close."""
+        if not self._owes_answers:
+            return False
+        self._heard_all = True
+        if self._farewell is None:
+            self._farewell = b""
+            self.cycle.keep_alive = False  # which the last answer says
+        return True
+
     def close(self) -> None:
         """Close, whatever goes on."""
         self.transport.abort()
@@ -74,6 +89,8 @@ class Protocol(HttpToolsProtocol):
 
         Units:  now seconds, of the loop's clock
         """
+        if self._heard_all and not self.transport.is_closing():
+            self._look_for_caller()
         if self.is_busy and self.cycle.more_body:
             self.cycle.message_event.set()
         if self.is_busy or self.transport.get_write_buffer_size():
@@ -83,6 +100,19 @@ class Protocol(HttpToolsProtocol):
         elif now - self._awaited_since > self._connections.settings.head_timeout_s:
             self.close()
         self._look_at_answer(now)
+
+    def _look_for_caller(self) -> None:
+        """Close what nobody listens to any more. Who has left altogether looks like one who says no more, until
+        something comes there that can only be refused: so an answer that takes long begins with a 102.
+
+        Source:  RFC 9110, section 15.2; RFC 2518, section 10.1
+        """
+        if _is_refused(self.transport):
+            self.close()
+        elif not self._has_probed and not self.pipeline and not self.cycle.response_started:
+            self._has_probed = True
+            if self.cycle.scope["http_version"] == "1.1":  # before that there is no interim answer
+                self.transport.write(_PROCESSING)
 
     def _look_at_answer(self, now: float) -> None:
         if not self.transport.get_write_buffer_size():
@@ -197,8 +227,18 @@ class Protocol(HttpToolsProtocol):
         if farewell:
             self.transport.write(farewell)
         self._unset_keepalive_if_required()
-        self.transport.write_eof()
-        self._connections.linger(self)
+        if self._heard_all:
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+            self._connections.linger(self)
+
+
+def _is_refused(transport: asyncio.Transport) -> bool:
+    """Whether the other side has refused what was sent there, as its system does when nobody is left."""
+    found = select.poll()
+    found.register(transport.get_extra_info("socket").fileno(), 0)  # for what is told without asking: errors
+    return bool(found.poll(0))
 
 
 def _plain_400() -> bytes:

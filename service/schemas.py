@@ -269,6 +269,14 @@ class ModelAnswer(ModelSummary):
     manifest: dict[str, Any]
 
 
+class ReloadAnswer(BaseModel):
+    """A model that was loaded anew."""
+
+    model: str
+    digest: str = Field(description="of what is served now")
+    digest_before: str = Field(description="of what was served when this was asked for")
+
+
 class HealthAnswer(BaseModel):
     """State of the process."""
 

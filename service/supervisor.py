@@ -4,12 +4,14 @@ import asyncio
 import logging
 import signal
 import socket
+from contextlib import suppress
 from math import ceil
 
-from service import ports, tally
+from service import ports, reloads, tally
 from service.child import Child
+from service.errors import ReloadRefused
 from service.machine import available_cores
-from service.messages import Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
+from service.messages import Answer, Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
 from service.settings import AUTO, Settings
 
 logger = logging.getLogger("vaeserve")
@@ -17,9 +19,15 @@ logger = logging.getLogger("vaeserve")
 # What HTTP, decoding and encoding take of a core for a request of one small picture, in microseconds.
 _REQUEST_US = 100.0
 
-# A place whose workers end so often in a row before they listen ends the service; between them there is a pause.
+# A place whose workers end so often in a row before they listen ends the service, unless all have listened before and
+# others still do.
 _TRIES = 3
-_PAUSE_S = 1.0
+
+# A worker that has answered requests for so long was a good one. Of those that were not, a few in a row are replaced at
+# once; before each further one there is a pause, twice as long as the last one, up to a bound.
+_GOOD_AFTER_S = 10.0
+_REPLACED_AT_ONCE = 5
+_LONGEST_PAUSE_S = 30.0
 
 # What workers get beyond the time that they give themselves, before they are killed.
 _GRACE_S = 1.0
@@ -45,6 +53,15 @@ def best_workers(row_us: float, cores: int) -> int:
     return max(1, ceil(cores * _REQUEST_US / (_REQUEST_US + row_us)))
 
 
+def pause_before(ended_soon: int) -> float:
+    """How long a place stays empty after so many workers in a row that ended soon.
+
+    Units:  seconds
+    """
+    further = ended_soon - _REPLACED_AT_ONCE
+    return 0.0 if further <= 0 else min(_LONGEST_PAUSE_S, 2.0 ** (further - 1))
+
+
 class Supervisor:
     """As many workers as the settings say, behind one port, which is held here whatever becomes of them.
 
@@ -63,6 +80,7 @@ class Supervisor:
         self._labels: tuple[str, ...] = ()
         self._greeted = self._complete = False
         self._leaving, self._hurried, self._hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._turn = asyncio.Lock()  # of reloads
 
     async def run(self) -> None:
         """Serve until told to end.
@@ -77,7 +95,7 @@ class Supervisor:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._tasks.create_task(self._wait_until_told())
-                self._tasks.create_task(self._reload())
+                self._tasks.create_task(self._reload_at_hangup())
                 self._fill(range(max(1, self._count)))
         except* Ended as reasons:
             reason = reasons.exceptions[0]
@@ -100,8 +118,9 @@ class Supervisor:
             self._tasks.create_task(self._keep(place))
 
     async def _keep(self, place: int) -> None:
-        """Have a worker in this place, and another one when that has ended."""
-        failed = 0
+        """Have a worker in this place, and another one when that has ended, later and later if they end soon."""
+        clock = asyncio.get_running_loop().time
+        failed = ended_soon = 0
         while True:
             child = Child(
                 self._settings,
@@ -113,11 +132,27 @@ class Supervisor:
             )
             self._children[place] = child
             failed = 0 if await self._listens(child) else failed + 1
+            began = clock()
+            if not failed:
+                await self._attend(child)
             await child.ended.wait()
-            if failed == _TRIES:
+            if failed >= _TRIES and not (self._complete and self._listening):
                 raise Ended(f"workers: {failed} in a row ended before they listened, the last {child.end}", code=1)
-            logger.error("worker %s ended %s, another one takes its place", child.pid, child.end)
-            await asyncio.sleep(_PAUSE_S if failed else 0)
+            ended_soon = 1 if not failed and clock() - began > _GOOD_AFTER_S else ended_soon + 1
+            pause_s = pause_before(ended_soon)
+            later = f" in {pause_s:.0f} s" if pause_s else ""
+            logger.error("worker %s ended %s, another one takes its place%s", child.pid, child.end, later)
+            await asyncio.sleep(pause_s)
+
+    @property
+    def _listening(self) -> list[Child]:
+        """The workers that answer requests."""
+        return [child for child in self._children.values() if child.listening]
+
+    async def _attend(self, child: Child) -> None:
+        """Do what a worker asks for while it answers requests."""
+        async for ask in child.asks():
+            self._tasks.create_task(self._reload_for(child, ask.name))
 
     async def _listens(self, child: Child) -> bool:
         """Whether a worker that was just started comes to answer requests."""
@@ -145,7 +180,7 @@ class Supervisor:
     def _note(self, child: Child) -> None:
         """One worker more answers requests, and gets its share of the connections."""
         child.listening = True
-        listening = [other for other in self._children.values() if other.listening]
+        listening = self._listening
         for other in listening:
             if other is not child:
                 other.tell(Release(len(listening)))
@@ -156,25 +191,46 @@ class Supervisor:
             self._complete = True
             logger.info("vae-serve running on %s (%d workers, Ctrl-C ends them)", self._url, self._count)
 
-    async def _reload(self) -> None:
-        """At every SIGHUP, let all workers load what the settings name by then, and serve it if all have proven it."""
+    async def _reload_at_hangup(self) -> None:
+        """At every SIGHUP, let all workers take what the settings name by then."""
         while await self._hangup.wait():
             self._hangup.clear()
-            children = [child for child in self._children.values() if child.listening]
+            with suppress(ReloadRefused):  # which the log has told
+                await self._reload(None)
+
+    async def _reload_for(self, child: Child, name: str) -> None:
+        """Let all workers take a model in its new version, and tell the one that asked for it what came of it."""
+        refusal = None
+        try:
+            await self._reload(name)
+        except ReloadRefused as problem:
+            refusal = problem.detail
+        child.tell(Answer(refusal))
+
+    async def _reload(self, name: str | None) -> None:
+        """Let all workers load one model anew, or without a name all of them, and serve it if all have proven the same.
+
+        Raises:  ReloadRefused if not; then none does
+        """
+        async with self._turn:
+            children = self._listening
             for child in children:
-                child.tell(Load())
-            said = [await child.hear() for child in children]
-            loaded = {answer.labels for answer in said if isinstance(answer, Loaded)}
-            agreed = len(loaded) == 1 and all(isinstance(answer, Loaded | None) for answer in said)
-            for child in children:
-                child.tell(Swap() if agreed else Drop())
-            if agreed:
-                (self._labels,) = loaded
-                logger.info("reload: serving %s", ", ".join(self._labels))
-            else:
-                refusals = [answer.sentence for answer in said if isinstance(answer, Refused)]
-                reason = refusals[0] if refusals else "workers did not all read the same"
-                logger.error("reload: %s; what was loaded serves on", reason)
+                child.tell(Load(name))
+            said = [(child, await child.answer()) for child in children]
+            loaded = [(child, answer) for child, answer in said if isinstance(answer, Loaded)]
+            refusals = [answer.sentence for _, answer in said if isinstance(answer, Refused)]
+            if refusals or len({answer.labels for _, answer in loaded}) != 1:
+                for child, _ in loaded:
+                    child.tell(Drop())
+                raise reloads.refused(refusals[0] if refusals else "workers did not all read the same")
+            for child, answer in loaded:
+                child.tell(Swap())
+                self._labels = child.labels = answer.labels
+            for child, _ in loaded:
+                await child.answer()
+            reloads.serving(loaded[0][1].greeting)
+            if any(child.labels != self._labels for child in self._listening):
+                self._hangup.set()  # of who began to listen meanwhile
 
     async def _end(self) -> None:
         """Close the port, let every worker finish what it accepted, and wait for them."""

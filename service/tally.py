@@ -9,18 +9,33 @@ CELLS = 4096
 # The first cells hold what is true only while the process of a place lives; the others count on after its end.
 LIVE_CELLS = 16
 
+# The first of those others is its parent's: how many processes of a place have ended.
+ENDS = LIVE_CELLS
+
 Memory = Array[c_double]
 
 
+class NoSharedMemory(Exception):
+    """Processes cannot count side by side here; the service stops with this sentence."""
+
+
 def shared(places: int) -> Memory:
-    """Room for so many processes, all zero, to be handed to each as it is started. No file is left of it."""
-    return get_context("spawn").RawArray(c_double, places * CELLS)
+    """Room for so many processes, all zero, to be handed to each as it is started. No file is left of it.
+
+    Raises:  NoSharedMemory
+    """
+    try:
+        return get_context("spawn").RawArray(c_double, places * CELLS)
+    except OSError as error:
+        wanted = f"expected {places * CELLS * 8:,} bytes of shared memory (/dev/shm)"
+        raise NoSharedMemory(f"workers: got {error.strerror}, {wanted}; --workers 1 needs none") from error
 
 
 def bury(memory: Memory, place: int) -> None:
-    """Forget what was true of the process that has just ended in a place."""
+    """Forget what was true of the process that has just ended in a place, and count its end."""
     start = place * CELLS
     memory[start : start + LIVE_CELLS] = [0.0] * LIVE_CELLS
+    memory[start + ENDS] += 1
 
 
 class Tally:
@@ -33,7 +48,7 @@ class Tally:
         every = memoryview(whole).cast("B").cast("d")
         self._places = [every[start : start + CELLS] for start in range(0, len(every), CELLS)]
         self.cells = self._places[place]
-        self._live, self._lasting = 0, LIVE_CELLS
+        self._live, self._lasting = 0, ENDS + 1
 
     def reserve(self, count: int) -> int:
         """The first of so many cells that count on after the end of the process."""

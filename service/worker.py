@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections import deque
 from logging.config import dictConfig
 from math import ceil
 from multiprocessing.connection import Connection
@@ -11,10 +12,24 @@ from fastapi import FastAPI
 from service import greeting, logs, ports
 from service.app import create_app
 from service.bundle import BadBundle
+from service.errors import ReloadRefused
 from service.keys import BadKeys
 from service.machine import BadEngine, available_cores
-from service.messages import Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers, inbox
-from service.models import Deployment, deploy
+from service.messages import (
+    Answer,
+    Ask,
+    Drop,
+    Listening,
+    Load,
+    Loaded,
+    Refused,
+    Release,
+    Swap,
+    Swapped,
+    Workers,
+    inbox,
+)
+from service.models import Deployment, redeploy
 from service.ports import BadAddress
 from service.server import Server
 from service.settings import AUTO, Settings
@@ -49,7 +64,7 @@ def work(
         pipe.send(_loaded(app.state.deployment, greeting=lines))
         server = Server(app, settings, on_listening=lambda: pipe.send(Listening()))
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(_serve(server, app, sockets=sockets, pipe=pipe, cores=_cores(workers)))
+            runner.run(_serve(server, app, sockets=sockets, pipe=pipe))
     except (BadBundle, BadEngine, BadAddress, BadKeys) as error:
         pipe.send(Refused(str(error)))
     except (EOFError, BrokenPipeError):
@@ -71,33 +86,61 @@ def _loaded(deployment: Deployment, *, greeting: tuple[str, ...] = ()) -> Loaded
     return Loaded(deployment.models.labels, greeting, row_us=deployment.row_us, on_cpu=on_cpu)
 
 
-async def _serve(server: Server, app: FastAPI, *, sockets: list[socket.socket], pipe: Pipe, cores: int) -> None:
-    obeying = asyncio.create_task(_obey(server, app, pipe=pipe, cores=cores))
+async def _serve(server: Server, app: FastAPI, *, sockets: list[socket.socket], pipe: Pipe) -> None:
+    app.state.reload = parent = _Parent(pipe)
+    obeying = asyncio.create_task(_obey(server, app, parent))
     try:
         await server.serve(sockets)
     finally:
         obeying.cancel()
 
 
-async def _obey(server: Server, app: FastAPI, *, pipe: Pipe, cores: int) -> None:
+class _Parent:
+    """Who decides on reloads, as all workers take a new version or none."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+        self._answers: deque[asyncio.Future[str | None]] = deque()
+
+    async def __call__(self, name: str) -> None:
+        """Ask that every worker takes this model in its new version.
+
+        Raises:  ReloadRefused if one of them has not proven it
+        """
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._answers.append(answer)
+        self.pipe.send(Ask(name))
+        if refusal := await answer:
+            raise ReloadRefused(refusal)
+
+    def answer(self, refusal: str | None) -> None:
+        """What became of the oldest request that is not answered, if its caller still waits."""
+        answer = self._answers.popleft()
+        if not answer.done():
+            answer.set_result(refusal)
+
+
+async def _obey(server: Server, app: FastAPI, parent: _Parent) -> None:
     """Do what the parent says, and leave once it is gone."""
+    state, pipe = app.state, parent.pipe
     orders = inbox(pipe)
     spare: Deployment | None = None
     while (order := await orders.get()) is not None:
         match order:
-            case Load():
+            case Load(name):
                 try:
-                    spare = await asyncio.to_thread(
-                        deploy, app.state.deployment.settings, cores=cores, metrics=app.state.metrics
-                    )
+                    spare = await asyncio.to_thread(redeploy, state.deployment, name, metrics=state.metrics)
                 except Exception as error:  # whatever it is: what was loaded serves on
                     pipe.send(Refused(str(error)))
                 else:
-                    pipe.send(_loaded(spare))
-            case Release(one_in):
-                server.release(one_in=one_in)
+                    pipe.send(_loaded(spare, greeting=greeting.served(spare, name)))
             case Swap() if spare:
-                app.state.deployment, spare = spare, None
+                state.deployment, spare = spare, None
+                pipe.send(Swapped())
             case Drop():
                 spare = None
+            case Answer(refusal):
+                parent.answer(refusal)
+            case Release(one_in):
+                server.release(one_in=one_in)
     server.leave()

@@ -1,5 +1,6 @@
-"""GET /models and /models/{name}: what is loaded, and everything its manifest says."""
+"""GET /models and /models/{name}: what is loaded, and everything its manifest says; POST /models/{name}/reload."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -8,10 +9,10 @@ from starlette.responses import Response
 
 from service import addresses, cards, trust
 from service.bundle import CARD
-from service.errors import NotFound
+from service.errors import KeysOff, NotFound, unfinished
 from service.models import Deployment, Model
 from service.openapi import problems
-from service.schemas import Limits, ModelAnswer, ModelsAnswer, ModelSummary
+from service.schemas import Limits, ModelAnswer, ModelsAnswer, ModelSummary, ReloadAnswer
 
 router = APIRouter(tags=["models"])
 
@@ -60,6 +61,24 @@ async def show_card(request: Request) -> Response:
     if addresses.is_held(request.headers.get("if-none-match", ""), model.card.etag):
         return Response(status_code=304, headers=headers)
     return Response(model.card.content, media_type="text/html", headers=headers)
+
+
+@router.post("/models/{name}/reload", responses=problems(403, 404, 409, 500, 503), openapi_extra=_NAME)
+async def reload_model(request: Request) -> ReloadAnswer:
+    """Serve this model in the version that lies in its place by now, if it is proven; in all workers or in none."""
+    state = request.app.state
+    if state.deployment.settings.api_keys_file is None:
+        raise KeysOff("reload: got a service without keys, expected one with them and an admin's, or SIGHUP")
+    before: Model = state.deployment.models.find(request.path_params["name"])
+    name = before.manifest.name
+    try:
+        await state.reload(name)
+    except asyncio.CancelledError:
+        if not state.draining:
+            raise
+        raise unfinished() from None
+    now: Model = state.deployment.models.find(name)
+    return ReloadAnswer(model=name, digest=now.manifest.digest, digest_before=before.manifest.digest)
 
 
 def _summary(deployment: Deployment, model: Model) -> ModelSummary:

@@ -42,7 +42,7 @@ def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
 def test_the_list_is_closed_and_every_kind_is_one_of_it() -> None:
     assert set(PROBLEMS) == set(Problem.__subclasses__())
     assert len({known.kind for known in PROBLEMS}) == len(PROBLEMS)
-    statuses = [400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 422, 429, 429, 431, 500, 503, 503, 503, 504]
+    statuses = [400, 401, 403, 403, 404, 405, 406, 408, 409, 409, 413, 415, 422, 429, 429, 431, 500, 503, 503, 503, 504]
     assert sorted(known.status for known in PROBLEMS) == statuses
 
 

@@ -54,6 +54,7 @@ def test_every_route_stands_in_it(document: dict[str, Any]) -> None:
         ("/encode", "post"), ("/score", "post"), ("/sample", "get"), ("/sample", "post"), ("/decode", "post"),
         ("/reconstruct", "post"), ("/interpolate", "get"), ("/interpolate", "post"), ("/traverse", "get"),
         ("/traverse", "post"), ("/models", "get"), ("/models/{name}", "get"), ("/models/{name}/card", "get"),
+        ("/models/{name}/reload", "post"),
         ("/health/live", "get"), ("/health/ready", "get"), ("/metrics", "get"),
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from service.keys import Scope
 from service.settings import Settings
 from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import Bundles
+from tests.service.test_errors import problem
 from tests.serving import in_process, stopped
 
 HERE = "https://gallery.example.org"
@@ -61,6 +63,30 @@ def test_a_page_that_may_ask_reads_answers_and_problems(
     shown = answer.headers["access-control-expose-headers"].split(", ")
     assert {"x-model", "x-seed", "x-request-id", "x-warnings", "retry-after", "etag"} <= set(shown)
     assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("origins", "origin", "allowed"), [((HERE,), HERE, [HERE]), ((HERE,), "null", []), (("*",), HERE, ["*"])]
+)
+def test_a_page_that_may_ask_reads_that_the_service_failed(
+    bundles: Bundles, origins: tuple[str, ...], origin: str, allowed: list[str]
+) -> None:
+    def broken(_rows: object) -> Any:
+        raise RuntimeError("broken")
+
+    app = create_app(Settings(bundles=(bundles.colour,), cors_origins=origins), cores=1)
+    app.state.deployment.models.default.decoder.run = broken
+
+    async def ask() -> httpx.Response:
+        async with in_process(app) as client:
+            return await client.get("/sample?seed=1", headers={"origin": origin})
+
+    answer = asyncio.run(ask())
+    problem(answer, 500, "internal")
+    assert answer.headers.get_list("access-control-allow-origin") == allowed
+    assert ("access-control-expose-headers" in answer.headers) == bool(allowed)
+    assert answer.headers.get_list("vary") == ([] if origins == ("*",) else ["Origin"])
+    assert len(answer.headers.get_list("x-request-id")) == 1
 
 
 @pytest.mark.parametrize("origin", ["https://example.org", f"{HERE}:444", HERE.upper(), "null", "", None])

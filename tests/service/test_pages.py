@@ -42,6 +42,28 @@ def test_no_script_or_style_stands_in_a_page(client: httpx.Client) -> None:
     assert page.count("<script src=") == page.count("<script") == 2
 
 
+RANGES = [
+    "bytes=0-9",
+    "bytes=-5",
+    "bytes=9-0",
+    "bytes=99999999-",
+    "bytes=x",
+    "bytes=",
+    "bytes",
+    "lines=1-2",
+    "",
+    "bytes=0-1,5-6",
+]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/start.js", "/docs/assets/swagger-ui.css", "/models"])
+@pytest.mark.parametrize("sent", RANGES)
+def test_who_asks_for_a_part_gets_all_of_it(client: httpx.Client, path: str, sent: str) -> None:
+    answer = client.get(path, headers={"range": sent})
+    assert (answer.status_code, answer.content) == (200, client.get(path).content)
+    assert "accept-ranges" not in answer.headers
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_head_tells_of_a_page_what_get_does(client: httpx.Client, path: str) -> None:
     got, headed = client.get(path), client.head(path)

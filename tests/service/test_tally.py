@@ -4,7 +4,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from service.tally import CELLS, LIVE_CELLS, Memory, Tally, bury, shared
+from service.tally import CELLS, ENDS, LIVE_CELLS, Memory, Tally, bury, shared
 
 
 def count(memory: Memory, place: int) -> None:
@@ -41,6 +41,7 @@ def test_what_was_true_of_a_process_ends_with_it_and_what_it_counted_does_not() 
     live, lasting = tally.reserve_live(), tally.reserve(2)
     assert tally.each(live) == [10, 0]
     assert tally.each(lasting + 1) == [1000, 2000]
+    assert tally.each(ENDS) == [0, 1], "its end is counted"
 
 
 def test_a_process_by_itself_needs_no_shared_memory() -> None:
@@ -48,13 +49,13 @@ def test_a_process_by_itself_needs_no_shared_memory() -> None:
     cell = one.reserve(1)
     one.cells[cell] += 1
     assert one.sums()[cell] == 1
-    assert other.sums() == [0] * LIVE_CELLS
+    assert other.sums() == [0] * (LIVE_CELLS + 1)
 
 
 def test_more_cells_than_there_are_is_an_error_that_says_so() -> None:
     tally = Tally()
     with pytest.raises(MemoryError, match=f"tally: {CELLS + 1} cells are wanted, {CELLS} are there"):
-        tally.reserve(CELLS - LIVE_CELLS + 1)
+        tally.reserve(CELLS - LIVE_CELLS)
     tally = Tally()
     for _ in range(LIVE_CELLS):
         tally.reserve_live()

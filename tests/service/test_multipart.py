@@ -1,0 +1,88 @@
+"""Forms are cut into their parts at the right places, once, and within their limits."""
+
+import re
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import multipart
+from service.errors import BadBody, TooLarge
+from service.multipart import Part
+
+BOUNDARY = "frontier"
+TYPE = f'multipart/form-data; boundary="{BOUNDARY}"'
+MEGABYTE = 2**20
+
+# What looks like a boundary for a while, and other bytes.
+PIECES = st.sampled_from([b"\r\n--front", b"\r\n--", b"\r\n", b"\r", b"\n", b"-", b"--frontier--", b"x", bytes(300)])
+CONTENTS = st.lists(PIECES, max_size=8).map(b"".join).filter(lambda content: b"\r\n--frontier" not in content)
+NAMES = st.sampled_from(["images", "seed", "a b", "é"])
+
+
+def form(parts: list[Part]) -> bytes:
+    lines = []
+    for part in parts:
+        file = '; filename="a.png"\r\nContent-Type: image/png' if part.is_file else ""
+        lines.append(f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{part.name}"{file}\r\n\r\n'.encode())
+        lines.append(part.content + b"\r\n")
+    return b"".join([*lines, f"--{BOUNDARY}--\r\n".encode()])
+
+
+def read(body: bytes, *, max_files: int = 100, content_type: str = TYPE) -> list[Part]:
+    return multipart.read(body, content_type, max_files=max_files)
+
+
+@given(
+    parts=st.lists(st.builds(Part, NAMES, st.booleans(), CONTENTS), max_size=5),
+    chunk_bytes=st.integers(40, 700),
+)
+def test_parts_are_what_they_were_however_the_body_falls_into_chunks(parts: list[Part], chunk_bytes: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multipart, "_CHUNK_BYTES", chunk_bytes)
+        assert read(form(parts)) == parts
+
+
+def test_a_large_file_is_held_once_beside_the_body() -> None:
+    body = form([Part("images", True, bytes(20 * MEGABYTE)), Part("seed", False, b"1")])
+    tracemalloc.start()
+    try:
+        read(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 20 * MEGABYTE < peak < 21 * MEGABYTE
+
+
+def test_a_value_that_is_no_utf_8_is_read_byte_by_byte() -> None:
+    assert Part("name", False, "é".encode()).text == Part("name", False, b"\xe9").text == "é"
+
+
+def file(name: str = "images") -> Part:
+    return Part(name, True, b"x")
+
+
+def test_as_many_files_as_there_may_be_are_read_and_one_more_is_413() -> None:
+    assert len(read(form([file()] * 3), max_files=3)) == 3
+    with pytest.raises(TooLarge, match=r"^rows: got 4 rows, the limit is 3$"):
+        read(form([file()] * 4), max_files=3)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "reason"),
+    [
+        (form([Part("a", False, b"")] * 65), TYPE, "it has more than 64 fields"),
+        (form([Part("a", False, bytes(65_537))]), TYPE, "the field a has 65,537 bytes, the limit is 65,536"),
+        (form([file()])[:-20], TYPE, "it ends before its last boundary"),
+        (form([file()]), "multipart/form-data; boundary=other", "it ends before its last boundary"),
+        (b"no form", "multipart/form-data", "it ends before its last boundary"),
+        (form([file()]).replace(b'name="images"; ', b""), TYPE, "a part has no name in its Content-Disposition"),
+        (form([file()]).replace(b"Content-Disposition", b"X"), TYPE, "a part has no name in its Content-Disposition"),
+        (b"--frontierX" + form([file()]), TYPE, "Did not find CR at end of boundary (10)"),
+        (form([file()]).replace(b"\r\n\r\n", b"\r\n" + b"X: y\r\n" * 1000 + b"\r\n"), TYPE, "Maximum header count"),
+    ],
+)
+def test_what_is_no_form_is_400_and_says_why(body: bytes, content_type: str, reason: str) -> None:
+    with pytest.raises(BadBody, match="^" + re.escape(f"not readable as multipart/form-data: {reason}")):
+        read(body, content_type=content_type)

@@ -1,0 +1,225 @@
+"""POST /models/{name}/reload: who may ask for it, what comes of it, and what serves on if nothing does."""
+
+import asyncio
+import gc
+import logging
+import re
+import shutil
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from service import lane
+from service.app import create_app
+from service.keys import Scope
+from service.models import Model
+from service.settings import Settings
+from tests.service.keyring import bearer, lines, tokens, write
+from tests.service.linear import linear, write_linear
+from tests.service.test_errors import problem
+from tests.serving import in_process
+
+HELD = tokens("admin", "reader")
+ADMIN, READER = bearer(HELD["admin"]), bearer(HELD["reader"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two bundles, and the keys of one who may ask for all and one who may read."""
+    write_linear(tmp_path / "one", linear(seed=0))
+    write_linear(tmp_path / "other", linear(seed=1))
+    write(
+        tmp_path / "keys.toml",
+        lines({"admin": HELD["admin"]}, scopes=(Scope.READ, Scope.ADMIN))
+        + lines({"reader": HELD["reader"]}, scopes=(Scope.READ,)),
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def app(folder: Path) -> FastAPI:
+    settings = Settings(bundles=(folder / "one", folder / "other"), api_keys_file=folder / "keys.toml")
+    return create_app(settings, cores=1)
+
+
+def put(folder: Path, name: str, seed: int, *, named: str | None = None) -> str:
+    """Another model in the place of what is there; its digest."""
+    shutil.rmtree(folder / name)
+    write_linear(folder / "made" / (named or name), linear(seed=seed))
+    (folder / "made" / (named or name)).rename(folder / name)
+    return str(digest_at(folder / name))
+
+
+def digest_at(path: Path) -> str:
+    found = re.search(r'"digest": ?"([0-9a-f]{64})"', (path / "manifest.json").read_text())
+    assert found
+    return found[1]
+
+
+def reload(app: FastAPI, name: str = "one") -> httpx.Response:
+    async def ask() -> httpx.Response:
+        async with in_process(app, headers=ADMIN) as client:
+            return await client.post(f"/models/{name}/reload")
+
+    return asyncio.run(ask())
+
+
+def label(app: FastAPI, name: str) -> str:
+    """What an answer says that it is of."""
+
+    async def ask() -> httpx.Response:
+        async with in_process(app, headers=READER) as client:
+            return await client.get(f"/sample?seed=1&model={name}")
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 200
+    return str(answer.headers["x-model"])
+
+
+def test_a_new_version_is_served_and_both_digests_are_told(folder: Path, app: FastAPI) -> None:
+    before = digest_at(folder / "one")
+    now = put(folder, "one", 2)
+    assert now != before
+    answer = reload(app)
+    assert answer.status_code == 200
+    assert answer.json() == {"model": "one", "digest": now, "digest_before": before}
+    assert label(app, "one") == f"one@{now}"
+
+
+def test_a_version_that_has_not_changed_is_served_again(folder: Path, app: FastAPI) -> None:
+    same = digest_at(folder / "one")
+    assert reload(app).json() == {"model": "one", "digest": same, "digest_before": same}
+
+
+def test_other_models_stay_as_they_are(folder: Path, app: FastAPI) -> None:
+    other: Model = app.state.deployment.models.find("other")
+    put(folder, "one", 2)
+    put(folder, "other", 3)
+    assert reload(app).status_code == 200
+    assert app.state.deployment.models.find("other") is other
+    assert label(app, "other") == other.label
+    assert app.state.deployment.models.default.manifest.name == "one"
+
+
+def test_the_log_says_what_is_served_and_what_runs_it(
+    folder: Path, app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = put(folder, "one", 2)
+    reload(app)
+    (said,) = [record.message for record in caplog.records if record.message.startswith("reload: ")]
+    assert said == f"reload: serving one@{now}: 6x5x3, latents 4, CPUExecutionProvider, fp32, 1 threads"
+
+
+def test_a_version_that_is_not_proven_is_409_and_the_old_one_serves_on(
+    folder: Path, app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = label(app, "one")
+    (folder / "one" / "encoder.onnx").write_bytes(b"no graph")
+    detail = problem(reload(app), 409, "reload-refused")["detail"]
+    assert detail.startswith(f"reload: {folder / 'one' / 'encoder.onnx'}: has 8 bytes, the manifest says ")
+    assert detail.endswith("; what was loaded serves on")
+    assert detail in caplog.text
+    assert label(app, "one") == before
+
+
+def test_a_model_of_another_name_is_409(folder: Path, app: FastAPI) -> None:
+    before = label(app, "one")
+    put(folder, "one", 2, named="new")
+    assert problem(reload(app), 409, "reload-refused")["detail"] == (
+        f"reload: {folder / 'one'}: got a model named new, expected one; what was loaded serves on"
+    )
+    assert label(app, "one") == before
+
+
+@pytest.mark.parametrize("name", ["none", "one@0000", "on", "ONE"])
+def test_a_model_that_is_not_loaded_is_404(app: FastAPI, name: str) -> None:
+    assert problem(reload(app, name), 404, "not-found")["detail"].startswith(f"model: got {name}, loaded are one@")
+
+
+def test_a_digest_says_which_version_is_to_be_replaced(folder: Path, app: FastAPI) -> None:
+    before = digest_at(folder / "one")
+    now = put(folder, "one", 2)
+    assert reload(app, f"one@{before}").json()["digest"] == now
+    problem(reload(app, f"one@{before}"), 404, "not-found")
+
+
+@pytest.mark.parametrize("name", ["colour", "none"])
+def test_without_keys_nobody_is_an_admin(client: httpx.Client, name: str) -> None:
+    assert problem(client.post(f"/models/{name}/reload"), 403, "keys-off")["detail"] == (
+        "reload: got a service without keys, expected one with them and an admin's, or SIGHUP"
+    )
+
+
+def test_a_key_for_reading_is_403(app: FastAPI) -> None:
+    async def ask() -> httpx.Response:
+        async with in_process(app, headers=READER) as client:
+            return await client.post("/models/one/reload")
+
+    detail = problem(asyncio.run(ask()), 403, "key-lacks-scope")["detail"]
+    assert detail == "key: got reader, which is for read, expected one for admin"
+
+
+def test_another_method_is_405(client: httpx.Client) -> None:
+    answer = client.get("/models/colour/reload")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def test_reloads_are_done_one_after_the_other(folder: Path, app: FastAPI) -> None:
+    put(folder, "one", 2)
+    now = put(folder, "other", 3)
+
+    async def ask() -> list[httpx.Response]:
+        async with in_process(app, headers=ADMIN) as client:
+            return await asyncio.gather(*[client.post(f"/models/{name}/reload") for name in ("one", "other") * 2])
+
+    answers = asyncio.run(ask())
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert answers[1].json()["digest"] == answers[3].json()["digest"] == now
+
+
+def test_what_has_begun_is_finished_on_the_version_that_it_began_with(
+    folder: Path, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine of the old version holds still while the new one is loaded."""
+    monkeypatch.setattr(lane, "LOOP_BUDGET_US", -1.0)
+    before = label(app, "one")
+    decoder = app.state.deployment.models.default.decoder
+    run, began, go_on = decoder.run, threading.Event(), threading.Event()
+
+    def held(*rows: np.ndarray) -> Any:
+        began.set()
+        go_on.wait(30)
+        return run(*rows)
+
+    decoder.run = held
+    now = put(folder, "one", 2)
+
+    async def scenario() -> tuple[str, str]:
+        async with in_process(app, headers=ADMIN) as client:
+            first = asyncio.create_task(client.get("/sample?seed=1"))
+            await asyncio.to_thread(began.wait, 30)
+            assert (await client.post("/models/one/reload")).status_code == 200
+            go_on.set()
+            return (await first).headers["x-model"], (await client.get("/sample?seed=1")).headers["x-model"]
+
+    assert asyncio.run(scenario()) == (before, f"one@{now}")
+
+
+def test_a_replaced_version_leaves_no_memory_behind(folder: Path, app: FastAPI) -> None:
+    gc.collect()
+    gc.freeze()
+    try:
+        gone = weakref.ref(app.state.deployment.models.default.engine)
+        assert label(app, "one")
+        assert reload(app).status_code == 200
+        gc.collect()
+        assert gone() is None
+    finally:
+        gc.unfreeze()

@@ -1,0 +1,102 @@
+"""A reload that an admin asks one of several workers for: all of them take the new version, or none does."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.keys import Scope
+from tests.service.keyring import bearer, lines, tokens, write
+from tests.service.linear import linear, write_linear
+from tests.service.test_errors import problem
+from tests.serving import Server, serving
+from tests.test_workers import WITHIN_S, until, workers
+
+HELD = tokens("admin")
+ADMIN = bearer(HELD["admin"])
+
+
+def put(bundle: Path, seed: int) -> str:
+    """Another version in the place of what is there; its `name@digest`."""
+    shutil.rmtree(bundle, ignore_errors=True)
+    return write_linear(bundle, linear(seed=seed)).label
+
+
+def arguments(folder: Path, workers: int) -> list[str]:
+    keys = write(folder / "keys.toml", lines(HELD, scopes=(Scope.READ, Scope.ADMIN)))
+    return [str(folder / "model"), "--workers", str(workers), "--api-keys-file", str(keys)]
+
+
+def reload(server: Server) -> httpx.Response:
+    return httpx.post(f"{server.url}/models/model/reload", headers=ADMIN, timeout=WITHIN_S)
+
+
+def labels(server: Server) -> set[str]:
+    """What many new connections, which the kernel spreads over the workers, are answered by."""
+    asked = [httpx.get(f"{server.url}/sample?seed=1", headers=ADMIN, timeout=WITHIN_S) for _ in range(24)]
+    assert {answer.status_code for answer in asked} == {200}
+    return {answer.headers["x-model"] for answer in asked}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_when_the_answer_comes_every_worker_serves_the_new_version(tmp_path: Path, workers: int) -> None:
+    before = put(tmp_path / "model", 0)
+    with serving(arguments(tmp_path, workers)) as server:
+        assert labels(server) == {before}
+        for seed in (1, 2, 3):
+            now = put(tmp_path / "model", seed)
+            answer = reload(server)
+            assert answer.status_code == 200
+            told = answer.json()
+            assert [f"{told['model']}@{told[name]}" for name in ("digest_before", "digest")] == [before, now]
+            assert labels(server) == {now}
+            said = re.findall(r"reload: serving (.*)", "".join(server.said))
+            assert len(said) == seed, "once, however many workers there are"
+            assert re.fullmatch(rf"{now}: 6x5x3, latents 4, CPUExecutionProvider, fp32, \d+ threads", said[-1])
+            before = now
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_version_that_is_not_proven_is_taken_by_none_and_the_answer_says_why(tmp_path: Path, workers: int) -> None:
+    before = put(tmp_path / "model", 0)
+    with serving(arguments(tmp_path, workers)) as server:
+        (tmp_path / "model" / "decoder.onnx").write_bytes(b"no graph")
+        detail = problem(reload(server), 409, "reload-refused")["detail"]
+        expected = f"reload: {tmp_path / 'model' / 'decoder.onnx'}: has 8 bytes, the manifest says "
+        assert detail.startswith(expected)
+        assert detail.endswith("; what was loaded serves on")
+        assert labels(server) == {before}
+        now = put(tmp_path / "model", 1)
+        assert f"model@{reload(server).json()['digest']}" == now, "the next one is not kept from it"
+        assert labels(server) == {now}
+
+
+def test_admins_who_ask_at_once_are_answered_one_after_the_other(tmp_path: Path) -> None:
+    put(tmp_path / "model", 0)
+    with serving(arguments(tmp_path, 2)) as server:
+        now = put(tmp_path / "model", 1)
+
+        async def ask() -> list[httpx.Response]:
+            async with httpx.AsyncClient(timeout=WITHIN_S, headers=ADMIN) as client:
+                return await asyncio.gather(*[client.post(f"{server.url}/models/model/reload") for _ in range(6)])
+
+        answers = asyncio.run(ask())
+        assert {answer.status_code for answer in answers} == {200}
+        assert {f"model@{json.loads(answer.text)['digest']}" for answer in answers} == {now}
+        assert labels(server) == {now}
+
+
+def test_a_worker_that_starts_meanwhile_comes_to_serve_the_same(tmp_path: Path) -> None:
+    put(tmp_path / "model", 0)
+    with serving(arguments(tmp_path, 2)) as server:
+        os.kill(workers(server)[0], signal.SIGKILL)
+        now = put(tmp_path / "model", 1)
+        until(lambda: reload(server).status_code == 200)
+        until(lambda: "".join(server.said).count("Application startup complete") == 3)
+        until(lambda: labels(server) == {now})
