@@ -6,6 +6,8 @@
 #
 #   docker run --rm -p 8000:8000 vaeserve                                            the shipped model
 #   docker run --rm -p 8000:8000 -v ./bundles:/bundles:ro vaeserve faces hands       /bundles/faces and /bundles/hands
+#
+# docker-compose.yml builds them on a base that is named by its digest, and runs them with as little as they need.
 ARG PYTHON=python:3.11-slim
 
 # Environments are made here and copied whole. They hold no pip: the base's own writes into them.
@@ -44,15 +46,19 @@ COPY export export
 RUN python -m pip --python /opt/vaeserve/bin/python install --no-deps .
 
 # Byte code was compiled when the builder installed; at run time nothing is written, so that the root file system may be
-# read-only (docker run --read-only), without a /tmp.
+# read-only (docker run --read-only), without a /tmp. Several workers count in memory that they share through /dev/shm.
 # Uid 1000 is the first user of most machines, so that mounted folders are readable, and ./runs is writable.
 FROM ${PYTHON} AS runtime
-RUN useradd --uid 1000 --user-group --no-create-home --shell /usr/sbin/nologin vaeserve && mkdir /bundles
-# onnxruntime since 1.29 reports sessions to its maker, on Linux too, unless told not to.
-ENV PATH=/opt/vaeserve/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
+RUN useradd --uid 1000 --user-group --no-create-home --shell /usr/sbin/nologin vaeserve && mkdir /bundles \
+ && python -m pip uninstall --yes --quiet pip setuptools wheel
+# Python finds no module in the folder that it is started in, which is one of the user's. onnxruntime since 1.29 reports
+# sessions to its maker, on Linux too, unless told not to.
+ENV PATH=/opt/vaeserve/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 ORT_DISABLE_TELEMETRY=1
 USER 1000:1000
 
+# Whoever runs it may have no home; matplotlib and torch keep what they compute again in /tmp.
 FROM runtime AS train
+ENV HOME=/tmp
 COPY --from=builder-train /opt/vaeserve /opt/vaeserve
 WORKDIR /train
 ENTRYPOINT ["vae-train"]

@@ -27,9 +27,11 @@ class Server:
 
 
 @contextmanager
-def serving(arguments: Sequence[str], *, stdout: int | IO[str] = subprocess.DEVNULL) -> Iterator[Server]:
-    """A real process on a free port, ended as an orchestrator ends it."""
-    command = [sys.executable, "-m", "service", "--shutdown-pause-s", "0", "--port", "0", *arguments]
+def serving(
+    arguments: Sequence[str], *, stdout: int | IO[str] = subprocess.DEVNULL, inside: Sequence[str] = ()
+) -> Iterator[Server]:
+    """A real process on a free port, ended as an orchestrator ends it; `inside` is a command that becomes another."""
+    command = [*inside, sys.executable, "-m", "service", "--shutdown-pause-s", "0", "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True) as process:
         lines: queue.Queue[str | None] = queue.Queue()
         said: list[str] = []

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,16 @@ DEPLOY = ROOT / "deploy"
 FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Prometheus, is not there")
+
 
 def read(name: str) -> Any:
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def services() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = read("docker-compose.yml")["services"]
+    return found
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -89,6 +98,39 @@ def test_every_alert_stands_in_the_operations_page_and_no_other() -> None:
     assert {alert["labels"]["severity"] for alert in alerts()} == {"page", "ticket"}
 
 
+def test_every_alert_is_seen_to_fire() -> None:
+    checks = [check for test in read("deploy/prometheus/alerts.test.yml")["tests"] for check in test["alert_rule_test"]]
+    fire = {check["alertname"] for check in checks if check["exp_alerts"]}
+    assert fire == {alert["alert"] for alert in alerts()}
+
+
+@needs_promtool
+def test_prometheus_takes_its_configuration() -> None:
+    promtool("check", "config", "prometheus.yml")
+
+
+@needs_promtool
+def test_alerts_fire_on_what_they_are_for_and_on_nothing_else() -> None:
+    promtool("test", "rules", "alerts.test.yml")
+
+
+@needs_promtool
+def test_prometheus_can_read_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+    expressions = [target["expr"] for panel in panels() for target in panel["targets"]]
+    filled_in = [each.replace("$__rate_interval", "1m").replace("$instance", ".*") for each in expressions]
+    rules = [{"record": f"panel_{index}", "expr": each} for index, each in enumerate(filled_in)]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}), encoding="utf-8")
+    promtool("check", "rules", str(file))
+
+
+def promtool(*arguments: str) -> None:
+    checked = subprocess.run(
+        ["promtool", *arguments], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_prometheus_reads_the_alerts_of_the_job_that_they_are_about() -> None:
     config = read("deploy/prometheus/prometheus.yml")
     (job,) = config["scrape_configs"]
@@ -110,14 +152,9 @@ def test_the_panels_of_the_dashboard_stand_side_by_side() -> None:
 
 
 def test_the_profile_runs_prometheus_and_grafana_on_these_files() -> None:
-    services = {
-        name: service
-        for name, service in read("docker-compose.yml")["services"].items()
-        if "observability" in service.get("profiles", [])
-    }
-    assert set(services) == {"prometheus", "grafana"}
-    for service in services.values():
-        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"])
+    beside = {name: service for name, service in services().items() if "observability" in service.get("profiles", [])}
+    assert set(beside) == {"prometheus", "grafana"}
+    for service in beside.values():
         mounted = [volume.split(":") for volume in service["volumes"] if volume.startswith("./")]
         assert mounted
         for source, _, mode in mounted:
@@ -127,4 +164,47 @@ def test_the_profile_runs_prometheus_and_grafana_on_these_files() -> None:
     assert target == "api:8000"
     assert read("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"][0]["url"].endswith(":9090")
     (provider,) = read("deploy/grafana/provisioning/dashboards/vaeserve.yml")["providers"]
-    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in services["grafana"]["volumes"]
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in beside["grafana"]["volumes"]
+    home = beside["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{provider['options']['path']}/vaeserve.json"
+
+
+@pytest.mark.parametrize("name", services())
+def test_a_container_can_change_nothing_and_become_nobody_else(name: str) -> None:
+    service = services()[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc"} & set(service)
+
+
+@pytest.mark.parametrize("name", services())
+def test_a_container_has_bounds(name: str) -> None:
+    service = services()[name]
+    limits = service["deploy"]["resources"]["limits"]
+    assert {"memory", "pids"} <= set(limits)
+    assert all(re.search(r":size=\d+[mg]\b", place) for place in service.get("tmpfs", []))
+
+
+@pytest.mark.parametrize("name", services())
+def test_a_container_writes_to_the_folders_that_it_is_there_to_fill(name: str) -> None:
+    written = {volume for volume in services()[name].get("volumes", []) if not volume.endswith(":ro")}
+    fills = {"prometheus": {"prometheus:/prometheus"}, "train": {"./runs:/train/runs", "./bundles:/train/bundles"}}
+    assert written == fills.get(name, set())
+
+
+@pytest.mark.parametrize("name", services())
+def test_an_image_from_a_registry_is_named_by_version_and_digest(name: str) -> None:
+    service = services()[name]
+    image = service["build"]["args"]["PYTHON"] if "build" in service else service["image"]
+    assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+[a-z-]*@sha256:[0-9a-f]{64}", image)
+
+
+def test_the_base_of_the_images_has_the_python_of_the_dockerfile() -> None:
+    (default,) = re.findall(
+        r"^ARG PYTHON=(\S+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    name, version = default.removesuffix("-slim").split(":")
+    for service in services().values():
+        if "build" in service:
+            assert service["build"]["args"]["PYTHON"].startswith(f"{name}:{version}.")

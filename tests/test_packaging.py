@@ -160,6 +160,36 @@ def test_an_image_reports_to_nobody(target: str) -> None:
     assert re.search(r"^ENV .*\bORT_DISABLE_TELEMETRY=1\b", everything_in(target), flags=re.MULTILINE)
 
 
+@pytest.mark.parametrize("target", ["cpu", "gpu", "train"])
+def test_an_image_finds_no_module_in_the_folder_that_it_is_started_in(target: str) -> None:
+    assert re.search(r"^ENV .*\bPYTHONSAFEPATH=1\b", everything_in(target), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_an_image_that_serves_asks_after_its_health_with_python_alone(target: str) -> None:
+    (asked,) = re.findall(r"^HEALTHCHECK .*CMD (.+)$", everything_in(target), flags=re.MULTILINE)
+    assert asked.startswith('["python", "-c", "import http.client')
+    assert "/health/ready" in asked
+
+
+def test_everything_that_is_locked_is_audited() -> None:
+    (sets,) = re.findall(r"^SETS := (.+)$", text("Makefile"), flags=re.MULTILINE)
+    assert sorted(sets.split()) == sorted(EXTRAS)
+    assert "pip-audit --strict --disable-pip --no-deps $(foreach set,$(SETS),-r locks/$(set).txt)" in text("Makefile")
+
+
+def test_the_bill_of_materials_is_of_what_the_image_installs() -> None:
+    _, _, rule = text("Makefile").partition("\n$(IMAGE)/stamp:")
+    made_of = re.findall(r"-r (locks/\w+\.txt)", rule.partition("\n\n")[0])
+    assert made_of == re.findall(r"-r (locks/\w+\.txt)", everything_in("cpu"))
+
+
+def test_the_tools_of_the_makefile_have_exact_versions() -> None:
+    tools = re.findall(r"^[A-Z_]+ := ([a-z-]+[=<>~!]=.*)$", text("Makefile"), flags=re.MULTILINE)
+    assert len(tools) == 5
+    assert [tool for tool in tools if not re.fullmatch(r"[a-z-]+==[\d.]+", tool)] == []
+
+
 def test_only_what_the_image_copies_reaches_its_build() -> None:
     allowed = {line[1:] for line in text(".dockerignore").splitlines() if line.startswith("!")}
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text("Dockerfile"), flags=re.MULTILINE)
