@@ -15,9 +15,9 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks import results
-from service.gate import Gate
-from service.keys import Keys
-from service.record import Record
+from service.access.gate import Gate
+from service.access.keys import Keys
+from service.observation.record import Record
 
 REPEATS = 15
 REQUESTS = 20_000

@@ -22,11 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.logging import AccessFormatter
 
 from benchmarks import results
-from service.access_log import AccessLog
 from service.batcher import Done
-from service.metrics import Metrics
-from service.observed import Observed
-from service.timing import Timing
+from service.observation.access_log import AccessLog
+from service.observation.metrics import Metrics
+from service.observation.observed import Observed
+from service.observation.timing import Timing
 
 AT_A_TIME = (1, 16)
 

@@ -31,7 +31,7 @@ from service.app import create_app
 from service.batcher import Done
 from service.forms import Form
 from service.intake import Call
-from service.record import Record
+from service.observation.record import Record
 from service.routes import latents
 from service.schemas import EncodeOptions
 from service.settings import Settings

@@ -9,15 +9,16 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from service import collector, logs, ports
+from service.access.keys import BadKeys
 from service.bundle import BadBundle
-from service.collector import BadCollector
-from service.keys import BadKeys
 from service.machine import BadEngine, require_one_distribution
-from service.ports import BadAddress
+from service.observation import collector, logs
+from service.observation.collector import BadCollector
+from service.observation.tally import NoSharedMemory
+from service.processes import ports
+from service.processes.ports import BadAddress
+from service.processes.supervisor import Ended, Supervisor
 from service.settings import Settings
-from service.supervisor import Ended, Supervisor
-from service.tally import NoSharedMemory
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -76,7 +77,7 @@ def serve(
         sockets = ports.take(settings.host, settings.port)
         dictConfig(logs.config(settings))
         if settings.workers == 1:
-            from service import alone  # which needs the onnxruntime that has now been found
+            from service.processes import alone  # which needs the onnxruntime that has now been found
 
             alone.serve(settings, sockets, onnxruntime=onnxruntime)
         else:

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from service import addresses, images, json_text, png, record, tensors
+from service import addresses, images, json_text, png, tensors
 from service.batcher import Done
 from service.budget import in_turns, spend
 from service.errors import too_large
 from service.forms import ANIMATIONS, Form
 from service.intake import Call
+from service.observation import record
+from service.observation.timing import Timing
 from service.pieces import Pieces
 from service.schemas import Options, PathOptions, PictureOptions
-from service.timing import Timing
 
 # What a number takes to be rounded to another dtype, by `python -m benchmarks.wire`.
 CONVERTED_NUMBER_US = 0.002

@@ -16,20 +16,22 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match, Route
 
-from service import openapi, origins, pages, record, refusals, traces
-from service.access_log import AccessLog
+from service import openapi, pages, refusals
+from service.access import origins
+from service.access.gate import Gate
+from service.access.keys import Keys
 from service.doors import Doors
 from service.errors import Internal, MethodNotAllowed, NotFound, Problem
-from service.gate import Gate
-from service.keys import Keys
-from service.metrics import Metrics
 from service.models import Deployment, deploy
-from service.observed import Observed
-from service.redeployment import Redeployment
+from service.observation import record, traces
+from service.observation.access_log import AccessLog
+from service.observation.metrics import Metrics
+from service.observation.observed import Observed
+from service.observation.tally import Tally
+from service.observation.traces import Traces
+from service.processes.redeployment import Redeployment
 from service.routes import health, latents, metrics, models, paths, pictures
 from service.settings import Settings
-from service.tally import Tally
-from service.traces import Traces
 from service.whole import Whole
 
 logger = logging.getLogger("vaeserve")

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from service import bodies, forms, record, sizes
+from service import bodies, forms, sizes
+from service.access.keys import Key
 from service.batcher import Done, Queue
 from service.bodies import Body, Named
 from service.callers import Deadline, attended
 from service.errors import Fault, Invalid, invalid, too_large
-from service.keys import Key
 from service.models import Deployment, Model
+from service.observation import record
 from service.schemas import Options, WarningAnswer
 from service.settings import Settings
 

@@ -12,7 +12,7 @@ from time import perf_counter
 from service.batcher import Batch, Queue, Rows
 from service.budget import LOOP_BUDGET_US
 from service.errors import OutOfMemory, QueueFull
-from service.metrics import Metrics
+from service.observation.metrics import Metrics
 from service.stop import Stop
 
 # A run that takes this long is ended when nobody waits for it any more; a shorter one is not worth the asking.

@@ -11,7 +11,7 @@ from service.engine import Cost, Engine, Graph, rows_of_a_run, start
 from service.errors import NotFound
 from service.lane import Lane
 from service.machine import available_cores
-from service.metrics import Metrics
+from service.observation.metrics import Metrics
 from service.prior import FittedPrior
 from service.settings import Settings
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from service.keys import PREFIX, BadKeys, Scope, line
+from service.access.keys import PREFIX, BadKeys, Scope, line
 
 _BYTES = 32
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from service import gate, images, tensors
+from service import images, tensors
+from service.access import gate
 from service.bodies import readable_types
 from service.errors import PROBLEMS
 from service.forms import Form

@@ -4,8 +4,8 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Scope
 
-from service import record
 from service.errors import Problem
+from service.observation import record
 
 
 def response(problem: Problem, scope: Scope) -> Response:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.supervisor import pause_before
+from service.processes.supervisor import pause_before
 from tests.service.linear import linear, write_linear
 from tests.serving import Server, serving
 from tests.test_workers import WITHIN_S, until, workers

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.keys import Scope
+from service.access.keys import Scope
 from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import linear, write_linear
 from tests.service.test_errors import problem

@@ -23,8 +23,8 @@ import pytest
 from service.app import create_app
 from service.machine import available_cores
 from service.models import deploy
+from service.processes.supervisor import best_workers
 from service.settings import SHIPPED_BUNDLE, Settings
-from service.supervisor import best_workers
 from tests.service.linear import Linear, linear, write_linear
 from tests.serving import Server, serving
 

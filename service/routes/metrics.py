@@ -13,8 +13,8 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.metrics import Metrics
 from service.models import Deployment
+from service.observation.metrics import Metrics
 
 router = APIRouter(tags=["health"])
 

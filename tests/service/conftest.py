@@ -8,7 +8,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service import lane, rates
+from service import lane
+from service.access import rates
 from service.app import create_app
 from service.settings import Settings
 from tests.service.clock import Clock

@@ -3,7 +3,7 @@
 import secrets
 from pathlib import Path
 
-from service.keys import Scope, line
+from service.access.keys import Scope, line
 
 
 def tokens(*names: str) -> dict[str, str]:

@@ -11,9 +11,9 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from service.access_log import AccessLog
 from service.app import create_app
-from service.record import Record
+from service.observation.access_log import AccessLog
+from service.observation.record import Record
 from service.settings import Settings
 from tests.service.linear import Bundles
 from tests.service.wire import base64_png, form, pixels

@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cork import Cork
+from service.http.cork import Cork
 
 LONG = b"x" * 100_000
 

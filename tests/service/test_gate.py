@@ -15,8 +15,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from service.access.keys import Scope
 from service.app import create_app
-from service.keys import Scope
 from service.settings import Settings
 from tests.service.clock import Clock
 from tests.service.keyring import bearer, lines, tokens, write

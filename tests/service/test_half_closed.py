@@ -14,8 +14,9 @@ import pytest
 import uvloop
 from fastapi import FastAPI
 
-from service import connections, ports
-from service.server import Server
+from service.http import connections
+from service.processes import ports
+from service.processes.server import Server
 from service.settings import Settings
 from tests.service.test_hostile import PATIENCE_S, chunked, get, post
 from tests.service.test_protocol import Wire, connected

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service import keys
-from service.keys import BadKeys, Keys, Scope
+from service.access import keys
+from service.access.keys import BadKeys, Keys, Scope
 from tests.service.keyring import lines, tokens, write
 
 HELD = tokens("first", "second", "third")

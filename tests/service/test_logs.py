@@ -10,7 +10,7 @@ from io import StringIO
 import orjson
 import pytest
 
-from service import logs
+from service.observation import logs
 from service.settings import Settings
 
 NOW = 1_795_290_000.0625

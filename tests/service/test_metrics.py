@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from service.app import create_app
 from service.errors import PROBLEMS
-from service.metrics import OTHER
+from service.observation.metrics import OTHER
 from service.settings import Settings
 from tests.service.linear import Bundles
 from tests.service.wire import form, pixels

@@ -7,10 +7,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import greeting
 from service.app import create_app
 from service.bundle import MANIFEST, BadBundle
 from service.models import deploy
+from service.processes import greeting
 from service.settings import Settings
 from tests.service.linear import Bundles, Model, fitted_prior, linear, open_linear, write_linear
 

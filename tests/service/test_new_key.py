@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.keys import Keys, Scope
+from service.access.keys import Keys, Scope
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 

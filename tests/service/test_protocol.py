@@ -18,13 +18,13 @@ from uvicorn.protocols.http import flow_control, httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.connections import Connections
 from service.errors import Problem, TooManyConnections
-from service.protocol import Protocol
+from service.http.connections import Connections
+from service.http.protocol import Protocol
 from service.settings import Settings
 
-# Read the difference between the two versions of the file, see to it that service/protocol.py is still right, and that
-# `test_hostile` passes; then move the range in pyproject.toml, and this.
+# Read the difference between the two versions of the file, see to it that service/http/protocol.py is still right, and
+# that `test_hostile` passes; then move the range in pyproject.toml, and this.
 LEANS_ON = {
     httptools_impl: "1d4e1c579df4168433a61a01f10c628b31c1790e72dd9769d2b8633b22214033",
     flow_control: "d39d16560df512f3ce907c329c2a0c3f5cd7165fef3b753876eae5739bf2a785",
@@ -35,7 +35,7 @@ def test_uvicorn_is_of_the_range_that_was_read() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (wanted,) = [each for each in map(Requirement, project["dependencies"]) if each.name == "uvicorn"]
     assert wanted.specifier.contains(version("uvicorn")), (
-        f"uvicorn: got {version('uvicorn')}, expected {wanted.specifier}, which service/protocol.py is a subclass for"
+        f"uvicorn: got {version('uvicorn')}, expected {wanted.specifier}, for which service/http/protocol.py is"
     )
 
 
@@ -44,7 +44,7 @@ def test_the_parts_of_uvicorn_that_the_protocol_leans_on_are_those_that_were_rea
     assert module.__file__
     found = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
     assert found == LEANS_ON[module], (
-        f"{module.__name__} of uvicorn {version('uvicorn')} is not the one that service/protocol.py was written for"
+        f"{module.__name__} of uvicorn {version('uvicorn')} is not what service/http/protocol.py was written for"
     )
 
 
@@ -197,7 +197,7 @@ def test_one_connection_beyond_the_limit_is_refused_until_another_leaves() -> No
 def test_every_open_connection_is_looked_at_by_one_timer_which_ends_with_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.connections._LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr("service.http.connections._LOOK_EVERY_S", 0.001)
 
     async def main() -> None:
         connections = house(9)
@@ -217,9 +217,9 @@ def test_every_open_connection_is_looked_at_by_one_timer_which_ends_with_the_las
 
 
 def test_those_who_were_refused_are_closed_soon_and_a_flood_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.connections._LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr("service.connections._LINGER_S", 0.001)
-    monkeypatch.setattr("service.connections._MAX_LINGERING", 1)
+    monkeypatch.setattr("service.http.connections._LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr("service.http.connections._LINGER_S", 0.001)
+    monkeypatch.setattr("service.http.connections._MAX_LINGERING", 1)
 
     async def main() -> None:
         connections = house(9)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import rates
+from service.access import rates
+from service.access.rates import Bucket
 from service.errors import RateUsedUp
-from service.rates import Bucket
 from tests.service.clock import Clock
 
 

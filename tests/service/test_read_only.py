@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.tally import CELLS
+from service.observation.tally import CELLS
 from tests.service.linear import Bundles
 from tests.service.wire import SAFETENSORS, pixels, png, tensors
 from tests.serving import Server, serving

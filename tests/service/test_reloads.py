@@ -16,8 +16,8 @@ import pytest
 from fastapi import FastAPI
 
 from service import lane
+from service.access.keys import Scope
 from service.app import create_app
-from service.keys import Scope
 from service.models import Model
 from service.settings import Settings
 from tests.service.keyring import bearer, lines, tokens, write

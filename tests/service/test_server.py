@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 
-from service import ports
-from service.server import Server
+from service.processes import ports
+from service.processes.server import Server
 from service.settings import Settings
 
 BODY = b'{"seed": 5}'

@@ -4,7 +4,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from service.tally import CELLS, ENDS, LIVE_CELLS, Memory, Tally, bury, shared
+from service.observation.tally import CELLS, ENDS, LIVE_CELLS, Memory, Tally, bury, shared
 
 
 def count(memory: Memory, place: int) -> None:

@@ -20,9 +20,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from service import collector, traces
 from service.app import create_app
-from service.collector import BadCollector
+from service.observation import collector, traces
+from service.observation.collector import BadCollector
 from service.settings import Settings
 from tests.service.linear import Bundles
 from tests.service.wire import form, pixels

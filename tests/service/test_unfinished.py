@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from service import ports
+from service.access.keys import Scope
 from service.app import create_app
-from service.keys import Scope
-from service.server import Server
+from service.processes import ports
+from service.processes.server import Server
 from service.settings import Settings
 from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import Bundles

@@ -7,11 +7,12 @@ import socket
 from contextlib import suppress
 from math import ceil
 
-from service import ports, reloads, tally
-from service.child import Child
 from service.errors import ReloadRefused
 from service.machine import available_cores
-from service.messages import Answer, Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
+from service.observation import tally
+from service.processes import ports, reloads
+from service.processes.child import Child
+from service.processes.messages import Answer, Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
 from service.settings import AUTO, Settings
 
 logger = logging.getLogger("vaeserve")

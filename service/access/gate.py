@@ -2,9 +2,10 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import keys, refusals
+from service import refusals
+from service.access import keys
+from service.access.keys import Keys
 from service.errors import KeyLacksScope, NoKey, Problem
-from service.keys import Keys
 
 # Probes have no keys. A page has none before its reader types one in, and tells no more than its source does.
 _OPEN = frozenset({"/", "/docs", "/openapi.json"})

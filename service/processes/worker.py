@@ -9,13 +9,16 @@ from multiprocessing.connection import Connection
 
 from fastapi import FastAPI
 
-from service import greeting, logs, ports
+from service.access.keys import BadKeys
 from service.app import create_app
 from service.bundle import BadBundle
 from service.errors import ReloadRefused
-from service.keys import BadKeys
 from service.machine import BadEngine, available_cores
-from service.messages import (
+from service.models import Deployment, redeploy
+from service.observation import logs
+from service.observation.tally import Memory, Tally
+from service.processes import greeting, ports
+from service.processes.messages import (
     Answer,
     Ask,
     Drop,
@@ -29,11 +32,9 @@ from service.messages import (
     Workers,
     inbox,
 )
-from service.models import Deployment, redeploy
-from service.ports import BadAddress
-from service.server import Server
+from service.processes.ports import BadAddress
+from service.processes.server import Server
 from service.settings import AUTO, Settings
-from service.tally import Memory, Tally
 
 Pipe = Connection  # to the parent
 

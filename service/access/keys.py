@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from service.rates import Bucket
+from service.access.rates import Bucket
 
 logger = logging.getLogger("vaeserve")
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context, resource_tracker
 from typing import Any
 
-from service import tally
-from service.messages import Ask, Message, inbox
+from service.observation import tally
+from service.observation.tally import Memory
+from service.processes.messages import Ask, Message, inbox
 from service.settings import Settings
-from service.tally import Memory
 
 _spawn = get_context("spawn")
 
@@ -99,7 +99,7 @@ class Child:
 
 
 def _work(settings: Settings, **given: Any) -> None:
-    from service.worker import work  # onnxruntime and all that serves is loaded in the worker alone
+    from service.processes.worker import work  # onnxruntime and all that serves is loaded in the worker alone
 
     work(settings, **given)
 

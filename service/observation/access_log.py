@@ -10,9 +10,9 @@ from typing import BinaryIO, Literal
 import orjson
 from starlette.types import Scope
 
-from service.logs import moment
-from service.record import Record
-from service.traces import sent_trace_id
+from service.observation.logs import moment
+from service.observation.record import Record
+from service.observation.traces import sent_trace_id
 
 logger = logging.getLogger("vaeserve")
 

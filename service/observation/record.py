@@ -4,7 +4,7 @@ from typing import cast
 
 from starlette.types import Scope
 
-from service.timing import Timing
+from service.observation.timing import Timing
 
 
 class Record:

@@ -11,9 +11,10 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from service import logs, ports
-from service.connections import Connections
-from service.protocol import Protocol
+from service.http.connections import Connections
+from service.http.protocol import Protocol
+from service.observation import logs
+from service.processes import ports
 from service.settings import Settings
 
 _CLOSE = (b"connection", b"close")

@@ -12,9 +12,9 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.utils import floatToGoString
 
 from service.errors import PROBLEMS, Problem
-from service.record import Record
-from service.tally import ENDS, Tally
-from service.timing import STAGES
+from service.observation.record import Record
+from service.observation.tally import ENDS, Tally
+from service.observation.timing import STAGES
 
 # What stands for every path that is no route, files beneath /docs too, and for a status that we do not send ourselves.
 OTHER = "other"

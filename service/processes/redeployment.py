@@ -4,8 +4,8 @@ import asyncio
 
 from starlette.datastructures import State
 
-from service import greeting, reloads
 from service.models import redeploy
+from service.processes import greeting, reloads
 
 
 class Redeployment:

@@ -10,9 +10,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.connections import Connections
-from service.cork import Cork
 from service.errors import HeadTooLarge, Problem
+from service.http.connections import Connections
+from service.http.cork import Cork
 
 # Requests that may wait on one connection for the answer to an earlier one. Beyond them nothing is read any more.
 _MAX_PIPELINED = 64

@@ -7,11 +7,11 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access_log import AccessLog
 from service.errors import Internal
-from service.metrics import NO_ANSWER, OTHER, Metrics
-from service.record import Record
-from service.traces import Traces
+from service.observation.access_log import AccessLog
+from service.observation.metrics import NO_ANSWER, OTHER, Metrics
+from service.observation.record import Record
+from service.observation.traces import Traces
 
 HEADER = b"x-request-id"
 _ACCEPTED = re.compile(rb"[\x21-\x7e]{1,128}")
