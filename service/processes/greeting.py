@@ -28,9 +28,10 @@ def served(deployment: Deployment, name: str | None) -> tuple[str, ...]:
 def _described(model: Model, onnxruntime: str = "") -> str:
     """Shapes, and what runs the model."""
     engine = model.engine
+    threads = "1 thread" if engine.threads == 1 else f"{engine.threads} threads"
     return (
         f"{_shapes(model.manifest)}, {engine.provider}{onnxruntime and f' ({onnxruntime})'}, "
-        f"{engine.precision}{engine.remark and f' ({engine.remark})'}, {engine.threads} threads"
+        f"{engine.precision}{engine.remark and f' ({engine.remark})'}, {threads}"
     )
 
 

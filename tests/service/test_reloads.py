@@ -114,7 +114,7 @@ def test_the_log_says_what_is_served_and_what_runs_it(
     now = put(folder, "one", 2)
     reload(app)
     (said,) = [record.message for record in caplog.records if record.message.startswith("reload: ")]
-    assert said == f"reload: serving one@{now}: 6x5x3, latents 4, CPUExecutionProvider, fp32, 1 threads"
+    assert said == f"reload: serving one@{now}: 6x5x3, latents 4, CPUExecutionProvider, fp32, 1 thread"
 
 
 def test_a_version_that_is_not_proven_is_409_and_the_old_one_serves_on(
