@@ -2,23 +2,29 @@
 # installs nothing while its lock and pyproject.toml are unchanged.
 #
 #   make serve ARGS='--port 9000'       make test ARGS='-k sample -x'
-#   make soak                           what make test does for seconds, for minutes: random bodies, schemathesis
+#   make soak                           what make test does for seconds, for minutes: random bodies, schemathesis,
+#                                       signals under load, 200,000 requests, hostile clients, overload
+#   make audit                          what the image installs, and whether any of it is known to be vulnerable
 
 PYTHON := $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 DEV := .venv
 SERVE := .venv-serve
 LOCK := .venv-lock
 SOAK := .venv-soak
+AUDIT := .venv-audit
+IMAGE := .venv-image
 PIP := -m pip --disable-pip-version-check install -qq
 TORCH := torch==2.13.0
 UV := uv==0.13.8
 SCHEMATHESIS := schemathesis==4.32.5
+CYCLONEDX := cyclonedx-bom==7.5.0
+PIP_AUDIT := pip-audit==2.10.1
 SETS := dev cpu gpu openvino traces train hub import
 
 # onnxruntime since 1.29 reports sessions to its maker, on Linux too, unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: serve test soak dev lint bench lock clean
+.PHONY: serve test soak dev lint bench lock sbom audit clean
 
 serve: $(SERVE)/stamp
 	@$(SERVE)/bin/vae-serve $(ARGS)
@@ -28,6 +34,10 @@ test: $(DEV)/stamp
 
 soak: $(DEV)/stamp $(SOAK)/stamp
 	FUZZ_EXAMPLES=40000 SCHEMATHESIS=$(CURDIR)/$(SOAK)/bin/schemathesis $(DEV)/bin/pytest tests/service/test_fuzz.py $(ARGS)
+	$(DEV)/bin/python -m benchmarks.signals
+	$(DEV)/bin/python -m benchmarks.leaks
+	$(DEV)/bin/python -m benchmarks.neighbours
+	$(DEV)/bin/python -m benchmarks.overload
 
 dev: $(DEV)/stamp
 
@@ -79,6 +89,30 @@ $(SOAK)/stamp: Makefile
 	@$(SOAK)/bin/python $(PIP) $(SCHEMATHESIS)
 	@touch $@
 
+# What the image of the service installs, with versions, licences and what needs what, as CycloneDX.
+sbom: $(AUDIT)/stamp $(IMAGE)/stamp
+	@mkdir -p build
+	@$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+	    --output-file build/sbom.cdx.json $(IMAGE)/bin/python
+	@echo build/sbom.cdx.json
+
+# Whether anything that a lock names is known to be vulnerable. PyPI is asked over the network; ARGS='-s osv' asks OSV.
+audit: sbom
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps $(foreach set,$(SETS),-r locks/$(set).txt) $(ARGS)
+
+$(AUDIT)/stamp: Makefile
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python $(PIP) $(CYCLONEDX) $(PIP_AUDIT)
+	@touch $@
+
+# As the Dockerfile makes it: without a pip, from the same locks.
+$(IMAGE)/stamp: locks/cpu.txt locks/traces.txt pyproject.toml $(AUDIT)/stamp
+	@rm -rf $(IMAGE)
+	@$(PYTHON) -m venv --without-pip $(IMAGE)
+	@$(AUDIT)/bin/python -m pip --python $(IMAGE)/bin/python install -qq -r locks/cpu.txt -r locks/traces.txt
+	@touch $@
+
 clean:
-	rm -rf $(DEV) $(SERVE) $(LOCK) $(SOAK) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEV) $(SERVE) $(LOCK) $(SOAK) $(AUDIT) $(IMAGE)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

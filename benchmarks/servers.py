@@ -72,6 +72,18 @@ class Server:
         """Resident memory of it and all processes below it, in 10⁶ bytes; what processes share is counted once."""
         return sum(_proportional_kib(pid) for pid in _tree(self.pid)) * 1024 / 1e6
 
+    def threads(self) -> int:
+        """Threads of it and all processes below it."""
+        return self._entries("task")
+
+    def descriptors(self) -> int:
+        """File descriptors that it and all processes below it have open."""
+        return self._entries("fd")
+
+    def workers(self) -> list[int]:
+        """Processes that it started to serve, the oldest first; none where it serves by itself."""
+        return [pid for pid in _tree(self.pid)[1:] if b"spawn_main" in _command(pid)]
+
     def answers(self, requests: Sequence[Request], *, connections: int) -> list[bytes]:
         """The answers to all requests, in their order, sent over so many connections at once.
 
@@ -92,6 +104,9 @@ class Server:
 
         with ThreadPoolExecutor(connections) as pool:
             return list(pool.map(ask, requests))
+
+    def _entries(self, folder: str) -> int:
+        return sum(len(list(Path(f"/proc/{pid}/{folder}").iterdir())) for pid in _tree(self.pid))
 
 
 @contextmanager
@@ -180,6 +195,14 @@ def _tree(pid: int) -> list[int]:
             with suppress(OSError):  # a thread that has just ended
                 found.extend(map(int, children.read_text().split()))
     return found
+
+
+def _command(pid: int) -> bytes:
+    """What a process was started with, nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _stat(pid: int) -> list[str]:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from benchmarks import pictures
 from benchmarks.servers import ROOT, SHIPPED_BUNDLE, script
 
-Name = Literal["small", "medium", "fashion"]
+Name = Literal["small", "other", "medium", "slow", "fashion"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 _BUNDLES = ROOT / "runs" / "bench"

@@ -8,7 +8,8 @@ from benchmarks import models
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "latent_dim", "mflop"), [("small", (28, 28, 1), 32, 4.5), ("medium", (64, 64, 3), 128, 250)]
+    ("name", "shape", "latent_dim", "mflop"),
+    [("small", (28, 28, 1), 32, 4.5), ("medium", (64, 64, 3), 128, 250), ("slow", (64, 64, 3), 128, 6150)],
 )
 def test_a_network_takes_and_gives_what_it_says(
     name: str, shape: tuple[int, int, int], latent_dim: int, mflop: float
@@ -31,3 +32,9 @@ def test_a_network_takes_and_gives_what_it_says(
 def test_weights_are_the_same_each_time() -> None:
     first, again = models.small().state_dict(), models.small().state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_the_other_small_network_has_other_weights() -> None:
+    first, other = models.small().state_dict(), models.other().state_dict()
+    assert first.keys() == other.keys()
+    assert not any(torch.equal(first[name], other[name]) for name in first if first[name].any())
