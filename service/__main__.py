@@ -49,6 +49,7 @@ def serve(
     max_timeout_ms: Annotated[int | None, _flag("max_timeout_ms")] = None,
     wedge_timeout_s: Annotated[int | None, _flag("wedge_timeout_s")] = None,
     max_body_bytes: Annotated[int | None, _flag("max_body_bytes")] = None,
+    max_json_bytes: Annotated[int | None, _flag("max_json_bytes")] = None,
     max_picture_pixels: Annotated[int | None, _flag("max_picture_pixels")] = None,
     max_answer_pixels: Annotated[int | None, _flag("max_answer_pixels")] = None,
     max_connections: Annotated[int | None, _flag("max_connections")] = None,

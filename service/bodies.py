@@ -14,11 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 from service import images, multipart, tensors
 from service.budget import spend
 from service.callers import Deadline
-from service.errors import BadBody, SlowBody, UnsupportedType, invalid, too_large
+from service.errors import BadBody, SlowBody, TooLarge, UnsupportedType, invalid, too_large
 from service.settings import Settings
 
 # What a byte of JSON takes to read, by `python -m benchmarks.wire`, with room for base64 and for lists of nothing.
 JSON_BYTE_US = 0.01
+
+
+_JSON = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,14 @@ async def receive(request: Request, *, settings: Settings, deadline: Deadline) -
     Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, SlowBody and DeadlinePassed if
              the rest of it did not come in time, ClientDisconnect if it will not come
     """
-    max_bytes = settings.max_body_bytes
+    is_json = _media_type(request.headers) == _JSON
+    max_bytes = min(settings.max_json_bytes, settings.max_body_bytes) if is_json else settings.max_body_bytes
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise UnsupportedType(f"Content-Encoding: got {encoding[:100]}, expected none")
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large("body", got=int(declared), limit=max_bytes, unit="bytes")
+        raise _too_large(int(declared), max_bytes, is_json=is_json)
     whole = BytesIO()  # grows with what arrives, whatever is declared, and gives it away without a copy
     began = perf_counter()
     more = True
@@ -65,7 +69,7 @@ async def receive(request: Request, *, settings: Settings, deadline: Deadline) -
         more = message.get("more_body", False)
         size = whole.tell() + len(chunk)
         if size > max_bytes:
-            raise too_large("body", got=size, limit=max_bytes, unit="bytes")
+            raise _too_large(size, max_bytes, is_json=is_json)
         if size == len(chunk) and not more:
             return chunk
         whole.write(chunk)
@@ -97,8 +101,8 @@ async def parse(body: bytes, headers: Headers, *, takes: frozenset[str], max_par
     """
     if not body:
         return EMPTY
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "application/json":
+    media_type = _media_type(headers)
+    if media_type == _JSON:
         return await spend(JSON_BYTE_US * len(body), _json, body, takes)
     if media_type == tensors.MEDIA_TYPE and takes:
         return _members(await spend(tensors.reading_cost_us(body), tensors.read, body), takes, where="tensor")
@@ -112,10 +116,18 @@ async def parse(body: bytes, headers: Headers, *, takes: frozenset[str], max_par
     )
 
 
+def _media_type(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _too_large(got: int, limit: int, *, is_json: bool) -> TooLarge:
+    return too_large("a body of JSON" if is_json else "body", got=got, limit=limit, unit="bytes")
+
+
 def readable_types(takes: frozenset[str]) -> tuple[str, ...]:
     """The content types that a verb reads."""
     pictures = (*sorted(images.MEDIA_TYPES), "multipart/form-data") if "images" in takes else ()
-    return (*pictures, "application/json", *((tensors.MEDIA_TYPE,) if takes else ()))
+    return (*pictures, _JSON, *((tensors.MEDIA_TYPE,) if takes else ()))
 
 
 def _json(body: bytes, takes: frozenset[str]) -> Body:

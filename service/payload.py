@@ -145,8 +145,10 @@ def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.flo
 def _numbers(value: Any, where: str) -> NDArray[Any]:
     """Nested numbers as an array.
 
-    Raises:  Invalid that names the first row which is none or has not the shape of the first
+    Raises:  Invalid if they are no list, or that names the first row which is none or has not the shape of the first
     """
+    if not isinstance(value, list):
+        raise invalid(where, got=type(value).__name__, expected="a list of numbers, or of such lists")
     try:
         return np.asarray(value)
     except ValueError:

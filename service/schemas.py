@@ -232,6 +232,7 @@ class Limits(BaseModel):
     """What one request may cost."""
 
     max_body_bytes: int
+    max_json_bytes: int
     max_picture_pixels: int
     max_answer_pixels: int
     max_request_rows: int

@@ -72,6 +72,7 @@ class Settings(BaseSettings):
         "is taken for stuck: the process says that it is not alive, and ends.",
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body, in bytes.")
+    max_json_bytes: int = Field(8 * 2**20, ge=1, description="Largest request body of JSON, in bytes.")
     max_picture_pixels: int = Field(
         40_000_000, ge=1, description="Largest picture that is decoded, in pixels, seen before decoding."
     )

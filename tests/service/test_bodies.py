@@ -56,6 +56,24 @@ def test_a_message_without_a_body_is_an_empty_one() -> None:
     assert _received(_request([{"type": "http.request"}])) == b""
 
 
+@pytest.mark.parametrize("declared", [{"content_length": "101"}, {}], ids=["declared", "as it comes"])
+def test_json_has_a_limit_of_its_own(declared: dict[str, str]) -> None:
+    """While it is read, nobody else has the interpreter."""
+    chunks, json = (bytes(60), bytes(41)), "application/json; charset=utf-8"
+    request = _request(_chunks(*chunks), content_type=json, **declared)
+    with pytest.raises(TooLarge) as refused:
+        _received(request, max_json_bytes=100)
+    assert refused.value.detail == "a body of JSON: got 101 bytes, the limit is 100"
+    assert _received(_request(_chunks(*chunks), content_type=json), max_json_bytes=101) == bytes(101)
+    assert _received(_request(_chunks(*chunks)), max_json_bytes=100) == bytes(101)
+
+
+def test_json_is_bound_by_the_limit_of_all_bodies_too() -> None:
+    with pytest.raises(TooLarge) as refused:
+        _received(_request(_chunks(bytes(101)), content_type="application/json"), max_bytes=100)
+    assert refused.value.detail == "a body of JSON: got 101 bytes, the limit is 100"
+
+
 @pytest.mark.parametrize("declared", ["1", "1000000"], ids=["too little", "too much"])
 def test_a_body_is_what_came_whatever_length_was_declared(declared: str) -> None:
     assert _received(_request(_chunks(b"ab", b"cd"), content_length=declared)) == b"abcd"

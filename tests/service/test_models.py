@@ -44,6 +44,7 @@ def test_a_model_is_found_by_its_digest_too(client: httpx.Client) -> None:
 def test_a_model_shows_the_limits_of_a_request(tight: httpx.Client) -> None:
     assert tight.get("/models/colour").json()["limits"] == {
         "max_body_bytes": 4000,
+        "max_json_bytes": 8 * 2**20,
         "max_picture_pixels": 1000,
         "max_answer_pixels": 600,
         "max_request_rows": 8,
