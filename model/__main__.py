@@ -240,9 +240,6 @@ def evaluate(
         str, typer.Option(metavar="K,…", help="Draws of z at which the estimate is read off.")
     ] = ",".join(map(str, SAMPLES)),
     precision: Annotated[str, typer.Option(help=f"Of the decoder for that: {', '.join(PRECISIONS)}.")] = "fp32",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Let torch.compile translate the decoder for that.")
-    ] = False,
 ) -> None:
     """Measure a checkpoint on test pictures: metrics.json, card.md, pictures/, and a prior fitted to its latents."""
     with _sentences():
@@ -261,7 +258,6 @@ def evaluate(
                 draws=nll_draws,
                 samples=_parse_samples(nll_samples),
                 precision=_parse_precision(precision),
-                compile=compiled,
             )
         metrics = run.measure(folder, dataset=dataset, draws=draws, seed=seed, nll=request)
         print(json.dumps(metrics, indent=2))

@@ -1,6 +1,5 @@
 """Log-likelihood of pictures by importance sampling: log p(x) itself, of which the evidence lower bound is a part."""
 
-import copy
 import dataclasses
 import hashlib
 import itertools
@@ -178,15 +177,6 @@ def _log_weights(vae: VAE, x: Tensor, posterior: DiagonalGaussian, *, eps: Tenso
     return standard_log_prob(z) - posterior.log_prob(z) - vae.likelihood.recon(logits, x)
 
 
-def compiled(vae: VAE) -> VAE:
-    """A copy whose decoder torch's compiler translates, weights and all, when it first runs. Estimates are the same
-    within rounding, and sooner where the decoder is large. The compiler takes up to a minute, and needs one of C++.
-    """
-    copied = copy.deepcopy(vae)
-    copied.decoder.compile(options={"freezing": True})
-    return copied
-
-
 @torch.inference_mode()
 def _weigh(vae: VAE, images: Images, keys: Sequence[tuple[int, int]], protocol: NllProtocol) -> tuple[Tensor, Tensor]:
     """Estimates and effective samples of a few pictures, each given as (binarisation, index).
@@ -212,7 +202,7 @@ def _weigh(vae: VAE, images: Images, keys: Sequence[tuple[int, int]], protocol: 
         eps = torch.from_numpy(np.stack(noise, axis=1)).to(device)
         runs = [
             _log_weights(vae, x[part], some, eps=run, precision=protocol.precision)
-            for run in eps.tensor_split(math.ceil(longest / max(1, rows // len(noise))))
+            for run in torch.split(eps, max(1, rows // len(noise)))
         ]
         estimates.append(_prefixes(torch.cat(runs).to("cpu", torch.float64), protocol.samples))
     log_likelihood, effective_samples = torch.cat(estimates, dim=-1).transpose(1, 2)
@@ -232,8 +222,7 @@ def _values_per_row(vae: VAE, z: Tensor) -> int:
         module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.numel()))
         for module in vae.decoder.modules()
     ]
-    with torch.compiler.set_stance("force_eager"):  # a compiled decoder has no maps to look at
-        vae.logits(z)
+    vae.logits(z)
     for hook in hooks:
         hook.remove()
     return max(seen)

@@ -20,7 +20,7 @@ from model.evaluation import evaluate
 from model.generation import Generation, generate
 from model.log import Log, read_history
 from model.machine import Machine
-from model.nll import Precision, compiled, estimate, fingerprint
+from model.nll import Precision, estimate, fingerprint
 from model.training import Learner, StepReport
 
 SAVE_EVERY_S = 60.0
@@ -132,8 +132,6 @@ class NllRequest:
     """Draws of z after which an estimate is read off."""
     precision: Precision
     """Of the decoder."""
-    compile: bool
-    """Whether torch.compile translates the decoder first."""
 
 
 def measure(
@@ -166,7 +164,7 @@ def _estimated_nll(
     folder: Path, found: Checkpoint, dataset: Dataset, request: NllRequest, *, seed: int
 ) -> dict[str, Any]:
     return estimate(
-        compiled(found.vae) if request.compile else found.vae,
+        found.vae,
         dataset.test,
         n_images=request.images,
         draws=request.draws,

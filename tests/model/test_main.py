@@ -102,17 +102,6 @@ def test_evaluate_measures_a_run_anew(finished: Path) -> None:
     assert json.loads(more.stdout)["protocol"]["draws"] == 3
 
 
-def test_evaluate_compiles_a_copy_of_the_decoder_when_told_to(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[tuple[torch.nn.Module, object]] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, *, options: compiled.append((module, options)))
-    estimate = ("evaluate", finished, "--nll", "--nll-images", 2, "--nll-samples", "3")
-    plain = called(*estimate)
-    assert not compiled
-    translated = called(*estimate, "--compile")
-    assert [(type(module).__name__, options) for module, options in compiled] == [("SmallDecoder", {"freezing": True})]
-    assert json.loads(translated.stdout)["nll"] == json.loads(plain.stdout)["nll"]
-
-
 # What each flag of fit sets: its words, then the part of config.json, its field and the value there.
 FLAGS: dict[str, tuple[tuple[str, ...], str, str, object]] = {
     "--family": (("autoencoder",), "model", "family", "autoencoder"),

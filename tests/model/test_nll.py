@@ -146,7 +146,7 @@ def test_a_run_of_the_decoder_stays_within_its_budget(
     bernoulli: VAE, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     largest = 9 * 6  # values of a picture's logits, more than the 2 * 8 of a hidden layer before its gate
-    for budget, expected in (((20, 10**6), 15), ((10**6, 25 * largest), 23), ((10**6, 1), 1)):  # 45 in equal parts
+    for budget, expected in (((20, 10**6), 20), ((10**6, 25 * largest), 25), ((10**6, 1), 1)):
         monkeypatch.setattr(nll, "_CPU_BUDGET", budget)
         rows: list[int] = []
         hook = bernoulli.decoder.register_forward_hook(
@@ -155,16 +155,6 @@ def test_a_run_of_the_decoder_stays_within_its_budget(
         nll.estimate(bernoulli, images[:4], samples=(45,))
         hook.remove()
         assert max(rows) == expected
-
-
-@pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
-def test_a_compiled_decoder_gives_the_same_estimates(bernoulli: VAE, images: np.ndarray) -> None:
-    compiled = nll.compiled(bernoulli)
-    assert compiled.decoder._compiled_call_impl is not None  # noqa: SLF001  # or nothing was compiled
-    assert bernoulli.decoder._compiled_call_impl is None  # noqa: SLF001
-    plain, translated = (nll.estimate(vae, images[:3], samples=(9, 600)) for vae in (bernoulli, compiled))
-    assert plain.protocol == translated.protocol
-    np.testing.assert_allclose(translated.log_likelihood, plain.log_likelihood, atol=1e-4)
 
 
 def test_each_draw_binarises_anew(bernoulli: VAE, images: np.ndarray) -> None:
