@@ -15,7 +15,7 @@ import uvloop
 
 from benchmarks.connections import Answer, Connection, Unanswered, connect
 
-# How finely the schedule is kept; uvloop's timers count milliseconds.
+# How often what goes on is looked at; uvloop's timers count milliseconds.
 _TICK_S = 0.001
 _ANSWERED_WITHIN_S = 60.0
 
@@ -42,10 +42,14 @@ class Arrived:
     generator_cores: float
 
 
-def on_schedule(port: int, requests: Sequence[bytes], *, connections: int, seconds: float, per_s: float) -> Arrived:
-    """An open loop: so many requests a second, evenly spaced, over whichever of the connections is idle for longest."""
+def on_schedule(
+    port: int, requests: Sequence[bytes], *, connections: int, seconds: float, per_s: float, tick_s: float = _TICK_S
+) -> Arrived:
+    """An open loop: so many requests a second, evenly spaced, over whichever of the connections is idle for longest.
+    What is due within a tick is sent together at its end.
+    """
     load = _Load(requests, seconds=seconds)
-    return _run(load.through(port, connections, load.keep_schedule(per_s)))
+    return _run(load.through(port, connections, load.keep_schedule(per_s, tick_s=tick_s)))
 
 
 def in_turn(port: int, requests: Sequence[bytes], *, connections: int, seconds: float, at_a_time: int) -> Arrived:
@@ -92,13 +96,13 @@ class _Load:
         await asyncio.sleep(_TICK_S)  # in which they close
         return self._arrived(cpu_s)
 
-    async def keep_schedule(self, per_s: float) -> None:
+    async def keep_schedule(self, per_s: float, *, tick_s: float) -> None:
         """Let them arrive one by one, evenly over the time."""
         began = perf_counter()
         for count in range(max(1, round(per_s * self._seconds))):
             due = began + count / per_s
             while perf_counter() < due:  # noqa: ASYNC110  the clock ends it
-                await asyncio.sleep(_TICK_S)
+                await asyncio.sleep(tick_s)
             self._arrive(due)
 
     async def keep_up(self, at_a_time: int) -> None:

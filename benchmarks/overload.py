@@ -26,6 +26,7 @@ from benchmarks.servers import HOST, Server, running, serve_command
 
 QUEUE_ROWS = 64
 CONNECTIONS = 192  # idle ones answer refusals while as many as the queue has rows wait for their answers
+TICK_S = 0.004  # a generator that woke up for each request would take away the cores that the service is measured on
 REFUSED_AT_A_TIME = 16  # where there is nothing but refusals, so that they follow each other closely
 PROBE_EVERY_S, PROBES = 0.05, ("/health/live", "/health/ready")
 WEIGH_EVERY = 20  # probes
@@ -105,7 +106,9 @@ def measure(bundle: Path, sent: Sequence[bytes], *, times: float, seconds: float
             before = elsewhere.submit(full, seconds=seconds / 3).result()
             resident_mb = server.resident_mb()
             per_s = times * before.accepted_per_s
-            more = partial(on_schedule, server.port, sent, connections=CONNECTIONS, seconds=seconds, per_s=per_s)
+            more = partial(
+                on_schedule, server.port, sent, connections=CONNECTIONS, seconds=seconds, per_s=per_s, tick_s=TICK_S
+            )
             load = elsewhere.submit(more)
             watched = _watch(server, load)
             overload = load.result()

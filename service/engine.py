@@ -124,6 +124,7 @@ class Graph:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # errors come as exceptions, and are told once
+        options.enable_mem_pattern = False  # a plan for each batch size costs memory, and hardly saves time
         # Threads that spin within a run wait for each other less; between runs they would take the event loop's core.
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
         options.add_session_config_entry("session.force_spinning_stop", "1")
