@@ -180,7 +180,7 @@ def test_two_workers_answer_with_the_same_bytes_and_share_the_cores() -> None:
         assert first.content == second.content
         told = "".join(server.said)
         assert told.count("model fashion@") == 1
-        assert f" {-(-available_cores() // 2)} threads" in told
+        assert f", {-(-available_cores() // 2)} thread" in told
         assert "(2 workers, Ctrl-C ends them)" in told
 
 
