@@ -1,9 +1,9 @@
 """A GET with a seed has an address: its validator, and how long a cache may keep what it answers."""
 
 import hashlib
+import json
 from importlib.metadata import version
 
-import orjson
 from starlette.responses import Response
 
 from service import trust
@@ -75,4 +75,5 @@ def _etag(call: Call[Options]) -> str:
         call.options.model_dump(mode="json", exclude={"model", "format"}),
         *(warning.model_dump() for warning in call.warnings),  # of the manifest, and yet not of its digest
     ]
-    return f'"{hashlib.sha256(orjson.dumps(answer)).hexdigest()[:32]}"'
+    text = json.dumps(answer)  # options may be integers of any size, which orjson does not write
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'

@@ -29,6 +29,14 @@ def test_a_cache_asks_before_it_shows_again(client: httpx.Client, path: str) -> 
 
 
 @pytest.mark.parametrize("path", SEEDED)
+def test_an_option_may_be_a_number_of_any_size(client: httpx.Client, path: str) -> None:
+    answer = client.get(f"{path}&columns={2**64}")
+    assert answer.status_code == 200
+    assert answer.content == client.get(f"{path}&columns=12").content
+    assert answer.headers["etag"] != etag(client, f"{path}&columns=12")
+
+
+@pytest.mark.parametrize("path", SEEDED)
 def test_an_answer_that_is_held_is_not_sent_again(client: httpx.Client, path: str) -> None:
     first = client.get(path)
     again = client.get(path, headers={"if-none-match": first.headers["etag"]})
