@@ -27,6 +27,10 @@ RowShape = tuple[int, ...]
 _RUNS_TO_RECOVER = 100
 _LARGEST_CAP = 2**16
 
+# Where rows are dealt to the cores, a run is no longer than this: a graph gains nothing by more rows, its caches lose,
+# and answers that leave one after the other keep the event loop as busy as the cores.
+_SLICE_US = 10_000.0
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -40,6 +44,10 @@ class Load:
     engine_rows: float
     run_us: float
     row_us: float
+
+    def rows_within(self, us: float) -> int:
+        """How many rows run in so many microseconds; at least one."""
+        return max(1, int(us / self.row_us)) if self.row_us else self.max_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +234,7 @@ class Queue:
         wanted = [job.left for job in alike]
         is_dealt = cores < self._cores
         if is_dealt:
-            most = min(most, ceil(sum(wanted) / free))
+            most = min(most, ceil(sum(wanted) / free), load.rows_within(_SLICE_US))
         shares = _shares(wanted, most)
         now = perf_counter()
         jobs, places = [], []

@@ -18,6 +18,9 @@ from service.stop import Stop
 # A run that takes this long is ended when nobody waits for it any more; a shorter one is not worth the asking.
 _STOPPABLE_US = 100_000.0
 
+# Beside runs that take this long, another one is begun ahead. Shorter ones are over before their thread would miss it.
+_LONG_US = 2_000.0
+
 # A run that takes so many times what it is expected to take will not end.
 _WEDGED_TIMES = 20
 
@@ -27,12 +30,13 @@ class Lane:
 
     A run begins when as many cores are free as it takes: all of them for the few rows of a large graph that are soonest
     answered so; one where a graph is so small that its threads would wait for each other, or where each core has rows
-    of its own to do, so that several runs go on side by side.
+    of its own to do, so that several runs go on side by side. Then one more goes on than there are cores: a thread
+    whose run has ended waits for the interpreter before it can begin another, and its core has work meanwhile.
     Everything here happens on the event loop, except the run of a graph, and that too where it costs next to nothing.
     """
 
     def __init__(self, *, max_queue_rows: int, cores: int = 1, metrics: Metrics | None = None) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=cores, thread_name_prefix="engine")
+        self._executor = ThreadPoolExecutor(max_workers=cores + 1, thread_name_prefix="engine")
         self._waiting: deque[Queue] = deque()
         self._again: deque[tuple[Queue, Batch]] = deque()
         self._running: dict[Batch, float] = {}
@@ -107,7 +111,7 @@ class Lane:
 
     def _due(self) -> tuple[Queue, Batch] | None:
         """The batch whose turn it is, those that are tried again first, if the cores that it takes are free."""
-        free = self._free_cores
+        free = self._free_cores or self._ahead
         if self._again:
             return self._again.popleft() if self._again[0][1].cores <= free else None
         while self._waiting and (cores := self._waiting[0].cores(free=free)) <= free:
@@ -118,6 +122,11 @@ class Lane:
             if batch:
                 return queue, batch
         return None
+
+    @property
+    def _ahead(self) -> int:
+        """How many runs of one core may begin while no core is free."""
+        return int(self.cores > 1 and all(batch.cores == 1 and batch.run_us >= _LONG_US for batch in self._running))
 
     def _run_here(self, queue: Queue, batch: Batch) -> None:
         began = perf_counter()
@@ -172,7 +181,7 @@ class Lane:
             self._wake()
 
     def _give(self, queue: Queue, batch: Batch, outputs: tuple[Rows, ...], run_s: float) -> None:
-        side_by_side = self.cores // batch.cores
+        side_by_side = max(self.cores // batch.cores, len(self._running))
         rate = side_by_side * batch.engine_rows / max(run_s, 1e-9)
         self._rows_per_s = 0.9 * self._rows_per_s + 0.1 * rate if self._rows_per_s else rate
         self._metrics.batch_s.observe(run_s)

@@ -450,6 +450,82 @@ def test_a_row_that_comes_while_one_core_is_busy_gets_the_other() -> None:
     assert sorted(ran.runs) == [("one core", [0]), ("one core", [1])]
 
 
+@pytest.mark.parametrize(("run_us", "at_once"), [(LONG_US, 3), (LOOP_BUDGET_US + 1, 2)], ids=["long", "short"])
+def test_one_more_long_run_than_cores_goes_on_and_no_more_short_ones(run_us: float, at_once: int) -> None:
+    gate, begun = threading.Event(), threading.Semaphore(0)
+
+    def run(rows: Rows) -> tuple[Rows, ...]:
+        begun.release()
+        assert gate.wait(20)
+        return (rows,)
+
+    def refused(_rows: Rows) -> tuple[Rows, ...]:
+        raise AssertionError("more than one row was to be dealt")
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100, cores=2)
+        load = Load(1, 1.0, run_us=run_us, row_us=0.0)
+        queue = Queue(refused, lane=lane, load=lambda _: load, cores=2, run_single=run)
+        replies = [queue.submit(np.array([[number]])) for number in range(5)]
+        for _ in range(at_once):
+            assert await asyncio.to_thread(begun.acquire, timeout=20)
+        assert not await asyncio.to_thread(begun.acquire, timeout=0.05)
+        gate.set()
+        for number, done in enumerate(await asyncio.gather(*replies)):
+            assert done.outputs[0].tolist() == [[number]]
+        lane.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_run_of_all_cores_waits_until_those_ahead_are_over() -> None:
+    """Three runs of one core go on, one more than there are cores; the wide one begins when none of them does."""
+    three, running, seen = threading.Barrier(3), set[int](), []
+
+    def single(rows: Rows) -> tuple[Rows, ...]:
+        running.add(number := int(rows[0, 0]))
+        three.wait(20)
+        running.discard(number)
+        return (rows,)
+
+    def wide(rows: Rows) -> tuple[Rows, ...]:
+        seen.append(set(running))
+        return (rows,)
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100, cores=2)
+        narrow = Queue(single, lane=lane, load=at_most(1), cores=1)
+        broad = Queue(wide, lane=lane, load=at_most(1), cores=2)
+        replies = [narrow.submit(np.array([[number]])) for number in range(3)]
+        await turn()
+        await asyncio.gather(*replies, broad.submit(np.array([[3]])))
+        lane.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert seen == [set()]
+
+
+def test_rows_that_are_dealt_come_in_runs_of_some_milliseconds() -> None:
+    """4 ms a row: two of them fit into the 10 ms that a run may take where each core has its own."""
+    sizes: list[int] = []
+
+    def run(rows: Rows) -> tuple[Rows, ...]:
+        sizes.append(len(rows))
+        return (rows * 2,)
+
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100, cores=2)
+        load = Load(32, 1.0, run_us=0.0, row_us=4_000.0)
+        queue = Queue(run, lane=lane, load=lambda _: load, cores=2, run_single=run)
+        done = await queue.submit(np.arange(11)[:, None])
+        assert done.outputs[0].ravel().tolist() == list(range(0, 22, 2))
+        lane.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert sizes[:-1] == [2] * 5
+    assert sizes[-1] == 1
+
+
 def test_a_run_that_costs_next_to_nothing_is_done_on_the_event_loop() -> None:
     threads = []
 
