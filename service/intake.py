@@ -16,7 +16,7 @@ from service import bodies, forms, sizes
 from service.access.keys import Key
 from service.batcher import Done, Queue
 from service.bodies import Body, Named
-from service.callers import Deadline, attended
+from service.callers import Deadline
 from service.errors import Fault, Invalid, invalid, too_large
 from service.models import Deployment, Model
 from service.observation import record
@@ -102,7 +102,8 @@ class Call(Generic[O]):
 
         Raises:  CallerGone if the caller left first, DeadlinePassed if its time was over first
         """
-        return await attended(queue.submit(*inputs), self.request.receive, deadline=self.deadline)
+        reply = queue.submit(*inputs)
+        return await self.deployment.patience.attended(reply, self.request.receive, deadline=self.deadline)
 
 
 async def read(request: Request, verb: Verb[O]) -> Call[O]:

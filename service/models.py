@@ -1,12 +1,13 @@
 """The models that this process serves, found by `name` or `name@digest`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from service import cards, prior, sizes
 from service.batcher import Load, Queue, RowShape
 from service.bundle import DECODER, ENCODER, PRIOR, SCORER, BadBundle, Bundle, Manifest, read
+from service.callers import Patience
 from service.engine import Cost, Engine, Graph, rows_of_a_run, start
 from service.errors import NotFound
 from service.lane import Lane
@@ -129,11 +130,12 @@ class Models:
 
 @dataclass(frozen=True)
 class Deployment:
-    """What every request can see: the settings, the models and the lane they share."""
+    """What every request can see: the settings, the models, the lane they share and the patience of their callers."""
 
     settings: Settings
     models: Models
     lane: Lane
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def is_wedged(self) -> bool:

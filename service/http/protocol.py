@@ -6,19 +6,24 @@ from typing import Any, cast
 
 import httptools
 import orjson
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.errors import HeadTooLarge, Problem
+from service.http.answering import Answering
 from service.http.connections import Connections
-from service.http.cork import Cork
+from service.http.metered import Metered
 
 # Requests that may wait on one connection for the answer to an earlier one. Beyond them nothing is read any more.
 _MAX_PIPELINED = 64
 
 # The loop reads so much at a time. Of the piece in which a head begins, it is not known where; those after it count.
 _PIECE_BYTES = 2**18
+
+# Seconds that a connection may rest after an answer.
+_KEEP_ALIVE_S = 5.0
 
 _PROCESSING = STATUS_LINE[102] + b"\r\n"
 
@@ -57,8 +62,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, or refuse it."""
-        self._cork = Cork(cast("asyncio.Transport", transport))
-        super().connection_made(cast("asyncio.Transport", self._cork))
+        self._metered = Metered(cast("asyncio.Transport", transport))
+        super().connection_made(cast("asyncio.Transport", self._metered))
         try:
             self._connections.enter(self)
         except Problem as problem:
@@ -97,7 +102,7 @@ class Protocol(HttpToolsProtocol):
             self._awaited_since = now
         elif self.scope is not self._awaited or not self._awaited_since:
             self._awaited, self._awaited_since = self.scope, now
-        elif now - self._awaited_since > self._connections.settings.head_timeout_s:
+        elif now - self._awaited_since > self._patience_s:
             self.close()
         self._look_at_answer(now)
 
@@ -119,7 +124,7 @@ class Protocol(HttpToolsProtocol):
             self._taking = None
             return
         window_s = self._connections.settings.transfer_timeout_s
-        taken = self._cork.taken_bytes
+        taken = self._metered.taken_bytes
         if self._taking is None or taken - self._taking[0] >= window_s * self._connections.settings.min_bytes_per_s:
             self._taking = (taken, now)
         elif now - self._taking[1] > window_s:
@@ -129,7 +134,6 @@ class Protocol(HttpToolsProtocol):
         """Read on."""
         if self._farewell is not None:
             return
-        self._unset_keepalive_if_required()
         self._head_bytes = len(data) + (self._head_bytes if self._reads_head else 0)
         try:
             self.parser.feed_data(data)
@@ -155,19 +159,30 @@ class Protocol(HttpToolsProtocol):
             raise ValueError  # which ends the parser's work
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        super()._start_asgi_task(cycle, Answering(app, cycle))
+
     def on_response_complete(self) -> None:
         """Go on to the next request, or say farewell."""
-        if self._farewell is None or (self.pipeline and not self.pipeline[-1][0].more_body):
-            super().on_response_complete()
-        else:
-            self.server_state.total_requests += 1
+        self.server_state.total_requests += 1
+        if self._farewell is not None and not (self.pipeline and not self.pipeline[-1][0].more_body):
             self.pipeline.clear()  # at most the one whose body could not be read
             self._part(self._farewell)
+        elif not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
 
     @property
     def _reads_head(self) -> bool:
         """Whether a head has begun that is not whole."""
         return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long the next head may let us wait: after an answer not long, as most clients are gone by then."""
+        rests = self.cycle is not None and not self._reads_head
+        return _KEEP_ALIVE_S if rests else self._connections.settings.head_timeout_s
 
     @property
     def _is_clear(self) -> bool:
@@ -226,7 +241,6 @@ class Protocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         if farewell:
             self.transport.write(farewell)
-        self._unset_keepalive_if_required()
         if self._heard_all:
             self.transport.close()
         else:

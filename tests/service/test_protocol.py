@@ -133,7 +133,24 @@ def test_the_time_begins_anew_with_a_head_and_after_an_answer_that_is_read() -> 
         await wire.has_answer.wait()
         protocol.look(30)  # the answer is not read yet
         wire.unread = 0
-        for now in (39, 40, 40.1):
+        for now in (34, 35, 35.1):
+            protocol.look(now)
+            found.append(wire.aborted)
+        return found
+
+    assert asyncio.run(main()) == [False, False, True]
+
+
+def test_a_head_that_has_begun_after_an_answer_has_its_own_time() -> None:
+    async def main() -> list[bool]:
+        protocol = connected(wire := Wire())
+        protocol.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await wire.has_answer.wait()
+        wire.unread = 0
+        found = []
+        protocol.look(1)
+        protocol.data_received(b"GET / HTTP/1.1\r\n")
+        for now in (5, 14.9, 15.1):
             protocol.look(now)
             found.append(wire.aborted)
         return found
