@@ -1,9 +1,10 @@
 """Pictures at the edge: encoded bytes to uint8 arrays, and uint8 arrays to PNG, WebP, JPEG, GIF and APNG."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from math import ceil, isqrt
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from PIL import (
 from service import png
 from service.errors import BadBody, invalid, too_large
 
+T = TypeVar("T")
 Uint8 = NDArray[np.uint8]
 Opened = Image.Image | png.Plain
 Encoding = Literal["png", "webp", "jpeg", "gif", "apng"]
@@ -73,14 +75,22 @@ def to_rows(pictures: Sequence[Opened], *, shape: tuple[int, int, int], where: S
     Shapes:  shape (h, w, c) -> (n, h, w, c)
     Raises:  BadBody if the pixels of one cannot be decoded, Invalid if its mode has no agreed range
     """
+    rows = [_row(picture, shape, where=place) for picture, place in zip(pictures, where, strict=True)]
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)
+
+
+def _row(picture: Opened, shape: tuple[int, int, int], *, where: str) -> Uint8:
+    """A picture as a model of one size takes it; most are what it takes.
+
+    Shapes:  shape (h, w, c) -> (h, w, c)
+    """
+    if isinstance(picture, png.Plain) and picture.shape == shape:
+        return _sound(picture.pixels, where=where)
     height, width, channels = shape
-    rows = np.empty((len(pictures), *shape), np.uint8)
-    for row, picture, place in zip(rows, pictures, where, strict=True):
-        decoded = _decoded(picture, channels, where=place)
-        if decoded.size != (width, height):
-            decoded = ImageOps.fit(decoded, (width, height), method=Image.Resampling.LANCZOS)
-        row[...] = _pixels(decoded)
-    return rows
+    decoded = _decoded(picture, channels, where=where)
+    if decoded.size != (width, height):
+        decoded = ImageOps.fit(decoded, (width, height), method=Image.Resampling.LANCZOS)
+    return _pixels(decoded)
 
 
 def to_rows_of_their_size(pictures: Sequence[Opened], *, channels: int, stride: int, where: Sequence[str]) -> Uint8:
@@ -108,10 +118,7 @@ def size_in_words(shape: tuple[int, ...]) -> str:
 
 def _decoded(picture: Opened, channels: int, *, where: str) -> Image.Image:
     """A picture upright and of so many channels, in its own size."""
-    try:
-        upright = picture.decoded() if isinstance(picture, png.Plain) else _upright(picture)
-    except Exception as error:  # as in open_picture
-        raise BadBody(f"{where}: the picture's data is broken or incomplete") from error
+    upright = _sound(picture.decoded if isinstance(picture, png.Plain) else partial(_upright, picture), where=where)
     if upright.mode in {"I", "F"}:
         raise invalid(where, got=f"a picture of mode {upright.mode}", expected="at most 16 bits a channel")
     if upright.has_transparency_data:
@@ -119,6 +126,17 @@ def _decoded(picture: Opened, channels: int, *, where: str) -> Image.Image:
         upright = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
     mode = "L" if channels == 1 else "RGB"
     return upright if upright.mode == mode else upright.convert(mode)
+
+
+def _sound(decode: Callable[[], T], *, where: str) -> T:
+    """What decoding gives.
+
+    Raises:  BadBody if it fails
+    """
+    try:
+        return decode()
+    except Exception as error:  # as in open_picture
+        raise BadBody(f"{where}: the picture's data is broken or incomplete") from error
 
 
 def _upright(picture: Image.Image) -> Image.Image:

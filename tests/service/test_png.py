@@ -19,7 +19,9 @@ from service.settings import SHIPPED_BUNDLE
 from tests.service.wire import Uint8, opened, picture, pixels, saved
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SMALL = pixels(1, (9, 7, 3))[0]
+SHAPE = (9, 7, 3)
+SMALL = pixels(1, SHAPE)[0]
+LIMIT = 10_000
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]))
 sizes = st.tuples(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3]))
@@ -163,6 +165,56 @@ def test_every_filter_is_read(shape: tuple[int, int, int], seed: int, filters: l
     np.testing.assert_array_equal(np.asarray(found.decoded()).reshape(shape), image)
 
 
+def shade(image: Uint8) -> Uint8:
+    """Noise is not deflated, and flat fields to next to nothing: shades are what pictures are like."""
+    return (image // 16 + np.add.outer(np.arange(len(image)), np.arange(image.shape[1]))[..., None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (28, 28, 3), (63, 64, 1), (64, 64, 3), (255, 255, 1), (256, 255, 1)])
+@pytest.mark.parametrize("level", [0, 1, 9])
+def test_small_and_large_pictures_are_read_as_pillow_reads_them(shape: tuple[int, int, int], level: int) -> None:
+    """Around 2 KiB isal begins to inflate, and at 64 KiB it ends."""
+    image = shade(drawing(shape, 0))
+    data = saved(picture(image), "PNG", compress_level=level)
+    found = png.read(data)
+    if found is None:
+        assert len(data) > 2**16
+        return
+    np.testing.assert_array_equal(found.pixels(), image)
+    np.testing.assert_array_equal(np.asarray(found.decoded()).reshape(shape), image)
+
+
+@settings(max_examples=200)
+@given(
+    flips=st.lists(st.integers(0, 10**6), min_size=1, max_size=3),
+    cut=st.none() | st.integers(1, 5000),
+    channels=st.sampled_from([1, 3]),
+)
+def test_a_large_stream_that_is_broken_is_read_or_refused_as_pillow_does(
+    flips: list[int], cut: int | None, channels: int
+) -> None:
+    height, width = 40, 60
+    image = shade(drawing((height, width, channels), 0))
+    stream = bytearray(zlib.compress(filtered(image, [4, 2, 3, 1] * 10)))
+    for bit in flips:
+        stream[bit // 8 % len(stream)] ^= 1 << bit % 8
+    kept = bytes(stream[:cut])
+    head = header(width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    data = joined(head, chunk(b"IDAT", kept), END)
+    assert png.read(data) is not None
+    assert outcome(data, (height, width, channels)) == reference(data, (height, width, channels))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_stream_that_goes_on_after_the_last_line_stops_there(channels: int) -> None:
+    image = shade(drawing((40, 60, channels), 0))
+    head = header(60, 40, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    for more in (1, 10_000_000):
+        stream = zlib.compress(filtered(image, [2] * 40) + bytes(more))
+        data = joined(head, chunk(b"IDAT", stream), END)
+        assert outcome(data, image.shape) == reference(data, image.shape) == image.tobytes()
+
+
 def test_what_is_written_is_read() -> None:
     found = png.read(png.encode(SMALL))
     assert found is not None
@@ -229,20 +281,16 @@ def test_a_stream_that_goes_on_after_the_last_line_stops_there() -> None:
     assert outcome(data) == reference(data) == SMALL.tobytes()
 
 
-LIMIT = 10_000
-SHAPE = (9, 7, 3)
-
-
-def outcome(data: bytes) -> bytes | tuple[int, str]:
+def outcome(data: bytes, shape: tuple[int, int, int] = SHAPE) -> bytes | tuple[int, str]:
     """The pixels that the service reads, or the status and the sentence of its refusal."""
     try:
         opened = images.open_picture(data, where="body", max_pixels=LIMIT)
-        return images.to_rows([opened], shape=SHAPE, where=["body"]).tobytes()
+        return images.to_rows([opened], shape=shape, where=["body"]).tobytes()
     except Problem as problem:
         return problem.status, problem.detail
 
 
-def reference(data: bytes) -> bytes | tuple[int, str]:
+def reference(data: bytes, shape: tuple[int, int, int] = SHAPE) -> bytes | tuple[int, str]:
     """The same by Pillow's own way through a file, for pictures without alpha, orientation or more than 8 bits."""
     try:
         found = Image.open(BytesIO(data), formats=images.FORMATS)
@@ -258,8 +306,9 @@ def reference(data: bytes) -> bytes | tuple[int, str]:
     if found.mode in {"I", "F"}:
         return Invalid.status, f"body: got a picture of mode {found.mode}, expected at most 16 bits a channel"
     if "transparency" in found.info or found.mode not in {"L", "RGB"}:
-        return images.to_rows([found], shape=SHAPE, where=["body"]).tobytes()
-    fitted = ImageOps.fit(found.convert("RGB"), (SHAPE[1], SHAPE[0]), method=Image.Resampling.LANCZOS)
+        return images.to_rows([found], shape=shape, where=["body"]).tobytes()
+    mode = "L" if shape[2] == 1 else "RGB"
+    fitted = ImageOps.fit(found.convert(mode), (shape[1], shape[0]), method=Image.Resampling.LANCZOS)
     return fitted.tobytes()
 
 
