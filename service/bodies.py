@@ -2,13 +2,13 @@
 
 import base64
 import binascii
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from time import perf_counter
 from typing import Any
 
 import orjson
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from service import images, multipart, tensors
@@ -44,40 +44,49 @@ class Body:
 EMPTY = Body()
 
 
-async def receive(request: Request, *, settings: Settings, deadline: Deadline) -> bytes:
+async def receive(
+    request: Request, headers: Mapping[str, str], *, settings: Settings, deadline: Deadline
+) -> bytes:
     """The whole body. The server sends an empty piece from time to time while none comes (`protocol`).
 
     Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, SlowBody and DeadlinePassed if
              the rest of it did not come in time, ClientDisconnect if it will not come
     """
-    is_json = _media_type(request.headers) == _JSON
+    is_json = _media_type(headers) == _JSON
     max_bytes = min(settings.max_json_bytes, settings.max_body_bytes) if is_json else settings.max_body_bytes
-    encoding = request.headers.get("content-encoding", "identity")
+    encoding = headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise UnsupportedType(f"Content-Encoding: got {encoding[:100]}, expected none")
-    declared = request.headers.get("content-length", "0")
+    declared = headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(int(declared), max_bytes, is_json=is_json)
-    whole = BytesIO()  # grows with what arrives, whatever is declared, and gives it away without a copy
     began = perf_counter()
-    more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk: bytes = message.get("body", b"")
-        more = message.get("more_body", False)
+    chunk, more = await _piece(request)
+    if not more and len(chunk) <= max_bytes:
+        return chunk
+    whole = BytesIO()  # grows with what arrives, whatever is declared, and gives it away without a copy
+    while True:
         size = whole.tell() + len(chunk)
         if size > max_bytes:
             raise _too_large(size, max_bytes, is_json=is_json)
-        if size == len(chunk) and not more:
-            return chunk
         whole.write(chunk)
-        if more:
-            _require_pace(size, began=began, settings=settings)
-            if deadline.left_s() < 0:
-                raise deadline.passed()
-    return whole.getvalue()
+        if not more:
+            return whole.getvalue()
+        _require_pace(size, began=began, settings=settings)
+        if deadline.left_s() < 0:
+            raise deadline.passed()
+        chunk, more = await _piece(request)
+
+
+async def _piece(request: Request) -> tuple[bytes, bool]:
+    """The next of a body, and whether more follows.
+
+    Raises:  ClientDisconnect
+    """
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
 
 
 def _require_pace(size: int, *, began: float, settings: Settings) -> None:
@@ -94,7 +103,7 @@ def _require_pace(size: int, *, began: float, settings: Settings) -> None:
         )
 
 
-async def parse(body: bytes, headers: Headers, *, takes: frozenset[str], max_parts: int) -> Body:
+async def parse(body: bytes, headers: Mapping[str, str], *, takes: frozenset[str], max_parts: int) -> Body:
     """What the body says, by its content type.
 
     Raises:  BadBody, UnsupportedType, Invalid for what the verb does not take
@@ -116,7 +125,7 @@ async def parse(body: bytes, headers: Headers, *, takes: frozenset[str], max_par
     )
 
 
-def _media_type(headers: Headers) -> str:
+def _media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -165,7 +174,7 @@ def picture_bytes(item: Named) -> bytes:
     raise invalid(item.where, got=str(text)[:40], expected="a picture as base64, or as a base64 data: URI")
 
 
-async def _multipart(body: bytes, headers: Headers, *, max_parts: int) -> Body:
+async def _multipart(body: bytes, headers: Mapping[str, str], *, max_parts: int) -> Body:
     cost_us = multipart.reading_cost_us(body)
     parts = await spend(cost_us, multipart.read, body, headers["content-type"], max_files=max_parts)
     pictures: list[Named] = []

@@ -1,7 +1,7 @@
 """A request, read and checked before any job exists: its model, its options, its payload, the form of its answer."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,12 +111,13 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
     began = perf_counter()
     deployment: Deployment = request.app.state.deployment
     settings = deployment.settings
-    deadline = _deadline(request, began, settings)
+    headers = _headers(request)
+    deadline = _deadline(headers, began, settings)
     body = bodies.EMPTY
     if request.method == "POST":
         deployment.lane.require_room(1)  # or else nothing is gained from reading on
-        content = await bodies.receive(request, settings=settings, deadline=deadline)
-        body = await bodies.parse(content, request.headers, takes=verb.takes, max_parts=settings.max_request_rows)
+        content = await bodies.receive(request, headers, settings=settings, deadline=deadline)
+        body = await bodies.parse(content, headers, takes=verb.takes, max_parts=settings.max_request_rows)
     options = _options(verb, _query(request) + body.options)
     model = deployment.models.find(options.model)
     record.of(request.scope).model = model.label
@@ -126,18 +127,24 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
         model=model,
         options=options,
         body=body,
-        form=forms.choose(verb.forms, named=options.format, accept=request.headers.get("accept")),
+        form=forms.choose(verb.forms, named=options.format, accept=headers.get("accept")),
         began=began,
         deadline=deadline,
     )
 
 
-def _deadline(request: Request, began: float, settings: Settings) -> Deadline:
+def _headers(request: Request) -> dict[str, str]:
+    """The headers by their names; the first of those that have the same."""
+    sent: list[tuple[bytes, bytes]] = request.scope["headers"]
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(sent)}
+
+
+def _deadline(headers: Mapping[str, str], began: float, settings: Settings) -> Deadline:
     """When the request is to be answered: as it asks, within the server's bound, else by the server's own.
 
     Raises:  Invalid if it asks for no number of milliseconds
     """
-    asked = request.headers.get("x-timeout-ms")
+    asked = headers.get("x-timeout-ms")
     if asked is None:
         return Deadline(began, timeout_ms=settings.timeout_ms)
     if not (asked.isascii() and asked.isdigit() and len(asked) <= TIMEOUT_DIGITS and int(asked)):

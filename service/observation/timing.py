@@ -14,18 +14,21 @@ class Timing:
     Units:  moments in seconds, as perf_counter gives them; rows over all runs, batch_rows of the largest batch
     """
 
-    __slots__ = ("batch_rows", "began", "decoded_at", "encoded_at", "encoding_at", "queue_s", "rows", "run_s", "runs")
+    __slots__ = ("_runs", "batch_rows", "began", "decoded_at", "encoded_at", "encoding_at", "queue_s", "rows", "run_s")
 
     def __init__(self, *, began: float, decoded_at: float, runs: Sequence[Done], encoding_at: float) -> None:
         self.began = began
         self.decoded_at = decoded_at
-        self.runs = [(done.queued_at, done.started_at, done.ended_at) for done in runs]
         self.encoding_at = encoding_at
         self.encoded_at = perf_counter()
-        self.queue_s = sum([done.queue_s for done in runs])
-        self.run_s = sum([done.run_s for done in runs])
-        self.rows = sum([len(done.outputs[0]) for done in runs])
-        self.batch_rows = max([done.batch_rows for done in runs])
+        self._runs = [(done.queued_at, done.started_at, done.ended_at) for done in runs]
+        self.queue_s = self.run_s = 0.0
+        self.rows = self.batch_rows = 0
+        for done in runs:
+            self.queue_s += done.queue_s
+            self.run_s += done.run_s
+            self.rows += len(done.outputs[0])
+            self.batch_rows = max(self.batch_rows, done.batch_rows)
 
     @property
     def stages_s(self) -> tuple[float, float, float, float]:
@@ -46,7 +49,7 @@ class Timing:
     def spans(self) -> Iterator[tuple[str, float, float]]:
         """Name, begin and end of each stage; queue and run as often as a graph was run."""
         yield "decode", self.began, self.decoded_at
-        for queued_at, started_at, ended_at in self.runs:
+        for queued_at, started_at, ended_at in self._runs:
             yield "queue", queued_at, started_at
             yield "run", started_at, ended_at
         yield "encode", self.encoding_at, self.encoded_at

@@ -35,7 +35,7 @@ def _chunks(*chunks: bytes) -> list[Message]:
 
 def _received(request: Request, max_bytes: int = MEGABYTE, *, timeout_ms: int = 60_000, **limits: int) -> bytes:
     settings = Settings(max_body_bytes=max_bytes, **limits)
-    return asyncio.run(bodies.receive(request, settings=settings, deadline=_in(timeout_ms)))
+    return asyncio.run(bodies.receive(request, request.headers, settings=settings, deadline=_in(timeout_ms)))
 
 
 def _in(timeout_ms: int) -> Deadline:
@@ -140,7 +140,7 @@ def _peak_bytes(request: Request) -> tuple[int, int]:
         tracemalloc.start()
         try:
             settings = Settings(max_body_bytes=100 * MEGABYTE)
-            body = await bodies.receive(request, settings=settings, deadline=_in(60_000))
+            body = await bodies.receive(request, request.headers, settings=settings, deadline=_in(60_000))
             return len(body), tracemalloc.get_traced_memory()[1]
         except ClientDisconnect:
             return 0, tracemalloc.get_traced_memory()[1]
