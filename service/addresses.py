@@ -14,13 +14,11 @@ _VERSION = version("vaeserve")
 _YEAR_S = 31_536_000
 
 
-def headers(call: Call[Options], *, seeded: bool) -> dict[str, str]:
-    """The caching headers of an answer; none for a POST.
+def caching(call: Call[Options], *, seeded: bool) -> dict[str, str]:
+    """What the answer to a GET tells caches.
 
     Source:  RFC 9110, section 8.8.3; RFC 9111, section 5.2.2; RFC 8246 (immutable)
     """
-    if not call.is_get:
-        return {}
     if not seeded:
         return {"cache-control": "no-store"}
     pinned = call.options.model is not None and "@" in call.options.model
@@ -39,7 +37,7 @@ def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:
     held = call.request.headers.get("if-none-match")
     if held is None:
         return None
-    fresh = headers(call, seeded=True) | {"x-model": call.model.label}
+    fresh = caching(call, seeded=True) | {"x-model": call.model.label}
     if call.options.format is None:
         fresh["vary"] = "Accept"
     if not is_held(held, fresh["etag"]):
@@ -58,8 +56,12 @@ def is_held(held: str, etag: str) -> bool:
 
 def identity(call: Call[Options]) -> dict[str, str]:
     """What every answer of a verb says of itself: who made it, and whether `Accept` chose its form."""
-    varies = {"vary": "Accept"} if call.options.format is None else {}
-    return {"x-model": call.model.label} | varies | trust.headers(call.warnings)
+    headers = {"x-model": call.model.label}
+    if call.options.format is None:
+        headers["vary"] = "Accept"
+    if call.warnings:
+        headers["x-warnings"] = trust.header(call.warnings)
+    return headers
 
 
 def _etag(call: Call[Options]) -> str:

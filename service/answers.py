@@ -129,7 +129,8 @@ def _base64_pngs(image: NDArray[np.uint8], scale: int) -> list[str]:
 
 async def _json(call: Call[Options], members: dict[str, Any]) -> tuple[bytes, ...]:
     manifest = call.model.manifest
-    return await in_turns(json_text.pieces({"model": manifest.name, "digest": manifest.digest} | members))
+    pieces = json_text.pieces({"model": manifest.name, "digest": manifest.digest} | members)
+    return pieces if isinstance(pieces, tuple) else await in_turns(pieces)
 
 
 def _response(
@@ -143,11 +144,9 @@ def _response(
 ) -> Response:
     timing = Timing(began=call.began, decoded_at=decoded_at, runs=runs, encoding_at=encoding_at)
     record.of(call.request.scope).timing = timing
-    headers = {
-        **addresses.identity(call),
-        **addresses.headers(call, seeded=seeded),
-        "server-timing": timing.header(),
-    }
+    headers = addresses.identity(call) | {"server-timing": timing.header()}
+    if call.is_get:
+        headers |= addresses.caching(call, seeded=seeded)
     if len(content) == 1 or sum(map(len, content)) <= _ONE_MESSAGE_BYTES:
         return Response(b"".join(content), media_type=call.form.media_type, headers=headers)
     return Pieces(content, media_type=call.form.media_type, headers=headers)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,7 @@ class Load:
         return max(1, int(us / self.row_us)) if self.row_us else self.max_rows
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """A job's outputs, a row for each of its rows, and where the time went.
 
     Units:  moments in seconds, as perf_counter gives them: its rows queued, its first batch began, its last one ended;

@@ -3,10 +3,9 @@
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -24,16 +23,14 @@ JSON_BYTE_US = 0.01
 _JSON = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(NamedTuple):
     """A value and the place in the request where it stood."""
 
     where: str
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(NamedTuple):
     """What a body carried. `pictures` are undecoded files; `members` are `images`, `z` and `points` as sent."""
 
     pictures: tuple[Named, ...] = ()
@@ -44,9 +41,7 @@ class Body:
 EMPTY = Body()
 
 
-async def receive(
-    request: Request, headers: Mapping[str, str], *, settings: Settings, deadline: Deadline
-) -> bytes:
+async def receive(request: Request, headers: Mapping[str, str], *, settings: Settings, deadline: Deadline) -> bytes:
     """The whole body. The server sends an empty piece from time to time while none comes (`protocol`).
 
     Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, SlowBody and DeadlinePassed if

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -45,8 +45,7 @@ class Verb(Generic[O]):
         return self.options()
 
 
-@dataclass(frozen=True)
-class Call(Generic[O]):
+class Call(NamedTuple, Generic[O]):
     """One request, read. Later stages need nothing else."""
 
     request: Request

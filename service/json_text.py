@@ -1,6 +1,6 @@
 """JSON of named values, long arrays and lists among them, written piece by piece."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ _PIECE_BYTES = 2**16
 _NUMBER_BYTES = 11
 
 
-def pieces(document: Mapping[str, Any]) -> Iterable[bytes]:
+def pieces(document: Mapping[str, Any]) -> tuple[bytes] | Iterator[bytes]:
     """The text that orjson writes at once, in pieces of which each is written when it is asked for."""
     if sum([_text_bytes(value) for value in document.values()]) <= _PIECE_BYTES:
         return (_dumps(document),)

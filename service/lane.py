@@ -2,9 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from math import ceil
 from time import perf_counter
@@ -48,20 +46,18 @@ class Lane:
         self._admitted_rows = 0
         self._rows_per_s = 0.0
 
-    @contextmanager
-    def admit(self, rows: int) -> Iterator[None]:
+    def admit(self, rows: int) -> "Room":
         """Room for all engine rows that a request will run, held until it has run them.
 
         Raises:  QueueFull with a Retry-After from the measured rate; a request alone is always admitted
         """
         self.require_room(rows)
+        return Room(self, rows)
+
+    def hold(self, rows: int) -> None:
+        """Count rows that were admitted, or with a minus those that have run."""
         self._admitted_rows += rows
         self._metrics.queue_rows.add(rows)
-        try:
-            yield
-        finally:
-            self._admitted_rows -= rows
-            self._metrics.queue_rows.add(-rows)
 
     def require_room(self, rows: int) -> None:
         """Refuse a request that could not be admitted now, before anything is done for it.
@@ -188,6 +184,22 @@ class Lane:
         self._metrics.batch_rows.observe(len(outputs[0]))
         queue.went_well()
         batch.give(outputs, run_s=run_s)
+
+
+class Room:
+    """What a request holds of a lane while its rows run."""
+
+    __slots__ = ("_lane", "_rows")
+
+    def __init__(self, lane: Lane, rows: int) -> None:
+        self._lane = lane
+        self._rows = rows
+
+    def __enter__(self) -> None:
+        self._lane.hold(self._rows)
+
+    def __exit__(self, *_error: object) -> None:
+        self._lane.hold(-self._rows)
 
 
 def _stop_when_deserted(batch: Batch) -> Stop:

@@ -1,8 +1,7 @@
 """Plain PNGs, of 8-bit grey or RGB pixels and nothing else: written without Pillow, read by its pixel decoder alone."""
 
 import struct
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from isal import isal_zlib
@@ -13,6 +12,7 @@ Uint8 = NDArray[np.uint8]
 
 # Width, height, bits a channel, colour type, then compression, filtering and interlacing, all three of them 0.
 _HEADER = struct.Struct(">II5B")
+_SIZE = struct.Struct(">II")
 _COLOUR_TYPES = {1: 0, 3: 2}
 _MODES: dict[bytes, Literal["L", "RGB"]] = {b"\x08\x00\x00\x00\x00": "L", b"\x08\x02\x00\x00\x00": "RGB"}
 
@@ -63,8 +63,7 @@ def _chunk(name: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     return len(content).to_bytes(4), name, content, checksum.to_bytes(4)
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
+class Plain(NamedTuple):
     """A plain PNG whose header has been read and whose pixels have not."""
 
     mode: Literal["L", "RGB"]
@@ -128,7 +127,8 @@ def read(data: bytes) -> Plain | None:
     mode = _MODES.get(data[24:29])
     if mode is None or data[:16] != _OPENING or isal_zlib.crc32(data[12:29]) != int.from_bytes(data[29:33]):
         return None
-    width, height, length = (int.from_bytes(data[at : at + 4]) for at in (16, 20, 33))
+    width, height = _SIZE.unpack_from(data, 16)
+    length = int.from_bytes(data[33:37])
     end = 41 + length
     if data[37:41] != b"IDAT" or data[end + 4 : end + 12] != _END or length > _MOST_BYTES or not width * height:
         return None

@@ -4,7 +4,6 @@ The verdicts are the manifest's: whoever measured a model has judged its figures
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from service.bundle import PRIOR, Manifest, Trust, Verdict
@@ -43,7 +42,7 @@ def of_samples(call: Call[SampleOptions], prior: Prior) -> Call[SampleOptions]:
     verdict = trust.fitted if isinstance(prior, FittedPrior) else trust.standard
     if verdict is None or verdict.trusted:
         return call
-    return replace(call, warnings=(WarningAnswer(type="untrusted-samples", detail=verdict.reason),))
+    return call._replace(warnings=(WarningAnswer(type="untrusted-samples", detail=verdict.reason),))
 
 
 def of_interpolation(call: Call[InterpolateOptions]) -> Call[InterpolateOptions]:
@@ -51,19 +50,17 @@ def of_interpolation(call: Call[InterpolateOptions]) -> Call[InterpolateOptions]
     verdict = _trust(call.model.manifest).interpolate
     if verdict is None or verdict.trusted:
         return call
-    return replace(call, warnings=(WarningAnswer(type="untrusted-interpolation", detail=verdict.reason),))
+    return call._replace(warnings=(WarningAnswer(type="untrusted-interpolation", detail=verdict.reason),))
 
 
-def headers(warnings: Sequence[WarningAnswer]) -> dict[str, str]:
+def header(warnings: Sequence[WarningAnswer]) -> str:
     """The header of an answer that is not to be trusted: a list of tokens, each with its reason as parameter.
 
     The Warning field of old has no successor, and was for caches.
 
     Source:  RFC 9651, sections 3.1 and 3.1.2; RFC 9111, section 5.5
     """
-    if not warnings:
-        return {}
-    return {"x-warnings": ", ".join(f"{warning.type};detail={_quoted(warning.detail)}" for warning in warnings)}
+    return ", ".join(f"{warning.type};detail={_quoted(warning.detail)}" for warning in warnings)
 
 
 def _trust(manifest: Manifest) -> Trust:

@@ -1,6 +1,5 @@
 """The verbs that answer with pictures along lines of latents: /interpolate and /traverse."""
 
-from dataclasses import replace
 from math import prod
 from time import perf_counter
 from typing import Any
@@ -103,7 +102,7 @@ async def traverse(request: Request) -> Response:
     columns = answers.arrange(call, rows, shape=shape, line=options.steps)
     start = await _drawn(call, start, shape)
     # Dimensions that were chosen are part of what the address's validator stands for.
-    call = replace(call, options=options.model_copy(update={"dims": dims}))
+    call = call._replace(options=options.model_copy(update={"dims": dims}))
     if held := addresses.not_modified(call, seeded=True):
         return held
     decoded_at = perf_counter()
