@@ -24,6 +24,7 @@ from benchmarks.kinds import KINDS
 from benchmarks.loads import load
 from benchmarks.servers import ROOT, Server, free_port
 from service.app import create_app
+from service.processes.server import Server as ServingServer
 from service.settings import Settings
 
 EVERY_S = 0.001  # asked for; the kernel's clock decides
@@ -51,21 +52,14 @@ def main() -> None:
     arguments = parser.parse_args()
     subject, kind = subjects.subject(arguments.model), KINDS[arguments.kind]
     server = Server(os.getpid(), free_port(), ready_s=0)
-    application = create_app(Settings(bundles=(subject.bundle,), device="cpu"))
-    config = uvicorn.Config(
-        application,
-        port=server.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-    )
-    serving, sampler, found = uvicorn.Server(config), Sampler(), []
+    settings = Settings(bundles=(subject.bundle,), device="cpu", port=server.port, log_level="warning")
+    started = threading.Event()
+    serving = ServingServer(create_app(settings), settings, on_listening=started.set)
+    sampler, found = Sampler(), []
 
     def drive() -> None:
         try:
-            while not serving.started:
-                time.sleep(0.01)
+            started.wait()
             sent, connections = kind.requests(subject), max(kind.connections)
             load(server, sent, connections=connections, seconds=1)
             sampler.start()
