@@ -27,10 +27,6 @@ RowShape = tuple[int, ...]
 _RUNS_TO_RECOVER = 100
 _LARGEST_CAP = 2**16
 
-# Where rows are dealt to the cores, a run is no longer than this: a graph gains nothing by more rows, its caches lose,
-# and answers that leave one after the other keep the event loop as busy as the cores.
-_SLICE_US = 10_000.0
-
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -44,10 +40,6 @@ class Load:
     engine_rows: float
     run_us: float
     row_us: float
-
-    def rows_within(self, us: float) -> int:
-        """How many rows run in so many microseconds; at least one."""
-        return max(1, int(us / self.row_us)) if self.row_us else self.max_rows
 
 
 class Done(NamedTuple):
@@ -215,6 +207,10 @@ class Queue:
             return 1
         return self._cores
 
+    def has_full_batch(self) -> bool:
+        """Whether more rows wait than one batch takes."""
+        return bool(self._jobs) and self._rows_reach(1 + self._load(self._jobs[0].row_shapes[0]).max_rows)
+
     def form(self, *, cores: int, free: int) -> Batch | None:
         """The next batch, to run on so many cores: of the jobs whose rows have the shape of the first one's, an equal
         share for each, then what still fits in order of arrival.
@@ -233,7 +229,7 @@ class Queue:
         wanted = [job.left for job in alike]
         is_dealt = cores < self._cores
         if is_dealt:
-            most = min(most, ceil(sum(wanted) / free), load.rows_within(_SLICE_US))
+            most = min(most, ceil(sum(wanted) / free))
         shares = _shares(wanted, most)
         now = perf_counter()
         jobs, places = [], []

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,11 @@ _SMALL_ROW_US = 250.0
 
 # A graph of a larger row that no more than so many bytes describe is held a second time, on one thread.
 _HELD_TWICE_BYTES = 64 * 2**20
+
+
+# Where each core runs rows of its own, a run is no longer than this: a large graph gains nothing by more rows, its
+# caches lose, and answers that leave one after the other keep the event loop as busy as the cores.
+_DEALT_RUN_US = 10_000.0
 
 
 # Costs are measured on a few rows, in a few quick runs or one long one. Not every long run is one: other processes may
@@ -282,19 +288,29 @@ class Engine:
         Raises:  BadBundle if a graph does not take such a number of rows
         """
         height, width, _ = self._image_shape
-        most = rows_of_a_run(height * width, max_batch_rows=max_batch_rows, max_run_pixels=max_run_pixels)
-        sizes = [2**power for power in range(most.bit_length())]
+        allowed = rows_of_a_run(height * width, max_batch_rows=max_batch_rows, max_run_pixels=max_run_pixels)
+        sizes = [2**power for power in range(allowed.bit_length())]
         for name, graph in self._graphs.items():
             if name in self.singles:
-                for rows in range(1, min(most, graph.threads - 1) + 1):  # more are dealt to the cores
+                for rows in range(1, min(allowed, graph.threads - 1) + 1):  # more are dealt to the cores
                     graph.tried(*self._blank(name, rows))
                 graph = self.singles[name]
-            for rows in sizes:
+            few = [rows for rows in sizes if rows <= _COST_ROWS]
+            for rows in few:
                 graph.tried(*self._blank(name, rows))
-            self.costs[name] = self._cost(name, graph, rows=min(_COST_ROWS, sizes[-1]))
+            self.costs[name] = self._cost(name, graph, rows=few[-1])
+            most = min(allowed, self.most_rows(name))
+            for rows in sizes[len(few) :]:
+                if rows <= most:
+                    graph.tried(*self._blank(name, rows))
             if graph.hint and self.costs[name].row_us < _SLOW_ROW_US:
                 for rows in sorted(set(range(1, 1 + min(most, _EVERY_SIZE_ROWS))) - set(sizes)):
                     graph.tried(*self._blank(name, rows))
+
+    def most_rows(self, name: str) -> int:
+        """How many rows of the default size a run of a graph is worth taking, as far as its cost says."""
+        row_us = self.costs[name].row_us
+        return max(1, int(_DEALT_RUN_US / row_us)) if name in self.singles and row_us else sys.maxsize
 
     def _cost(self, name: str, graph: Graph, *, rows: int) -> Cost:
         """What a graph costs, from runs of one row and of a few."""

@@ -30,11 +30,16 @@ class Lane:
     answered so; one where a graph is so small that its threads would wait for each other, or where each core has rows
     of its own to do, so that several runs go on side by side. Then one more goes on than there are cores: a thread
     whose run has ended waits for the interpreter before it can begin another, and its core has work meanwhile.
+    Where several processes share `machine_cores`, each has its part of them, and for more rows than a run takes also
+    those that the others leave idle.
     Everything here happens on the event loop, except the run of a graph, and that too where it costs next to nothing.
     """
 
-    def __init__(self, *, max_queue_rows: int, cores: int = 1, metrics: Metrics | None = None) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=cores + 1, thread_name_prefix="engine")
+    def __init__(
+        self, *, max_queue_rows: int, cores: int = 1, machine_cores: int = 1, metrics: Metrics | None = None
+    ) -> None:
+        self._machine_cores = max(machine_cores, cores)
+        self._executor = ThreadPoolExecutor(max_workers=self._machine_cores + 1, thread_name_prefix="engine")
         self._waiting: deque[Queue] = deque()
         self._again: deque[tuple[Queue, Batch]] = deque()
         self._running: dict[Batch, float] = {}
@@ -110,8 +115,14 @@ class Lane:
         free = self._free_cores or self._ahead
         if self._again:
             return self._again.popleft() if self._again[0][1].cores <= free else None
-        while self._waiting and (cores := self._waiting[0].cores(free=free)) <= free:
-            queue = self._waiting.popleft()
+        while self._waiting:
+            queue = self._waiting[0]
+            if free <= 0 and self._others_are_idle and queue.has_full_batch():
+                free = 1
+            cores = queue.cores(free=free)
+            if cores > free:
+                return None
+            self._waiting.popleft()
             batch = queue.form(cores=cores, free=free)
             if queue:
                 self._waiting.append(queue)
@@ -123,6 +134,11 @@ class Lane:
     def _ahead(self) -> int:
         """How many runs of one core may begin while no core is free."""
         return int(self.cores > 1 and all(batch.cores == 1 and batch.run_us >= _LONG_US for batch in self._running))
+
+    @property
+    def _others_are_idle(self) -> bool:
+        """Whether other processes leave a core idle that is theirs."""
+        return self._machine_cores > self.cores and self._metrics.busy_cores.total() < self._machine_cores
 
     def _run_here(self, queue: Queue, batch: Batch) -> None:
         began = perf_counter()
@@ -136,7 +152,7 @@ class Lane:
     def _run_in_thread(self, queue: Queue, batch: Batch) -> None:
         loop = asyncio.get_running_loop()
         run = batch.run if batch.run_us < _STOPPABLE_US else partial(batch.run, stop=_stop_when_deserted(batch))
-        self._free_cores -= batch.cores
+        self._hold_cores(batch.cores)
         self._running[batch] = perf_counter()
 
         def work() -> None:
@@ -161,8 +177,12 @@ class Lane:
         self._next()
 
     def _ended(self, batch: Batch) -> None:
-        self._free_cores += batch.cores
+        self._hold_cores(-batch.cores)
         del self._running[batch]
+
+    def _hold_cores(self, cores: int) -> None:
+        self._free_cores -= cores
+        self._metrics.busy_cores.add(cores)
 
     def _recover(self, queue: Queue, batch: Batch, error: Exception) -> None:
         """After a failed run, try its jobs once more, each by itself; one that was by itself has failed."""

@@ -35,7 +35,8 @@ class Model:
         def queue(name: str, graph: Graph) -> Queue:
             # A GPU takes one run at a time, whatever cores there are.
             cores = graph.threads if engine.device == "cpu" else lane.cores
-            loads = _Loads(self.manifest, engine.costs[name], settings.max_batch_rows, settings.max_run_pixels)
+            most = min(settings.max_batch_rows, engine.most_rows(name))
+            loads = _Loads(self.manifest, engine.costs[name], most, settings.max_run_pixels)
             load = loads.of_latents if name == DECODER else loads.of_images
             single = engine.singles.get(name)
             return Queue(graph.run, lane=lane, load=load, cores=cores, run_single=single.run if single else None)
@@ -155,7 +156,12 @@ def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | N
     Raises:  BadBundle, BadEngine
     """
     cores = max(cores or available_cores(), settings.threads)
-    lane = Lane(max_queue_rows=settings.max_queue_rows, cores=cores, metrics=metrics)
+    lane = Lane(
+        max_queue_rows=settings.max_queue_rows,
+        cores=cores,
+        machine_cores=available_cores() if metrics and metrics.are_shared else cores,
+        metrics=metrics,
+    )
     models: dict[str, Model] = {}
     for path in settings.bundles:
         bundle = read(path)

@@ -40,8 +40,13 @@ class Gauge:
     def __init__(self, tally: Tally, name: str, text: str) -> None:
         self.name = name
         self._text = text
+        self._tally = tally
         self._cells = tally.cells
         self.cell = tally.reserve_live()
+
+    def total(self) -> float:
+        """Its value over all processes, now."""
+        return self._tally.total(self.cell)
 
     def add(self, amount: float) -> None:
         """Change it."""
@@ -149,7 +154,13 @@ class Metrics:
         self.queue_limit_rows = Gauge(
             tally, "vaeserve_queue_limit_rows", "Engine rows that may be admitted at a time; 429 above."
         )
+        self.busy_cores = Gauge(tally, "vaeserve_busy_cores", "Cores that runs of graphs have, as far as we deal them.")
         self._pid = tally.reserve_live()
+
+    @property
+    def are_shared(self) -> bool:
+        """Whether other processes count beside this one."""
+        return self._tally.is_shared
 
     def serving(self) -> None:
         """This process serves from now on."""
@@ -178,7 +189,7 @@ class Metrics:
         yield self.failed_runs.family(sums, since=0)
         for histogram in (self._request_s, self._stage_s, self.batch_s, self.batch_rows):
             yield histogram.family(sums)
-        for gauge in (self.in_progress, self.queue_rows, self.queue_limit_rows):
+        for gauge in (self.in_progress, self.queue_rows, self.queue_limit_rows, self.busy_cores):
             yield gauge.family(sums)
         processes = {place: int(pid) for place, pid in enumerate(self._tally.each(self._pid)) if pid}
         yield GaugeMetricFamily("vaeserve_workers", "Processes that serve.", value=len(processes))

@@ -47,6 +47,7 @@ class Tally:
         whole = (c_double * CELLS)() if memory is None else memory
         every = memoryview(whole).cast("B").cast("d")
         self._places = [every[start : start + CELLS] for start in range(0, len(every), CELLS)]
+        self.is_shared = len(self._places) > 1
         self.cells = self._places[place]
         self._live, self._lasting = 0, ENDS + 1
 
@@ -67,6 +68,10 @@ class Tally:
     def sums(self) -> list[float]:
         """Each cell that is reserved, added up over all places."""
         return [sum(cells) for cells in zip(*[place[: self._lasting] for place in self._places], strict=True)]
+
+    def total(self, cell: int) -> float:
+        """One cell, added up over all places."""
+        return sum([place[cell] for place in self._places])
 
     def each(self, cell: int) -> list[float]:
         """One cell of every place."""

@@ -19,6 +19,9 @@ from service.batcher import Batch, Done, Job, Load, Queue
 from service.budget import LOOP_BUDGET_US
 from service.errors import QueueFull
 from service.lane import Lane
+from service.observation import tally
+from service.observation.metrics import Metrics
+from service.observation.tally import Tally
 
 Rows = NDArray[Any]
 
@@ -505,25 +508,40 @@ def test_a_run_of_all_cores_waits_until_those_ahead_are_over() -> None:
     assert seen == [set()]
 
 
-def test_rows_that_are_dealt_come_in_runs_of_some_milliseconds() -> None:
-    """4 ms a row: two of them fit into the 10 ms that a run may take where each core has its own."""
-    sizes: list[int] = []
+@pytest.mark.parametrize(
+    ("busy", "rows", "at_once"),
+    [(0, 9, 2), (0, 4, 1), (1, 9, 1)],
+    ids=["the other is idle", "no more rows than a run takes", "the other is busy"],
+)
+def test_more_rows_than_a_run_takes_also_get_the_core_that_another_process_leaves_idle(
+    busy: int, rows: int, at_once: int
+) -> None:
+    """Two processes share two cores; the cells of the other one say how many it has."""
+    memory = tally.shared(2)
+    Metrics(tally=Tally(memory, place=1)).busy_cores.set(busy)
+    gate, begun = threading.Event(), threading.Semaphore(0)
 
     def run(rows: Rows) -> tuple[Rows, ...]:
-        sizes.append(len(rows))
-        return (rows * 2,)
+        begun.release()
+        assert gate.wait(20)
+        return (rows,)
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100, cores=2)
-        load = Load(32, 1.0, run_us=0.0, row_us=4_000.0)
-        queue = Queue(run, lane=lane, load=lambda _: load, cores=2, run_single=run)
-        done = await queue.submit(np.arange(11)[:, None])
-        assert done.outputs[0].ravel().tolist() == list(range(0, 22, 2))
+        metrics = Metrics(tally=Tally(memory, place=0))
+        lane = Lane(max_queue_rows=100, cores=1, machine_cores=2, metrics=metrics)
+        queue = Queue(run, lane=lane, load=at_most(4))
+        replies = [queue.submit(rows_of(0, 4)), queue.submit(rows_of(1, rows))]
+        for _ in range(at_once):
+            assert await asyncio.to_thread(begun.acquire, timeout=20)
+        assert not await asyncio.to_thread(begun.acquire, timeout=0.05)
+        assert metrics.busy_cores.total() == busy + at_once
+        gate.set()
+        for job, (reply, count) in enumerate(zip(replies, (4, rows), strict=True)):
+            np.testing.assert_array_equal((await reply).outputs[0], rows_of(job, count))
+        assert metrics.busy_cores.total() == busy
         lane.close()
 
     asyncio.run(asyncio.wait_for(main(), 30))
-    assert sizes[:-1] == [2] * 5
-    assert sizes[-1] == 1
 
 
 def test_a_run_that_costs_next_to_nothing_is_done_on_the_event_loop() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from service import engine as engine_module
 from service import machine
 from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, SCORER, BadBundle, read
-from service.engine import Engine, resolve_device, rows_of_a_run
+from service.engine import Cost, Engine, resolve_device, rows_of_a_run
 from service.machine import BadEngine, available_cores, require_one_distribution
 from service.models import deploy
 from service.settings import Settings
@@ -813,3 +814,19 @@ def test_a_setting_that_cannot_be_stops_the_process_with_one_sentence(
     bundles: Bundles, arguments: list[str], environment: dict[str, str], sentence: str
 ) -> None:
     assert stopped(str(bundles.colour), *arguments, environment=environment) == sentence
+
+
+def test_where_each_core_has_rows_of_its_own_a_run_takes_some_milliseconds(
+    tmp_path: Path, colour: Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a graph that is held twice; one of small rows takes as many as it is let."""
+    monkeypatch.setattr("service.engine._SMALL_ROW_US", 0.0)
+    engine = Engine(read(made(tmp_path / "b", colour)), device="cpu", threads=0, cores=2)
+    engine.warm(8, 10**6)
+    assert engine.singles
+    for row_us, rows in ((4_000.0, 2), (25_000.0, 1), (0.0, sys.maxsize)):
+        engine.costs[ENCODER] = Cost(0.0, row_us, row_us)
+        assert engine.most_rows(ENCODER) == rows
+    del engine.singles[ENCODER]
+    engine.costs[ENCODER] = Cost(0.0, 4_000.0, 4_000.0)
+    assert engine.most_rows(ENCODER) == sys.maxsize
