@@ -1,4 +1,4 @@
-"""Answers that come whole are written as one piece of HTTP, at once; all others are uvicorn's to write."""
+"""Answers that come whole leave as one piece of HTTP; all others are uvicorn's to write."""
 
 from collections.abc import Awaitable
 
@@ -13,6 +13,8 @@ from uvicorn._types import (
 )
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from service.http.outgoing import Outgoing
+
 # Answers without a body, whatever their head says.
 _BODILESS = frozenset({204, 304})
 
@@ -22,11 +24,12 @@ class Answering:
     nothing follows from the head but that it is sent, it is not looked through header by header.
     """
 
-    __slots__ = ("_app", "_cycle", "_start")
+    __slots__ = ("_app", "_cycle", "_outgoing", "_start")
 
-    def __init__(self, app: ASGI3Application, cycle: RequestResponseCycle) -> None:
+    def __init__(self, app: ASGI3Application, cycle: RequestResponseCycle, outgoing: Outgoing) -> None:
         self._app = app
         self._cycle = cycle
+        self._outgoing = outgoing
         self._start: HTTPResponseStartEvent | None = None
 
     def __call__(self, scope: Scope, receive: ASGIReceiveCallable, _send: ASGISendCallable) -> Awaitable[None]:
@@ -47,7 +50,7 @@ class Answering:
             return
         cycle.response_started = True
         cycle.waiting_for_100_continue = False
-        cycle.transport.write(answer)
+        self._outgoing.post(answer)
         cycle.response_complete = True
         cycle.message_event.set()
         cycle.on_response()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from service.errors import Problem, TooManyConnections
+from service.http.outgoing import Outbox
 from service.settings import Settings
 
 # Seconds between two looks; what is bounded in time is so to within one of them.
@@ -32,6 +33,7 @@ class Connections:
     def __init__(self, settings: Settings, *, on_refusal: Callable[[Problem], None]) -> None:
         self.settings = settings
         self.on_refusal = on_refusal
+        self.outbox = Outbox()
         self._open: set[Connection] = set()
         self._lingering: dict[Connection, float] = {}
         self._timer: asyncio.TimerHandle | None = None

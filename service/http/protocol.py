@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 from service.errors import HeadTooLarge, Problem
 from service.http.answering import Answering
 from service.http.connections import Connections
-from service.http.metered import Metered
+from service.http.outgoing import Outgoing
 
 # Requests that may wait on one connection for the answer to an earlier one. Beyond them nothing is read any more.
 _MAX_PIPELINED = 64
@@ -62,8 +62,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, or refuse it."""
-        self._metered = Metered(cast("asyncio.Transport", transport))
-        super().connection_made(cast("asyncio.Transport", self._metered))
+        self._outgoing = Outgoing(cast("asyncio.Transport", transport), self._connections.outbox)
+        super().connection_made(cast("asyncio.Transport", self._outgoing))
         try:
             self._connections.enter(self)
         except Problem as problem:
@@ -77,6 +77,7 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it, uvicorn's never answers
         """Whether to stay: who says no more may still listen, so what was asked for is answered before we close."""
         if not self._owes_answers:
+            self._outgoing.send()  # for now the loop closes, past what waits for the end of this turn
             return False
         self._heard_all = True
         if self._farewell is None:
@@ -124,7 +125,7 @@ class Protocol(HttpToolsProtocol):
             self._taking = None
             return
         window_s = self._connections.settings.transfer_timeout_s
-        taken = self._metered.taken_bytes
+        taken = self._outgoing.taken_bytes
         if self._taking is None or taken - self._taking[0] >= window_s * self._connections.settings.min_bytes_per_s:
             self._taking = (taken, now)
         elif now - self._taking[1] > window_s:
@@ -160,7 +161,7 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        super()._start_asgi_task(cycle, Answering(app, cycle))
+        super()._start_asgi_task(cycle, Answering(app, cycle, self._outgoing))
 
     def on_response_complete(self) -> None:
         """Go on to the next request, or say farewell."""

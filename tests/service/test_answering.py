@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.http.answering import Answering
+from service.http.outgoing import Outbox, Outgoing
 
 DEFAULTS = [(b"date", b"Sun, 29 Nov 2026 12:00:00 GMT"), (b"x-content-type-options", b"nosniff")]
 
@@ -47,9 +48,10 @@ def written(
 
     async def main() -> tuple[list[bytes], tuple[bool, bool, bool, int], str]:
         wire, ends = Wire(), []
+        outgoing = Outgoing(wire, Outbox())
         cycle = RequestResponseCycle(
             scope={"type": "http", "method": method, "http_version": "1.1", "path": "/"},  # type: ignore[typeddict-item]
-            transport=wire,
+            transport=cast("asyncio.Transport", outgoing),
             flow=FlowControl(wire),
             logger=logging.getLogger("none"),
             access_logger=logging.getLogger("none"),
@@ -67,9 +69,10 @@ def written(
 
         wrong = ""
         try:
-            await (Answering(app, cycle) if through_us else app)(cycle.scope, cycle.receive, cycle.send)
+            await (Answering(app, cycle, outgoing) if through_us else app)(cycle.scope, cycle.receive, cycle.send)
         except RuntimeError as error:
             wrong = str(error)
+        await asyncio.sleep(0)
         return wire.writes, (cycle.response_started, cycle.response_complete, wire.closed, len(ends)), wrong
 
     return asyncio.run(main())
@@ -160,10 +163,10 @@ def test_messages_out_of_order_are_refused_as_uvicorn_refuses_them() -> None:
 def test_an_answer_to_a_client_who_has_stopped_reading_waits_until_it_reads() -> None:
     async def main() -> list[bytes]:
         wire = Wire()
-        flow = FlowControl(wire)
+        flow, outgoing = FlowControl(wire), Outgoing(wire, Outbox())
         cycle = RequestResponseCycle(
             scope={"type": "http", "method": "GET", "http_version": "1.1", "path": "/"},  # type: ignore[typeddict-item]
-            transport=wire,
+            transport=cast("asyncio.Transport", outgoing),
             flow=flow,
             logger=logging.getLogger("none"),
             access_logger=logging.getLogger("none"),
@@ -180,7 +183,7 @@ def test_an_answer_to_a_client_who_has_stopped_reading_waits_until_it_reads() ->
                 await send(message)
 
         flow.pause_writing()
-        answering = asyncio.ensure_future(Answering(app, cycle)(cycle.scope, cycle.receive, cycle.send))
+        answering = asyncio.ensure_future(Answering(app, cycle, outgoing)(cycle.scope, cycle.receive, cycle.send))
         await asyncio.sleep(0)
         assert wire.writes == []
         flow.resume_writing()

@@ -108,6 +108,21 @@ def test_the_last_answer_to_who_says_no_more_says_that_it_is_the_last() -> None:
     assert b"\r\nconnection: close\r\n" in second
 
 
+def test_an_answer_of_this_turn_of_the_loop_leaves_before_the_end_of_a_client_is_taken_for_good() -> None:
+    async def main() -> tuple[bytes, bytes]:
+        protocol = connected(wire := Heard())
+        protocol.data_received(get("/"))
+        while not protocol.cycle.response_complete:  # noqa: ASYNC110  there is nothing that tells
+            await asyncio.sleep(0)
+        before = wire.heard
+        assert not protocol.eof_received(), "nothing is owed any more, and the loop closes"
+        return before, wire.heard
+
+    before, after = asyncio.run(main())
+    assert before == b""
+    assert after.endswith(bytes(100_000))
+
+
 def test_a_large_answer_to_who_says_no_more_is_whole(connection: socket.socket) -> None:
     z = latents(3000, (4,))
     sent = post("/decode?format=safetensors", tensors(z=z), SAFETENSORS)
