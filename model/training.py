@@ -150,8 +150,6 @@ class Learner:
             # As AdamW would at its first step, but before it, so that a state has the same tensors at any step.
             moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
             self.optimiser.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
-            # There from the start: a process that has no picture of a batch takes part in the exchange all the same.
-            weight.grad = torch.zeros_like(weight)
         # A stream of its own for each process: the seed itself would draw the numbers again that made the weights.
         streams = np.random.default_rng(training.seed).integers(2**63, size=training.processes)
         self.noise = torch.Generator(self.machine.device).manual_seed(int(streams[self.machine.rank]))
@@ -212,13 +210,16 @@ class Learner:
             beta=training.beta,
             schedule=training.beta_schedule,
         )
-        self.optimiser.zero_grad(set_to_none=False)
+        self.optimiser.zero_grad()
         in_last_phase = self.step >= self.steps - round(training.iw_epochs * self.steps_per_epoch)
         sums = torch.zeros(3, device=self.machine.device)
         for rows in batch[self.machine.rank :: self.machine.processes].tensor_split(training.accumulate):
             if len(rows) > 0:
                 x = to_x(held[rows.to(held.device)].to(self.machine.device, non_blocking=True))
                 sums += self._accumulate(x, share=len(rows) / len(batch), beta=beta, in_last_phase=in_last_phase)
+        for weight in self.vae.parameters():
+            if weight.grad is None:  # as of a process that has no picture of this batch, and yet takes part
+                weight.grad = torch.zeros_like(weight)
         sums = self._exchanged(sums)
         norm = nn.utils.clip_grad_norm_(self.vae.parameters(), training.grad_clip * math.prod(held.shape[1:]))
         recon, kl, bound, gradient_norm = torch.cat([sums, norm.reshape(1)]).tolist()
