@@ -3,7 +3,8 @@
 Run as `python -m benchmarks.nll PATH [--preset mlp]`; how to get pythae: `benchmarks/peer.py`.
 
 Each network is trained briefly first, as weights from nowhere have a posterior that no q meets. Both sides then see
-the same binarised pictures and the same modules. pythae is called as its own scripts do, under `torch.no_grad()`.
+the same binarised pictures and the same modules. pythae is called as its own scripts do, under `torch.no_grad()`. Each
+side has a process of its own, and ours keeps freed memory, as `vae-train` does.
 """
 
 import statistics
@@ -19,6 +20,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.peer import peer
+from benchmarks.sides import side
 from model import data, nll
 from model.parts import Images
 from model.training import Learner, TrainConfig, pixels
@@ -26,6 +28,8 @@ from model.vae import VAE, ModelConfig
 
 PRESETS = ("mlp", "residual")
 LATENT_DIM = 40
+
+Turn = Callable[[Images, int], float]
 
 
 def main() -> None:
@@ -79,16 +83,21 @@ def trained(preset: str, images: Images, *, steps: int) -> VAE:
 
 def measure(vae: VAE, images: Images, *, samples: int, repeats: int) -> dict[str, Any]:
     """Each side's seconds and means, its turns taken one after another."""
-    sides = sides_of(vae, samples=samples)
-    for side in sides.values():
-        side(images[:2], 0)
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    means: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats):
-        for name, side in sides.items():
-            began = time.perf_counter()
-            means[name].append(side(images, repeat))
-            seconds[name].append(time.perf_counter() - began)
+    with (
+        side(pythae_side, vae, samples=samples, keeps_memory=False) as pythae,
+        side(our_side, vae, samples=samples, precision="fp32", keeps_memory=True) as fp32,
+        side(our_side, vae, samples=samples, precision="bf16", keeps_memory=True) as bf16,
+    ):
+        sides = {"pythae": pythae, "fp32": fp32, "bf16": bf16}
+        for turn in sides.values():
+            turn(images[:2], 0)
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        means: dict[str, list[float]] = {name: [] for name in sides}
+        for repeat in range(repeats):
+            for name, turn in sides.items():
+                began = time.perf_counter()
+                means[name].append(turn(images, repeat))
+                seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     return {
         name: {
@@ -103,22 +112,27 @@ def measure(vae: VAE, images: Images, *, samples: int, repeats: int) -> dict[str
     }
 
 
-def sides_of(vae: VAE, *, samples: int) -> dict[str, Callable[[Images, int], float]]:
-    """What is compared: functions of pictures and a seed that give the mean nll, in nats."""
+def pythae_side(vae: VAE, *, samples: int) -> Turn:
+    """A turn of pythae: the mean nll of pictures, in nats, drawn by a seed."""
     theirs = peer(vae).eval()
 
     @torch.no_grad()
-    def pythae(images: Images, seed: int) -> float:
+    def turn(images: Images, seed: int) -> float:
         torch.manual_seed(seed)
         # Its sign is that of log p, and its batches are 100 rows unless told otherwise.
         return -float(theirs.get_nll(pixels(images), n_samples=samples))
 
-    def ours(precision: nll.Precision) -> Callable[[Images, int], float]:
-        return lambda images, seed: (
-            -float(nll.estimate(vae, images, samples=(samples,), seed=seed, precision=precision).log_likelihood.mean())
-        )
+    return turn
 
-    return {"pythae": pythae, "fp32": ours("fp32"), "bf16": ours("bf16")}
+
+def our_side(vae: VAE, *, samples: int, precision: nll.Precision) -> Turn:
+    """The same of `vae-train evaluate`."""
+
+    def turn(images: Images, seed: int) -> float:
+        found = nll.estimate(vae, images, samples=(samples,), seed=seed, precision=precision)
+        return -float(found.log_likelihood.mean())
+
+    return turn
 
 
 def apart(means: list[float], others: list[float]) -> float:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from model.gaussian import DiagonalGaussian
 from model.linear import Linear
+from model.norm import GroupNorm
 from model.residual import ResidualBlock
 from model.vae import VAE
 
@@ -71,6 +72,8 @@ def plain(vae: VAE) -> VAE:
     for module in written.modules():
         if isinstance(module, Linear):
             module.__class__ = nn.Linear
+        elif isinstance(module, GroupNorm):
+            module.__class__ = nn.GroupNorm
         elif isinstance(module, ResidualBlock):
             module.__class__ = PlainBlock
     return written

@@ -4,7 +4,7 @@ Run as `python -m benchmarks.steps PATH [--preset residual]`; how to get pythae:
 
 Each side trains for so many seconds in turn, after a warm-up, several times over. Both draw batches from the training
 pictures and step AdamW; ours also binarises anew, clips gradients and averages weights, pythae's gathers pictures
-through a DataLoader. Neither validates, logs or saves.
+through a DataLoader. Neither validates, logs or saves. Each has a process of its own, and ours keeps freed memory.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
 from benchmarks import results
 from benchmarks.peer import peer
+from benchmarks.sides import side
 from model import data
 from model.parts import Images
 from model.training import Learner, TrainConfig, pixels
@@ -46,19 +47,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of one turn of one side, about")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    logging.disable(logging.INFO)  # pythae's trainer announces itself
     dataset = data.read(arguments.path)
     measured = {}
     with TemporaryDirectory() as folder:  # pythae's trainer wants one
         for preset in arguments.preset or PRESETS:
             config = config_of(preset, dataset.image_shape)
             steps = steps_in(config, dataset.train, seconds=arguments.seconds)
-            sides = {
-                "pythae": pythae_side(config, dataset.train, steps=steps, folder=folder),
-                "fp32": our_side(config, dataset.train, precision="fp32", steps=steps),
-                "bf16": our_side(config, dataset.train, precision="bf16", steps=steps),
-            }
-            measured[preset] = measure(sides, repeats=arguments.repeats)
+            with (
+                side(pythae_side, config, dataset.train, steps=steps, folder=folder, keeps_memory=False) as pythae,
+                side(our_side, config, dataset.train, precision="fp32", steps=steps, keeps_memory=True) as fp32,
+                side(our_side, config, dataset.train, precision="bf16", steps=steps, keeps_memory=True) as bf16,
+            ):
+                sides = {"pythae": pythae, "fp32": fp32, "bf16": bf16}
+                measured[preset] = measure(sides, repeats=arguments.repeats)
     print(f"{dataset.name}, batches of {BATCH_SIZE}; {results.on_machine()}\n")
     print(results.table(("network", "side", "images/s", "to pythae", "lowest and highest ratio"), rows(measured)))
     results.write(
@@ -86,8 +87,8 @@ def measure(sides: dict[str, Turn], *, repeats: int) -> dict[str, Any]:
     """Each side's images/s, its turns taken one after another."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
-        for name, side in sides.items():
-            speeds[name].append(side())
+        for name, turn in sides.items():
+            speeds[name].append(turn())
     ratios = {
         name: [ours / theirs for ours, theirs in zip(taken, speeds["pythae"], strict=True)]
         for name, taken in speeds.items()
@@ -129,6 +130,7 @@ def our_side(config: ModelConfig, images: Images, *, precision: str, steps: int)
 
 def pythae_side(config: ModelConfig, images: Images, *, steps: int, folder: str) -> Turn:
     """A turn of pythae's trainer, one of its epochs over as many batches: images/s."""
+    logging.disable(logging.INFO)  # its trainer announces itself
     x = pixels(images[: steps * BATCH_SIZE])
     settings = BaseTrainerConfig(
         output_dir=folder,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from model import checkpoint, data, run
+from model import checkpoint, data, memory, run
 from model.checkpoint import DataConfig, RunConfig
 from model.errors import BadCheckpoint, BadData, BadSetting, Died, NotANumber
 from model.gaussian import SCALE_HEADS
@@ -53,6 +53,11 @@ def _training(name: str, flag: str, text: str) -> Any:
 
 def _study(name: str, text: str) -> Any:
     return typer.Option(f"--{name.replace('_', '-')}", help=text)
+
+
+@app.callback()
+def _prepare() -> None:
+    memory.keep_freed()
 
 
 @app.command()

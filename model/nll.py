@@ -8,7 +8,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.errors import BadCheckpoint, BadSetting, NotANumber
@@ -146,7 +147,10 @@ def estimate(
     total = draws * count
     saved_s = time.monotonic()
     # disable=None: no bar where nobody watches.
-    with tqdm(total=total, initial=progress.done, desc="log p(x)", unit=" pictures", disable=None) as bar:
+    with (
+        _arranged(vae.decoder, vae.decoding_format),
+        tqdm(total=total, initial=progress.done, desc="log p(x)", unit=" pictures", disable=None) as bar,
+    ):
         while progress.done < total:
             # Row by row through the first binarisation of all pictures, then through the second.
             keys = [(row // count, int(indices[row % count])) for row in range(total)[progress.done :][:_CHUNK]]
@@ -162,6 +166,19 @@ def estimate(
         log_likelihood=progress.log_likelihood.numpy().reshape(shape),
         effective_samples=progress.effective_samples.numpy().reshape(shape),
     )
+
+
+@contextmanager
+def _arranged(decoder: nn.Module, layout: torch.memory_format) -> Iterator[None]:
+    """The same decoder, its kernels meanwhile in the order that a CPU decodes quickest with."""
+    kept = [(weight, weight.data) for weight in decoder.parameters()]
+    if all(weight.device.type == "cpu" for weight, _ in kept):
+        decoder.to(memory_format=layout)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        for weight, data in kept:
+            weight.data = data
 
 
 def _log_weights(vae: VAE, x: Tensor, posterior: DiagonalGaussian, *, eps: Tensor, precision: Precision) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from model.heads import first_small
 from model.linear import Linear
+from model.norm import GroupNorm
 from model.pyramid import Shape, pyramid
 
 _GROUPS = 8
@@ -36,8 +37,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """The sum."""
-        change = _enlarged_and_convolved(functional.silu(self.first_norm(features)), self.first, size)
-        change = self.second(functional.silu(self.second_norm(change)))
+        change = _enlarged_and_convolved(_active(self.first_norm(features)), self.first, size)
+        change = self.second(_active(self.second_norm(change)))
         added: Tensor = _enlarged(self.skip(features), size) + change
         return added
 
@@ -82,7 +83,7 @@ class ResidualEncoder(nn.Module):
         features = self.pixels(x.contiguous())
         for blocks, size, down in zip(self.blocks, self.sizes, [*self.down, nn.Identity()], strict=True):
             features = down(blocks(features, size))
-        outputs: Tensor = self.head(functional.silu(self.norm(features)).flatten(1))
+        outputs: Tensor = self.head(_active(self.norm(features)).flatten(1))
         return outputs
 
 
@@ -107,12 +108,18 @@ class ResidualDecoder(nn.Module):
         with torch.no_grad():
             self.pixels.weight.mul_(0.1)
 
+    @property
+    def _layout(self) -> torch.memory_format:
+        """The order of numbers in memory that the kernels have, and features are to have too."""
+        kernel = self.bottom.get_parameter("blocks.0.second.weight")
+        return torch.contiguous_format if kernel.is_contiguous() else torch.channels_last
+
     def forward(self, z: Tensor) -> Tensor:
         """Logits, as likelihoods read them."""
-        features = self.dense(z).reshape(-1, *self.bottom_shape)
+        features = self.dense(z).reshape(-1, *self.bottom_shape).contiguous(memory_format=self._layout)
         for blocks, size in zip([self.bottom, *self.up], self.sizes, strict=True):
             features = blocks(features, size)
-        logits: Tensor = self.pixels(functional.silu(self.norm(features)))
+        logits: Tensor = self.pixels(_active(self.norm(features)))
         return logits
 
 
@@ -125,7 +132,9 @@ def _enlarged(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Twice the size, then cropped, as halving rounded up; features of this size already stay as they are."""
     if features.shape[-2:] == size:
         return features
-    # torch's `interpolate` copies its input to another layout and back, which costs more than the enlarging.
+    if not features.is_contiguous():
+        return functional.interpolate(features, scale_factor=2.0, mode="nearest")[:, :, : size[0], : size[1]]
+    # Of such features torch's `interpolate` makes copies in the other layout and back, which cost more than enlarging.
     return features.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[:, :, : size[0], : size[1]]
 
 
@@ -146,6 +155,11 @@ def _enlarged_and_convolved(features: Tensor, convolution: nn.Conv2d, size: tupl
     return functional.conv_transpose2d(features, kernel, convolution.bias, stride=2, padding=1)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def _active(features: Tensor) -> Tensor:
+    """Features after their activation, in place where nobody looks back at them."""
+    return functional.silu(features, inplace=not torch.is_grad_enabled())
+
+
+def _norm(channels: int) -> GroupNorm:
     """Eight groups, or fewer where they would be small: one value, as a lone channel of a 1×1 map, normalises to 0."""
-    return nn.GroupNorm(math.gcd(_GROUPS, channels, max(1, channels // 4)), channels)
+    return GroupNorm(math.gcd(_GROUPS, channels, max(1, channels // 4)), channels)

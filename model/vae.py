@@ -128,6 +128,7 @@ class VAE(nn.Module):
         self.encoder = preset.encoder(shape, outputs=outputs_per_dimension * config.latent_dim)
         self.decoder = preset.decoder(shape)
         self.likelihood = _likelihood(config)
+        self.decoding_format = preset.decoding_format
         self.to(memory_format=preset.memory_format)  # type: ignore[call-overload]
 
     def encode(self, x: Tensor) -> Posterior:

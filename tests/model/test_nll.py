@@ -33,6 +33,7 @@ class LinearVAE(nn.Module):
     """x = W z + b + noise, so that p(x) is a Gaussian; q has the posterior's mean, and its diagonal widened."""
 
     config = "linear"
+    decoding_format = torch.preserve_format
 
     def __init__(self, *, orthogonal: bool = False, widened: float = 1.3) -> None:
         super().__init__()
