@@ -15,6 +15,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from service.http.outgoing import Outgoing
 
+# A longer body is worth a write of its own; copying it is not.
+_MOST_BYTES = 2**17
+
 # Answers without a body, whatever their head says.
 _BODILESS = frozenset({204, 304})
 
@@ -67,7 +70,8 @@ def _whole(start: HTTPResponseStartEvent, end: HTTPResponseBodyEvent, cycle: Req
     headers = [*cycle.default_headers, *start.get("headers", ())]
     named = dict(headers)
     if (
-        len(named) < len(headers)
+        len(body) > _MOST_BYTES
+        or len(named) < len(headers)
         or named.get(b"content-length") != b"%d" % len(body)
         or b"connection" in named
         or b"transfer-encoding" in named

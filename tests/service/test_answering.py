@@ -139,6 +139,11 @@ def test_every_other_answer_is_uvicorns(
     assert_as_uvicorn(answer(status, sent, *parts, length=length), method=method, keep_alive=keep_alive)
 
 
+def test_a_long_body_is_written_without_a_copy() -> None:
+    _, body = assert_as_uvicorn(answer(200, [], bytes(2**17 + 1)))
+    assert len(body) == 2**17 + 1
+
+
 @pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb", b"a\r\n\r\n<html>"])
 def test_a_header_that_would_be_read_as_two_is_refused(value: bytes) -> None:
     writes, (started, complete, _, ends), wrong = written(answer(200, [(b"x-model", value)], b"body"), through_us=True)
