@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import pytest
@@ -41,6 +41,27 @@ class Wire(asyncio.Transport):
         return self.closed
 
 
+def exchange(
+    wire: Wire, *, method: str = "GET", keep_alive: bool = True, on_response: Callable[[], None] = lambda: None
+) -> tuple[RequestResponseCycle, Outgoing]:
+    """uvicorn's side of a request and its answer, and what leaves by its connection."""
+    outgoing = Outgoing(wire, Outbox())
+    cycle = RequestResponseCycle(
+        scope={"type": "http", "method": method, "http_version": "1.1", "path": "/"},  # type: ignore[typeddict-item]
+        transport=cast("asyncio.Transport", outgoing),
+        flow=FlowControl(wire),
+        logger=logging.getLogger("none"),
+        access_logger=logging.getLogger("none"),
+        access_log=False,
+        default_headers=DEFAULTS,
+        message_event=asyncio.Event(),
+        expect_100_continue=False,
+        keep_alive=keep_alive,
+        on_response=on_response,
+    )
+    return cycle, outgoing
+
+
 def written(
     messages: Iterable[Message], *, through_us: bool, method: str = "GET", keep_alive: bool = True
 ) -> tuple[list[bytes], tuple[bool, bool, bool, int], str]:
@@ -48,20 +69,7 @@ def written(
 
     async def main() -> tuple[list[bytes], tuple[bool, bool, bool, int], str]:
         wire, ends = Wire(), []
-        outgoing = Outgoing(wire, Outbox())
-        cycle = RequestResponseCycle(
-            scope={"type": "http", "method": method, "http_version": "1.1", "path": "/"},  # type: ignore[typeddict-item]
-            transport=cast("asyncio.Transport", outgoing),
-            flow=FlowControl(wire),
-            logger=logging.getLogger("none"),
-            access_logger=logging.getLogger("none"),
-            access_log=False,
-            default_headers=DEFAULTS,
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=keep_alive,
-            on_response=lambda: ends.append(1),
-        )
+        cycle, outgoing = exchange(wire, method=method, keep_alive=keep_alive, on_response=lambda: ends.append(1))
 
         async def app(_scope: Any, _receive: Any, send: Any) -> None:
             for message in messages:
@@ -168,30 +176,17 @@ def test_messages_out_of_order_are_refused_as_uvicorn_refuses_them() -> None:
 def test_an_answer_to_a_client_who_has_stopped_reading_waits_until_it_reads() -> None:
     async def main() -> list[bytes]:
         wire = Wire()
-        flow, outgoing = FlowControl(wire), Outgoing(wire, Outbox())
-        cycle = RequestResponseCycle(
-            scope={"type": "http", "method": "GET", "http_version": "1.1", "path": "/"},  # type: ignore[typeddict-item]
-            transport=cast("asyncio.Transport", outgoing),
-            flow=flow,
-            logger=logging.getLogger("none"),
-            access_logger=logging.getLogger("none"),
-            access_log=False,
-            default_headers=DEFAULTS,
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=True,
-            on_response=lambda: None,
-        )
+        cycle, outgoing = exchange(wire)
 
         async def app(_scope: Any, _receive: Any, send: Any) -> None:
             for message in answer(200, [], b"body"):
                 await send(message)
 
-        flow.pause_writing()
+        cycle.flow.pause_writing()
         answering = asyncio.ensure_future(Answering(app, cycle, outgoing)(cycle.scope, cycle.receive, cycle.send))
         await asyncio.sleep(0)
         assert wire.writes == []
-        flow.resume_writing()
+        cycle.flow.resume_writing()
         await answering
         return wire.writes
 
