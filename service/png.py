@@ -1,6 +1,7 @@
 """Plain PNGs, of 8-bit grey or RGB pixels and nothing else: written without Pillow, read by its pixel decoder alone."""
 
 import struct
+import threading
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +29,10 @@ _MOST_BYTES = 2**16
 # copy: for fewer that does not pay, and a block that is only copied holds no more.
 _INFLATED_BYTES = range(2**11, 2**16)
 _COPIED = b"\x78\x01\x01"  # the head of such a stream, and of its one block
+
+# Larger pictures are not worth keeping a place for, and no service has more sizes than a few.
+_CANVAS_PIXELS = 2**14
+_MOST_CANVASES = 8
 
 _SUB = 1
 
@@ -94,12 +99,12 @@ class Plain(NamedTuple):
         Shapes:  -> (h, w, c)
         Raises:  ValueError if they are broken or incomplete
         """
-        if self.mode != "L":  # whose pixels have a byte more in Pillow's memory
+        if self.mode != "L" or self.width * self.height > _CANVAS_PIXELS:
             return np.frombuffer(self.decoded().tobytes(), np.uint8).reshape(self.shape)
-        pixels = np.empty(self.shape, np.uint8)
-        in_place = Image.frombuffer("L", self.size, pixels, "raw", "L", 0, 1)
-        in_place.frombytes(self._stream(), "zip", "L")
-        return pixels
+        canvas, pixels = _canvases.of(self.size)
+        pixels.fill(0)  # a stream may end early, which Pillow takes for black, and nobody sees what was here before
+        canvas.frombytes(self._stream(), "zip", "L")
+        return pixels.copy()
 
     def _stream(self) -> bytes:
         """The lines as Pillow takes them: deflated, or as good as not where that is faster. What is not a sound stream
@@ -120,6 +125,32 @@ class Plain(NamedTuple):
             return self.deflated
         length = n_bytes.to_bytes(2, "little") + (n_bytes ^ 0xFFFF).to_bytes(2, "little")
         return b"".join((_COPIED, length, lines, isal_zlib.adler32(lines).to_bytes(4)))
+
+
+class _Canvases(threading.local):
+    """Grey pictures of this thread's own, each over an array that holds its pixels. Into one of them a small picture is
+    decoded in half the time that it takes Pillow to make a new one and to copy its pixels out.
+    """
+
+    def __init__(self) -> None:
+        self._by_size: dict[tuple[int, int], tuple[Image.Image, Uint8]] = {}
+
+    def of(self, size: tuple[int, int]) -> tuple[Image.Image, Uint8]:
+        """The picture of a size, and its pixels: whoever decodes into the one finds all of them in the other.
+
+        Shapes:  size (w, h) -> pixels (h, w, 1)
+        """
+        found = self._by_size.get(size)
+        if found is None:
+            if len(self._by_size) == _MOST_CANVASES:
+                self._by_size.clear()
+            pixels = np.zeros((size[1], size[0], 1), np.uint8)
+            found = Image.frombuffer("L", size, pixels, "raw", "L", 0, 1), pixels
+            self._by_size[size] = found
+        return found
+
+
+_canvases = _Canvases()
 
 
 def read(data: bytes) -> Plain | None:

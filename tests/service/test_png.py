@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -213,6 +214,59 @@ def test_a_large_stream_that_goes_on_after_the_last_line_stops_there(channels: i
         stream = zlib.compress(filtered(image, [2] * 40) + bytes(more))
         data = joined(head, chunk(b"IDAT", stream), END)
         assert outcome(data, image.shape) == reference(data, image.shape) == image.tobytes()
+
+
+def test_a_picture_has_its_own_pixels_whatever_was_read_before_it_and_after_it() -> None:
+    """Sizes in turn, more of them than places are kept for."""
+    drawn = [drawing((3 + seed % 12, 20 - seed % 12, 1), seed) for seed in range(40)]
+    found = []
+    for seed, image in enumerate(drawn):
+        plain = png.read(file_of(image, [seed % 5] * 20))
+        assert plain is not None
+        found.append(plain.pixels())
+    for image, own in zip(drawn, found, strict=True):
+        np.testing.assert_array_equal(own, image)
+
+
+@pytest.mark.parametrize("lines", [0, 1, 8])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nothing_of_another_picture_is_seen_where_a_stream_ends_early(lines: int, channels: int) -> None:
+    """Pillow takes what is missing for black."""
+    head = header(7, 9, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    white = np.full((9, 7, channels), 255, np.uint8)
+    short = joined(head, chunk(b"IDAT", zlib.compress(filtered(white, [0] * 9)[: lines * (7 * channels + 1)])), END)
+    for _ in range(3):
+        assert outcome(file_of(white, [0] * 9), white.shape) == white.tobytes()
+        assert outcome(short, white.shape) == reference(short, white.shape)
+        if lines:
+            assert outcome(short, white.shape) == white[:lines].tobytes() + bytes((9 - lines) * 7 * channels)
+
+
+@settings(max_examples=200)
+@given(bits=st.lists(st.integers(0, 10**6), min_size=1, max_size=3), cut=st.none() | st.integers(1, 60))
+def test_a_broken_grey_stream_is_read_or_refused_as_pillow_does(bits: list[int], cut: int | None) -> None:
+    image = drawing((9, 7, 1), 0)
+    stream = bytearray(zlib.compress(filtered(image, [4, 2, 3, 1, 0, 2, 4, 1, 3])))
+    for bit in bits:
+        stream[bit // 8 % len(stream)] ^= 1 << bit % 8
+    data = joined(header(7, 9, 8, 0, 0, 0, 0), chunk(b"IDAT", bytes(stream[:cut])), END)
+    assert outcome(file_of(255 - image, [0] * 9), image.shape) == (255 - image).tobytes()
+    assert outcome(data, image.shape) == reference(data, image.shape)
+
+
+def test_threads_read_side_by_side() -> None:
+    drawn = [drawing((28, 28, 1), 3 * seed) for seed in range(60)]
+    files = [png.encode(image) for image in drawn]
+
+    def pixels_of(data: bytes) -> Uint8:
+        plain = png.read(data)
+        assert plain is not None
+        return plain.pixels()
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            for image, own in zip(drawn, pool.map(pixels_of, files), strict=True):
+                np.testing.assert_array_equal(own, image)
 
 
 def test_what_is_written_is_read() -> None:
