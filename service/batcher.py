@@ -208,8 +208,8 @@ class Queue:
         return self._cores
 
     def has_full_batch(self) -> bool:
-        """Whether more rows wait than one batch takes."""
-        return bool(self._jobs) and self._rows_reach(1 + self._load(self._jobs[0].row_shapes[0]).max_rows)
+        """Whether as many rows wait as one batch takes."""
+        return bool(self._jobs) and self._rows_reach(self._load(self._jobs[0].row_shapes[0]).max_rows)
 
     def form(self, *, cores: int, free: int) -> Batch | None:
         """The next batch, to run on so many cores: of the jobs whose rows have the shape of the first one's, an equal

@@ -30,7 +30,7 @@ class Lane:
     answered so; one where a graph is so small that its threads would wait for each other, or where each core has rows
     of its own to do, so that several runs go on side by side. Then one more goes on than there are cores: a thread
     whose run has ended waits for the interpreter before it can begin another, and its core has work meanwhile.
-    Where several processes share `machine_cores`, each has its part of them, and for more rows than a run takes also
+    Where several processes share `machine_cores`, each has its part of them, and for as many rows as a run takes also
     those that the others leave idle.
     Everything here happens on the event loop, except the run of a graph, and that too where it costs next to nothing.
     """

@@ -510,10 +510,10 @@ def test_a_run_of_all_cores_waits_until_those_ahead_are_over() -> None:
 
 @pytest.mark.parametrize(
     ("busy", "rows", "at_once"),
-    [(0, 9, 2), (0, 4, 1), (1, 9, 1)],
-    ids=["the other is idle", "no more rows than a run takes", "the other is busy"],
+    [(0, 4, 2), (0, 9, 2), (0, 3, 1), (1, 9, 1)],
+    ids=["the other is idle", "more rows", "fewer rows than a run takes", "the other is busy"],
 )
-def test_more_rows_than_a_run_takes_also_get_the_core_that_another_process_leaves_idle(
+def test_as_many_rows_as_a_run_takes_also_get_the_core_that_another_process_leaves_idle(
     busy: int, rows: int, at_once: int
 ) -> None:
     """Two processes share two cores; the cells of the other one say how many it has."""
