@@ -19,9 +19,9 @@ class Outbox:
         self._outgoing.append(outgoing)
 
     def _send(self) -> None:
-        for outgoing in self._outgoing:
+        posted, self._outgoing = self._outgoing, []
+        for outgoing in posted:
             outgoing.send()
-        self._outgoing.clear()
 
 
 class Outgoing:
@@ -46,9 +46,9 @@ class Outgoing:
         self._posted += data
 
     def send(self) -> None:
-        """Write what is posted."""
-        if self._posted:
-            data, self._posted = self._posted, b""
+        """Write what is posted, unless the connection has been lost since."""
+        data, self._posted = self._posted, b""
+        if data and not self.is_closing():
             self._written_bytes += len(data)
             self._transport.write(data)
 

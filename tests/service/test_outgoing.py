@@ -79,6 +79,23 @@ def test_what_is_posted_goes_ahead_of_what_follows(act: Callable[[Outgoing], Non
     asyncio.run(main())
 
 
+def test_an_answer_on_a_connection_that_was_lost_meanwhile_keeps_no_other_from_leaving() -> None:
+    """Notes does not let itself be written to once it is closed."""
+
+    async def main() -> None:
+        outbox, lost, stays = Outbox(), Notes(), Notes()
+        first, second = Outgoing(lost, outbox), Outgoing(stays, outbox)
+        for turn in (b"1", b"2"):
+            first.post(b"a" + turn)
+            second.post(b"b" + turn)
+            lost.closed = True
+            await asyncio.sleep(0)
+        assert lost.done == []
+        assert stays.done == [b"b1", b"b2"]
+
+    asyncio.run(main())
+
+
 @given(steps=st.lists(st.tuples(st.booleans(), st.binary(min_size=1, max_size=3)), max_size=9))
 def test_every_byte_leaves_once_and_in_order(steps: list[tuple[bool, bytes]]) -> None:
     async def main() -> list[bytes]:
