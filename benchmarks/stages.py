@@ -24,7 +24,7 @@ from benchmarks.kinds import KINDS
 from benchmarks.loads import load
 from benchmarks.servers import ROOT, Server, free_port
 from service.app import create_app
-from service.processes.server import Server as ServingServer
+from service.processes.server import Server as Service
 from service.settings import Settings
 
 EVERY_S = 0.001  # asked for; the kernel's clock decides
@@ -54,7 +54,7 @@ def main() -> None:
     server = Server(os.getpid(), free_port(), ready_s=0)
     settings = Settings(bundles=(subject.bundle,), device="cpu", port=server.port, log_level="warning")
     started = threading.Event()
-    serving = ServingServer(create_app(settings), settings, on_listening=started.set)
+    serving = Service(create_app(settings), settings, on_listening=started.set)
     sampler, found = Sampler(), []
 
     def drive() -> None:

@@ -17,7 +17,7 @@ def keep_freed() -> bool:
     """Whether what torch frees on a CPU is kept for what it asks for next, from now on and in all of this process.
 
     By itself glibc gives large blocks back to the system at once and gets new ones, of which it fills each page with
-    zeros when it is first touched: of a convolutional network's operations that is a third of the time.
+    zeros when it is first touched: of a convolutional network's operations that can be a third of the time.
 
     Source:  mallopt(3)
     """

@@ -112,13 +112,12 @@ class Lane:
 
     def _due(self) -> tuple[Queue, Batch] | None:
         """The batch whose turn it is, those that are tried again first, if the cores that it takes are free."""
-        free = self._free_cores or self._ahead
         if self._again:
-            return self._again.popleft() if self._again[0][1].cores <= free else None
+            queue, again = self._again[0]
+            return self._again.popleft() if again.cores <= self._free_for(queue) else None
         while self._waiting:
             queue = self._waiting[0]
-            if free <= 0 and self._others_are_idle and queue.has_full_batch():
-                free = 1
+            free = self._free_for(queue)
             cores = queue.cores(free=free)
             if cores > free:
                 return None
@@ -130,15 +129,24 @@ class Lane:
                 return queue, batch
         return None
 
-    @property
-    def _ahead(self) -> int:
-        """How many runs of one core may begin while no core is free."""
-        return int(self.cores > 1 and all(batch.cores == 1 and batch.run_us >= _LONG_US for batch in self._running))
+    def _free_for(self, queue: Queue) -> int:
+        """Cores that the next run of a queue may take: those that are free; else one for a run ahead, or that another
+        process lends; else none.
+        """
+        if self._free_cores > 0:
+            return self._free_cores
+        return int(self._may_run_ahead or self._may_borrow_for(queue))
 
     @property
-    def _others_are_idle(self) -> bool:
-        """Whether other processes leave a core idle that is theirs."""
-        return self._machine_cores > self.cores and self._metrics.busy_cores.total() < self._machine_cores
+    def _may_run_ahead(self) -> bool:
+        """Whether every core has a long run of its own, and no run is ahead of them."""
+        all_are_long = all(batch.cores == 1 and batch.run_us >= _LONG_US for batch in self._running)
+        return self.cores > 1 and self._free_cores == 0 and all_are_long
+
+    def _may_borrow_for(self, queue: Queue) -> bool:
+        """Whether a queue has rows enough for a core that is another process's and idle."""
+        others_are_idle = self._machine_cores > self.cores and self._metrics.busy_cores.total() < self._machine_cores
+        return others_are_idle and queue.has_full_batch()
 
     def _run_here(self, queue: Queue, batch: Batch) -> None:
         began = perf_counter()

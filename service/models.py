@@ -8,7 +8,7 @@ from service import cards, prior, sizes
 from service.batcher import Load, Queue, RowShape
 from service.bundle import DECODER, ENCODER, PRIOR, SCORER, BadBundle, Bundle, Manifest, read
 from service.callers import Patience
-from service.engine import Cost, Engine, Graph, rows_of_a_run, start
+from service.engine import Cost, Engine, Graph, resolve_device, rows_of_a_run, start
 from service.errors import NotFound
 from service.lane import Lane
 from service.machine import available_cores
@@ -156,10 +156,12 @@ def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | N
     Raises:  BadBundle, BadEngine
     """
     cores = max(cores or available_cores(), settings.threads)
+    # A GPU takes one run of a process at a time, and lends no cores.
+    are_lent = metrics is not None and metrics.are_shared and resolve_device(settings.device) == "cpu"
     lane = Lane(
         max_queue_rows=settings.max_queue_rows,
         cores=cores,
-        machine_cores=available_cores() if metrics and metrics.are_shared else cores,
+        machine_cores=available_cores() if are_lent else cores,
         metrics=metrics,
     )
     models: dict[str, Model] = {}

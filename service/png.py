@@ -128,8 +128,8 @@ class Plain(NamedTuple):
 
 
 class _Canvases(threading.local):
-    """Grey pictures of this thread's own, each over an array that holds its pixels. Into one of them a small picture is
-    decoded in half the time that it takes Pillow to make a new one and to copy its pixels out.
+    """Grey pictures of this thread's own, each over an array that holds its pixels. A small picture that is decoded
+    into one of them needs no other to be made, and no way out of Pillow's memory.
     """
 
     def __init__(self) -> None:

@@ -120,6 +120,13 @@ def test_json_says_which_model_answered(client: httpx.Client, colour: Linear) ->
     assert document["model"] == "colour"
 
 
+@pytest.mark.parametrize("accepted", ["application/json", SAFETENSORS])
+def test_of_two_headers_of_one_name_the_first_counts(client: httpx.Client, colour: Linear, accepted: str) -> None:
+    body = png(pixels(1, colour.shape)[0])
+    sent = [("accept", accepted), ("accept", "image/png"), ("content-type", "image/png"), ("content-type", "a/b")]
+    assert client.post("/encode", content=body, headers=sent).headers["content-type"] == accepted
+
+
 @pytest.mark.parametrize("asked", [{"params": {"format": "safetensors"}}, {"headers": {"accept": SAFETENSORS}}])
 def test_safetensors_gives_the_same_numbers(client: httpx.Client, colour: Linear, asked: dict[str, Any]) -> None:
     image = pixels(20, colour.shape)

@@ -10,6 +10,9 @@ import pytest
 from service.app import create_app
 from service.bundle import MANIFEST, BadBundle
 from service.models import deploy
+from service.observation import tally
+from service.observation.metrics import Metrics
+from service.observation.tally import Tally
 from service.processes import greeting
 from service.settings import Settings
 from tests.service.linear import Bundles, Model, fitted_prior, linear, open_linear, write_linear
@@ -59,6 +62,21 @@ def test_a_verb_takes_the_model_it_is_told(client: httpx.Client) -> None:
         assert label == f"{name}@{client.get(f'/models/{name}').json()['digest']}"
         assert client.get("/sample", params={"seed": 1, "model": label}).headers["x-model"] == label
     assert client.get("/sample?seed=1").headers["x-model"] == labels["colour"]
+
+
+@pytest.mark.parametrize(
+    ("places", "device", "lent"), [(2, "cpu", True), (1, "cpu", False), (2, "cuda", False)], ids=str
+)
+def test_processes_lend_each_other_cores_where_there_are_several_and_graphs_run_on_them(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, places: int, device: str, lent: bool
+) -> None:
+    """No GPU is needed: the graphs run where they can, and only the lane is told of another device."""
+    monkeypatch.setattr("service.models.resolve_device", lambda _asked: device)
+    monkeypatch.setattr("service.models.available_cores", lambda: 6)
+    metrics = Metrics(tally=Tally(tally.shared(places)))
+    lane = deploy(Settings(bundles=(bundles.colour,), device="cpu"), cores=2, metrics=metrics).lane
+    assert lane._machine_cores == (6 if lent else 2)  # noqa: SLF001
+    lane.close()
 
 
 def test_a_fitted_prior_over_other_latents_stops_the_process(tmp_path: Path) -> None:
