@@ -10,6 +10,7 @@ from time import perf_counter
 from service.batcher import Batch, Queue, Rows
 from service.budget import LOOP_BUDGET_US
 from service.errors import OutOfMemory, QueueFull
+from service.machine import compute_behind
 from service.observation.metrics import Metrics
 from service.stop import Stop
 
@@ -39,7 +40,9 @@ class Lane:
         self, *, max_queue_rows: int, cores: int = 1, machine_cores: int = 1, metrics: Metrics | None = None
     ) -> None:
         self._machine_cores = max(machine_cores, cores)
-        self._executor = ThreadPoolExecutor(max_workers=self._machine_cores + 1, thread_name_prefix="engine")
+        self._executor = ThreadPoolExecutor(
+            max_workers=self._machine_cores + 1, thread_name_prefix="engine", initializer=compute_behind
+        )
         self._waiting: deque[Queue] = deque()
         self._again: deque[tuple[Queue, Batch]] = deque()
         self._running: dict[Batch, float] = {}

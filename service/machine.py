@@ -1,6 +1,7 @@
 """What this machine offers the engine: one onnxruntime distribution, cores that this process may use, instructions."""
 
 import os
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -36,6 +37,16 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(Path("/sys/fs/cgroup"))
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def compute_behind() -> None:
+    """Have this thread, when it becomes ready, wait for whoever has a core, as Linux's policy for batch work does: an
+    event loop is not interrupted by those that compute for it. Its share of the cores stays; other systems have no such
+    policy.
+    """
+    if hasattr(os, "sched_setscheduler"):
+        with suppress(OSError):  # a sandbox may not let it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

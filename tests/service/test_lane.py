@@ -1,6 +1,8 @@
 """What follows when a run fails, does not end, or is for nobody: on a real event loop and real engine threads."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -70,6 +72,36 @@ def test_only_the_job_that_fails_alone_is_told_so(run_us: float) -> None:
 
     on_a_lane(scenario)
     assert engine.batches == [[0, 1, 2, 3, 4, 5], [0], [1], [2], [3], [4], [5]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a policy for batch work")
+def test_threads_that_compute_do_not_interrupt_the_event_loop() -> None:
+    policies = []
+
+    def run(rows: Rows) -> tuple[Rows, ...]:
+        policies.append(os.sched_getscheduler(0))
+        return (rows,)
+
+    async def scenario(lane: Lane) -> None:
+        await Queue(run, lane=lane, load=load()).submit(job(1))
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+    on_a_lane(scenario)
+    assert policies == [os.SCHED_BATCH]
+
+
+def test_a_sandbox_that_forbids_the_policy_changes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_arguments: object) -> None:
+        raise PermissionError("operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden, raising=False)
+    engine = Failing()
+
+    async def scenario(lane: Lane) -> None:
+        done = await Queue(engine.run, lane=lane, load=load()).submit(job(1))
+        assert done.outputs[0].tolist() == [[2]]
+
+    on_a_lane(scenario)
 
 
 def test_a_batch_that_failed_once_is_answered_all_the_same() -> None:
