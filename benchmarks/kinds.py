@@ -28,7 +28,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "encode": Kind(requests.encode, answers.of_encode, 1e-4, (64, 1), "encoder"),
-        "bulk": Kind(requests.encode_in_bulk, answers.of_bulk, 1e-4, (2, 1), "encoder", stretch=3),
+        "bulk": Kind(requests.encode_in_bulk, answers.of_bulk, 1e-4, (4, 2, 1), "encoder", stretch=3),
         "decode": Kind(requests.decode, answers.of_decode, 1, (64,), "decoder"),
         "sample": Kind(requests.sample, answers.of_sample, 1, (16,), "decoder", stretch=2),
     }

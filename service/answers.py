@@ -26,7 +26,7 @@ from service.schemas import Options, PathOptions, PictureOptions
 CONVERTED_NUMBER_US = 0.002
 
 # Up to here, copying the pieces of an answer into one message costs less than sending more of them.
-_ONE_MESSAGE_BYTES = 2**16
+_ONE_MESSAGE_BYTES = 2**17
 
 
 async def numbers(

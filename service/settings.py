@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, description="Threads of one run on CPU; 0 takes one where rows are small, else all cores there are."
     )
-    max_batch_rows: int = Field(32, ge=2, le=65536, description="Most rows in one run of a graph.")
+    max_batch_rows: int = Field(64, ge=2, le=65536, description="Most rows in one run of a graph.")
     max_run_pixels: int = Field(
         2_000_000, ge=1, description="Most pixels in one run of a graph, over all its rows; one row is always run."
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -101,6 +102,28 @@ def test_an_engine_says_where_it_runs(engine: Engine) -> None:
     assert engine.provider == "CPUExecutionProvider"
     assert engine.threads == 1
     assert engine.precision == "fp32"
+
+
+def test_graphs_compute_in_one_arena_of_memory(tmp_path: Path) -> None:
+    write_linear(tmp_path / "wide", linear((64, 64, 3), (2,)))
+    script = """
+import resource, sys
+from pathlib import Path
+from service.bundle import read
+from service.engine import Engine
+
+bundle, peaks, engines = read(Path(sys.argv[1])), [], []
+for _ in range(3):
+    engines.append(Engine(bundle, device="cpu", threads=1))
+    engines[-1].warm(512, 10**8)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*peaks)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "wide")], capture_output=True, text=True, check=True
+    )
+    first, _, third = (int(peak) for peak in done.stdout.split())
+    assert third < 1.1 * first
 
 
 def test_graphs_of_larger_rows_are_held_on_all_cores_and_on_one_with_the_same_answers(
