@@ -10,6 +10,18 @@ T = TypeVar("T")
 # A hop to a thread and back costs as much as the work of a small request, which is therefore done at once.
 LOOP_BUDGET_US = 200.0
 
+# Where there is but one core, a run in a thread takes turns with the event loop, and two changes of threads more. One
+# of up to so long is done at once too: callers in its batch all wait for it, and others hardly notice.
+_LONE_CORE_BUDGET_US = 1_000.0
+
+
+def loop_budget_us(cores: int) -> float:
+    """What a run of a graph may take on the event loop of a process with so many cores.
+
+    Units:  microseconds
+    """
+    return LOOP_BUDGET_US if cores > 1 else _LONE_CORE_BUDGET_US
+
 
 async def spend(cost_us: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The result of `work`, run on the event loop where its cost fits the budget and in a thread otherwise.

@@ -8,7 +8,7 @@ from math import ceil
 from time import perf_counter
 
 from service.batcher import Batch, Queue, Rows
-from service.budget import LOOP_BUDGET_US
+from service.budget import loop_budget_us
 from service.errors import OutOfMemory, QueueFull
 from service.machine import compute_behind
 from service.observation.metrics import Metrics
@@ -33,7 +33,7 @@ class Lane:
     whose run has ended waits for the interpreter before it can begin another, and its core has work meanwhile.
     Where several processes share `machine_cores`, each has its part of them, and for as many rows as a run takes also
     those that the others leave idle.
-    Everything here happens on the event loop, except the run of a graph, and that too where it costs next to nothing.
+    Everything here happens on the event loop, except the run of a graph, and that too where it is short.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Lane:
         self._again: deque[tuple[Queue, Batch]] = deque()
         self._running: dict[Batch, float] = {}
         self.cores = self._free_cores = cores
+        self._loop_budget_us = loop_budget_us(cores)
         self._woken = False
         self._max_queue_rows = max_queue_rows
         self._metrics = metrics or Metrics()
@@ -107,7 +108,7 @@ class Lane:
         self._woken = False
         while due := self._due():
             queue, batch = due
-            if batch.run_us <= LOOP_BUDGET_US:
+            if batch.run_us <= self._loop_budget_us:
                 self._run_here(queue, batch)
                 self._wake()  # what comes next waits for its turn of the loop, as everything does
                 return

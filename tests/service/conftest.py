@@ -127,5 +127,5 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def app(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     """The application in this process, for what needs an engine that fails or waits: in a thread, one run at a time."""
-    monkeypatch.setattr(lane, "LOOP_BUDGET_US", -1.0)
+    monkeypatch.setattr(lane, "loop_budget_us", lambda _cores: -1.0)
     return create_app(Settings(bundles=(bundles.colour, bundles.grey), max_batch_rows=4, max_queue_rows=8), cores=1)

@@ -555,7 +555,7 @@ def test_a_run_that_costs_next_to_nothing_is_done_on_the_event_loop() -> None:
         return Load(16, 1.0, run_us=LOOP_BUDGET_US - 8, row_us=2.0)
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100)
+        lane = Lane(max_queue_rows=100, cores=2)
         queue = Queue(run, lane=lane, load=load)
         await queue.submit(np.zeros((4, 1)))
         await queue.submit(np.zeros((5, 1)))

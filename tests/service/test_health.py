@@ -22,7 +22,7 @@ from service import lane
 from service.app import create_app
 from service.settings import Settings
 
-lane.LOOP_BUDGET_US = -1.0
+lane.loop_budget_us = lambda _cores: -1.0
 app = create_app(Settings(bundles=(Path(sys.argv[1]),), wedge_timeout_s=1))
 app.state.deployment.models.default.decoder.run = lambda *_rows: threading.Event().wait()
 server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
@@ -46,7 +46,7 @@ def test_a_probe_answers(client: httpx.Client, path: str, status: str) -> None:
 
 
 def test_a_process_whose_engine_is_stuck_is_not_alive(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.lane.LOOP_BUDGET_US", -1.0)
+    monkeypatch.setattr("service.lane.loop_budget_us", lambda _cores: -1.0)
     app = create_app(Settings(bundles=(bundles.colour,), wedge_timeout_s=1))
     gate, decoder = threading.Event(), app.state.deployment.models.default.decoder
     run = decoder.run

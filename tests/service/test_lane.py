@@ -74,6 +74,23 @@ def test_only_the_job_that_fails_alone_is_told_so(run_us: float) -> None:
     assert engine.batches == [[0, 1, 2, 3, 4, 5], [0], [1], [2], [3], [4], [5]]
 
 
+@pytest.mark.parametrize(
+    ("cores", "run_us", "is_here"), [(1, 1_000.0, True), (1, 1_001.0, False), (2, 200.0, True), (2, 201.0, False)]
+)
+def test_a_process_of_one_core_does_longer_runs_on_its_event_loop(cores: int, run_us: float, is_here: bool) -> None:
+    threads = []
+
+    def run(rows: Rows) -> tuple[Rows, ...]:
+        threads.append(threading.current_thread())
+        return (rows,)
+
+    async def scenario(lane: Lane) -> None:
+        await Queue(run, lane=lane, load=load(run_us=run_us)).submit(job(1))
+
+    on_a_lane(scenario, cores=cores)
+    assert (threads == [threading.main_thread()]) == is_here
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a policy for batch work")
 def test_threads_that_compute_do_not_interrupt_the_event_loop() -> None:
     policies = []

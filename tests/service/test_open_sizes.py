@@ -77,7 +77,7 @@ def app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     """In this process, for what needs an engine that waits: one run at a time, in a thread, of 8 rows and 4096 pixels;
     requests of 64 engine rows, a queue of 40.
     """
-    monkeypatch.setattr("service.lane.LOOP_BUDGET_US", -1.0)
+    monkeypatch.setattr("service.lane.loop_budget_us", lambda _cores: -1.0)
     limits = {"max_batch_rows": 8, "max_run_pixels": 4096, "max_request_rows": 64, "max_queue_rows": 40}
     return create_app(Settings(bundles=(folder,), **limits), cores=1)
 

@@ -188,7 +188,7 @@ def test_what_has_begun_is_finished_on_the_version_that_it_began_with(
     folder: Path, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine of the old version holds still while the new one is loaded."""
-    monkeypatch.setattr(lane, "LOOP_BUDGET_US", -1.0)
+    monkeypatch.setattr(lane, "loop_budget_us", lambda _cores: -1.0)
     before = label(app, "one")
     decoder = app.state.deployment.models.default.decoder
     run, began, go_on = decoder.run, threading.Event(), threading.Event()
