@@ -39,9 +39,9 @@ class Lane:
     def __init__(
         self, *, max_queue_rows: int, cores: int = 1, machine_cores: int = 1, metrics: Metrics | None = None
     ) -> None:
-        self._machine_cores = max(machine_cores, cores)
+        self.machine_cores = max(machine_cores, cores)
         self._executor = ThreadPoolExecutor(
-            max_workers=self._machine_cores + 1, thread_name_prefix="engine", initializer=compute_behind
+            max_workers=self.machine_cores + 1, thread_name_prefix="engine", initializer=compute_behind
         )
         self._waiting: deque[Queue] = deque()
         self._again: deque[tuple[Queue, Batch]] = deque()
@@ -149,7 +149,7 @@ class Lane:
 
     def _may_borrow_for(self, queue: Queue) -> bool:
         """Whether a queue has rows enough for a core that is another process's and idle."""
-        others_are_idle = self._machine_cores > self.cores and self._metrics.busy_cores.total() < self._machine_cores
+        others_are_idle = self.machine_cores > self.cores and self._metrics.busy_cores.total() < self.machine_cores
         return others_are_idle and queue.has_full_batch()
 
     def _run_here(self, queue: Queue, batch: Batch) -> None:

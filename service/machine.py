@@ -44,7 +44,7 @@ def compute_behind() -> None:
     event loop is not interrupted by those that compute for it. Its share of the cores stays; other systems have no such
     policy.
     """
-    if hasattr(os, "sched_setscheduler"):
+    if hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):  # a sandbox may not let it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from service import cards, prior, sizes
 from service.batcher import Load, Queue, RowShape
@@ -15,9 +15,6 @@ from service.machine import available_cores
 from service.observation.metrics import Metrics
 from service.prior import FittedPrior
 from service.settings import Settings
-
-# Row shapes of a graph whose loads are kept; a model of one size has one.
-_SHAPES = 64
 
 
 class Model:
@@ -40,7 +37,7 @@ class Model:
             cores = graph.threads if engine.device == "cpu" else lane.cores
             most = min(settings.max_batch_rows, engine.most_rows(name))
             loads = _Loads(self.manifest, engine.costs[name], most, settings.max_run_pixels)
-            load = lru_cache(_SHAPES)(loads.of_latents if name == DECODER else loads.of_images)
+            load = loads.of_latents if name == DECODER else loads.of_images
             single = engine.singles.get(name)
             return Queue(graph.run, lane=lane, load=load, cores=cores, run_single=single.run if single else None)
 

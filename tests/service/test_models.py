@@ -75,7 +75,7 @@ def test_processes_lend_each_other_cores_where_there_are_several_and_graphs_run_
     monkeypatch.setattr("service.models.available_cores", lambda: 6)
     metrics = Metrics(tally=Tally(tally.shared(places)))
     lane = deploy(Settings(bundles=(bundles.colour,), device="cpu"), cores=2, metrics=metrics).lane
-    assert lane._machine_cores == (6 if lent else 2)  # noqa: SLF001
+    assert lane.machine_cores == (6 if lent else 2)
     lane.close()
 
 
