@@ -127,23 +127,7 @@ class Graph:
         self.opset = graph_file.checked(content, path=path, external=external).opset
         self.provider = bf16.PROVIDER if hint else _PROVIDERS[device]
         provider_options = bf16.options(hint, threads=threads, runs=runs) if hint else {}
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # errors come as exceptions, and are told once
-        options.enable_mem_pattern = False  # a plan for each batch size costs memory, and hardly saves time
-        # Threads that spin within a run wait for each other less; between runs they would take the event loop's core.
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        _share_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        # Of a file that is ONNX and onnxruntime's own format at once, it would run the part that nobody has looked at.
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        options.add_external_initializers_from_files_in_memory(
-            list(external), list(external.values()), [len(file) for file in external.values()]
-        )
-        if hint:  # or else nodes that OpenVINO does not take, be it all of them, run elsewhere
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options = _session_options(threads, external, in_openvino=hint is not None)
         try:
             self._session = ort.InferenceSession(
                 content, options, providers=[(self.provider, provider_options)], enable_fallback=not hint
@@ -379,6 +363,27 @@ def start(bundle: Bundle, *, device: Device, threads: int, precision: Precision,
         engine = Engine(bundle, device=device, threads=threads, cores=cores)
         engine.remark = f"not bf16: {refused}"
         return engine
+
+
+def _session_options(threads: int, external: Mapping[str, bytes], *, in_openvino: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors come as exceptions, and are told once
+    options.enable_mem_pattern = False  # a plan for each batch size costs memory, and hardly saves time
+    # Threads that spin within a run wait for each other less; between runs they would take the event loop's core.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Of a file that is ONNX and onnxruntime's own format at once, it would run the part that nobody has looked at.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_external_initializers_from_files_in_memory(
+        list(external), list(external.values()), [len(file) for file in external.values()]
+    )
+    if in_openvino:  # or else nodes that OpenVINO does not take, be it all of them, run elsewhere
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
 
 
 def _ending(stop: Stop) -> ort.RunOptions:
