@@ -1,5 +1,6 @@
 """Where a run computes: its device, its processes and what they tell each other, and how exactly it repeats itself."""
 
+import atexit
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -95,6 +96,8 @@ def join(device: str, *, processes: int) -> Machine:
     import accelerate  # takes seconds to import, and a single process never needs it
 
     accelerator = accelerate.Accelerator(cpu=kind == "cpu")
+    # Threads of the process group that outlive the interpreter now and then abort the process.
+    atexit.register(accelerator.end_training)
     if accelerator.num_processes != processes:
         raise BadSetting(f"processes: got {accelerator.num_processes} that found each other, expected {processes}")
     return Machine(accelerator.device, accelerator.process_index, processes, accelerator)

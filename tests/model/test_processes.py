@@ -3,6 +3,7 @@
 `torchrun --nproc_per_node 2 -m tests.model.test_processes FOLDER` is what one of these tests starts.
 """
 
+import atexit
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from model.machine import Machine, join
@@ -75,8 +77,14 @@ def resumed(model: ModelConfig, training: TrainConfig, *, machine: Machine) -> L
     return run
 
 
+def note_the_group(path: Path) -> None:
+    """Whether this process is still in a group when its interpreter has come to its end."""
+    path.write_text(json.dumps(torch.distributed.is_initialized()))
+
+
 def work(folder: Path) -> None:
     """One rank of two: all cases, what each ended as and the elbo of its steps, in files of this rank."""
+    atexit.register(note_the_group, folder / f"group{os.environ['RANK']}.json")
     machine = join("cpu", processes=2)
     tensors: dict[str, Tensor] = {}
     curves = {}
@@ -96,6 +104,7 @@ class Ended:
     def __init__(self, folder: Path) -> None:
         self.tensors = [safetensors.torch.load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
         self.curves = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+        self.in_group = [json.loads((folder / f"group{rank}.json").read_text()) for rank in range(2)]
 
     def state(self, case: str, *, end: str, rank: int) -> dict[str, Tensor]:
         prefix = f"{case}/{end}/"
@@ -149,6 +158,11 @@ def test_a_resumed_run_of_two_equals_an_uninterrupted_one(ended: Ended, case: st
     assert whole.keys() == again.keys()
     for name, tensor in whole.items():
         assert (tensor.double() - again[name].double()).abs().max() <= 1e-6, name
+
+
+def test_a_process_leaves_the_group_before_its_interpreter_ends(ended: Ended) -> None:
+    """Threads of the group that run on into that end may abort the process, now and then."""
+    assert ended.in_group == [False, False]
 
 
 def fit(out: Path, *arguments: str) -> tuple[str, ...]:
