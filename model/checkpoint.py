@@ -128,16 +128,17 @@ def write_config(folder: Path, config: RunConfig, *, probe: Images) -> None:
 
 
 def save(folder: Path, learner: Learner) -> None:
-    """The state that a resumed run starts from, then the weights that are evaluated and exported.
+    """The weights that are evaluated and exported, then the state that a resumed run starts from.
 
-    Each file is whole or absent, and the state alone is what resuming reads: a kill between the two loses nothing.
-    All processes of a run come here together; one writes.
+    Each file is whole or absent, and the state alone is what resuming reads. It comes last: a run whose last state is
+    there has nothing left to do, so its weights have to be there too. All processes of a run come here together; one
+    writes.
     """
     state = learner.state()
     if learner.machine.is_main:
+        _write_tensors(folder / _WEIGHTS, learner.average.state_dict())
         _write_json(folder / _MACHINE, learner.machine.facts())
         _write_tensors(folder / _STATE, state)
-        _write_tensors(folder / _WEIGHTS, learner.average.state_dict())
 
 
 def saved_step(folder: Path) -> int | None:

@@ -92,7 +92,6 @@ def train(
 
     Raises:  NotANumber when a term or the gradient stops being finite; it names the last save
     """
-    stopping = False
     saved_at_s = time.monotonic()
     machine = learner.machine
     with ExitStack() as stack:
@@ -115,6 +114,7 @@ def train(
                 saved_at_s = time.monotonic()
             if stopping:
                 break
+        stopping = machine.any(bool(asked))  # the last save takes a while, in which they may have been asked too
     # Another process may have been asked: then this one answers as if it had been too.
     number = asked[0] if asked else signal.SIGINT
     return Outcome(step=learner.step, steps=learner.steps, signal_number=number if stopping else None)

@@ -172,7 +172,8 @@ checkpoint.save(folder, learner)
 
 
 @pytest.mark.parametrize(
-    ("room_bytes", "cut_short"), [(10, "state/machine.json"), (5000, "state/training.safetensors")]
+    ("room_bytes", "cut_short"),
+    [(1000, "model.safetensors"), (10, "state/machine.json"), (5000, "state/training.safetensors")],
 )
 def test_a_full_disk_leaves_the_save_before_and_no_half_file(folder: Path, room_bytes: int, cut_short: str) -> None:
     assert (folder / cut_short).stat().st_size > room_bytes

@@ -1,6 +1,7 @@
 """A run in its folder: started, stopped, resumed, refused."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -100,6 +101,44 @@ def test_a_signal_saves_and_stops_and_the_resumed_run_is_the_one_that_never_stop
     for name in TENSORS:
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
     assert [line["step"] for line in lines(stopped)] == [line["step"] for line in lines(whole)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "machine.json", "training.safetensors"])
+def test_a_last_save_that_is_cut_short_loses_nothing(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A run is over once its last state is there: then its last weights have to be there too."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run.train(whole, run.start(whole, config, dataset=dataset), dataset)
+    learner = run.start(cut, config, dataset=dataset)
+    write_whole = checkpoint.write_whole
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == lost and learner.step == 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_whole(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_whole", full)
+        with pytest.raises(OSError, match="No space left"):
+            run.train(cut, learner, dataset, save_every_s=0)
+    run.train(cut, run.resume(cut, config), dataset)
+    for name in TENSORS:
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_signal_during_the_last_save_is_heard(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def interrupted(folder: Path, learner: Learner) -> None:
+        save(folder, learner)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    outcome = run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset, save_every_s=math.inf)
+    assert outcome == run.Outcome(step=12, steps=12, signal_number=signal.SIGTERM)
 
 
 def test_signals_are_the_callers_again_after_a_run(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
