@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from export import proof, sources
-from export.bundle import CannotWrite, require_new
+from export.bundle import CannotWrite, require_name, require_new
 from export.frozen import CannotImport, Frozen
 from export.importers import onnx_pair, torch_module
 from export.make import Wanted, make
@@ -210,6 +210,7 @@ def _pairs(places: list[Path], *, into: Path | None, name: str | None) -> list[t
     pairs = [(source, into / source.resolve().name) for source in places]
     for source, bundle in pairs:
         require_new(bundle)
+        require_name(bundle.name)
         if sum(other == bundle for _, other in pairs) > 1:
             raise CannotWrite(f"{source}: got its name twice, expected sources of different names with --into")
     return pairs

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -61,11 +62,10 @@ def write(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
     Raises:  FileExistsError if it is not new
     """
     folder.mkdir(parents=True)
-    for name, content in files.items():
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    for name, content in {**files, MANIFEST: f"{text}\n".encode()}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -79,7 +79,17 @@ def staged(target: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
         place = Path(beside) / target.name
         yield place
+        _flush(place)
+        require_new(target)  # again: it may have come meanwhile
         place.rename(target)
+
+
+def _flush(place: Path) -> None:
+    """Have the disk hold what a file or folder contains: a machine that stops may otherwise know but its name."""
+    for path in [place, *place.rglob("*")]:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def require_new(target: Path) -> None:

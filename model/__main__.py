@@ -17,7 +17,7 @@ from model.checkpoint import DataConfig, RunConfig
 from model.errors import BadCheckpoint, BadData, BadSetting, Died, NotANumber
 from model.gaussian import SCALE_HEADS
 from model.machine import DEVICES, join
-from model.nll import SAMPLES, Precision
+from model.nll import Precision
 from model.presets import PRESETS
 from model.run import NllRequest
 from model.schedules import BETA_SCHEDULES
@@ -69,7 +69,8 @@ def fit(
         str | None, typer.Option(metavar="HxW", help="Fit pictures to this size.", show_default="their own, if shared")
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(help="1 (grey) or 3 (RGB).", show_default="1 if all pictures are grey, else 3")
+        int | None,
+        typer.Option(help="1 (grey) or 3 (RGB).", show_default="1 if all pictures are grey, else 3", min=1),
     ] = None,
     validation: Annotated[
         int | None, typer.Option(help="Training pictures to measure each epoch on instead.", show_default="0")
@@ -240,14 +241,27 @@ def evaluate(
     nll_images: Annotated[
         int | None, typer.Option(min=1, help="Test pictures for that, chosen by the seed.", show_default="all")
     ] = None,
-    nll_draws: Annotated[int, typer.Option(min=1, help="Times that each is binarised or dequantised anew.")] = 1,
+    nll_draws: Annotated[
+        int | None, typer.Option(min=1, help="Times that each is binarised or dequantised anew.", show_default="1")
+    ] = None,
     nll_samples: Annotated[
-        str, typer.Option(metavar="K,…", help="Draws of z at which the estimate is read off.")
-    ] = ",".join(map(str, SAMPLES)),
-    precision: Annotated[str, typer.Option(help=f"Of the decoder for that: {', '.join(PRECISIONS)}.")] = "fp32",
+        str | None,
+        typer.Option(
+            metavar="K,…",
+            help="Draws of z at which the estimate is read off.",
+            show_default=",".join(map(str, NllRequest.samples)),
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help=f"Of the decoder for that: {', '.join(PRECISIONS)}.", show_default=NllRequest.precision),
+    ] = None,
 ) -> None:
     """Measure a checkpoint on test pictures: metrics.json, card.md, pictures/, and a prior fitted to its latents."""
     with _sentences():
+        request = _nll_request(
+            is_wanted=nll, images=nll_images, draws=nll_draws, samples=nll_samples, precision=precision
+        )
         stored = checkpoint.read_config(folder)
         dataset = _read(
             data_path,
@@ -256,14 +270,6 @@ def evaluate(
         )
         if len(dataset.train) == stored.data.n_train + stored.data.n_validation:  # other data has no such part
             dataset = data.with_validation(dataset, stored.data.n_validation, seed=stored.data.validation_seed)
-        request = None
-        if nll:
-            request = NllRequest(
-                images=nll_images,
-                draws=nll_draws,
-                samples=_parse_samples(nll_samples),
-                precision=_parse_precision(precision),
-            )
         metrics = run.measure(folder, dataset=dataset, draws=draws, seed=seed, nll=request)
         print(json.dumps(metrics, indent=2))
 
@@ -298,7 +304,8 @@ def study(
         str | None, typer.Option(metavar="HxW", help="Fit pictures to this size.", show_default="their own, if shared")
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(help="1 (grey) or 3 (RGB).", show_default="1 if all pictures are grey, else 3")
+        int | None,
+        typer.Option(help="1 (grey) or 3 (RGB).", show_default="1 if all pictures are grey, else 3", min=1),
     ] = None,
     device: Annotated[str, typer.Option(help=f"Where to train: {', '.join(DEVICES)}.")] = "auto",
 ) -> None:
@@ -363,6 +370,24 @@ def _parse_sigma(text: str) -> float | str:
         return text
 
 
+def _nll_request(
+    *, is_wanted: bool, images: int | None, draws: int | None, samples: str | None, precision: str | None
+) -> NllRequest | None:
+    """What the options of that estimate say, which mean nothing without it."""
+    options = {"--nll-images": images, "--nll-draws": draws, "--nll-samples": samples, "--precision": precision}
+    given = _given(options)
+    if not is_wanted:
+        for name, value in given.items():
+            raise BadSetting(f"{name}: got {value!r} without --nll, expected both")
+        return None
+    return NllRequest(
+        images=images,
+        draws=NllRequest.draws if draws is None else draws,
+        samples=NllRequest.samples if samples is None else _parse_samples(samples),
+        precision=NllRequest.precision if precision is None else _parse_precision(precision),
+    )
+
+
 def _parse_samples(text: str) -> tuple[int, ...]:
     if re.fullmatch(r"\d{1,9}(,\d{1,9})*", text) is None:
         raise BadSetting(f"--nll-samples: got {text!r}, expected whole numbers between commas, as 128,1000,5000")
@@ -376,7 +401,7 @@ def _parse_precision(text: str) -> Precision:
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if match is None:
         raise BadSetting(f"--size: got {text!r}, expected HxW in pixels, as 64x64")
     return int(match[1]), int(match[2])

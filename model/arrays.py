@@ -89,7 +89,7 @@ def npz(path: Path) -> Parts:
     name = _images_name(path, arrays)
     images = _image_array(path, name, arrays[name])
     parts = {"train": Part(images, _npz_labels(path, arrays, ("labels", "y_train"), n=len(images)))}
-    if name == "x_train" and "x_test" in arrays:
+    if "x_test" in arrays:
         test = _image_array(path, "x_test", arrays["x_test"])
         if test.shape[1:] != images.shape[1:]:
             expected = f"(n, {', '.join(map(str, images.shape[1:]))})"

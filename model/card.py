@@ -7,6 +7,7 @@ from typing import Any
 
 from model.checkpoint import RunConfig
 from model.checks import Check, checks, figure, nll_estimates
+from model.files import write_whole
 
 _QUESTIONS = (
     "- [ ] The reconstructions are good enough for what the latents will be used for.",
@@ -76,7 +77,7 @@ def write(
         history=history,
         machine=machine or {},
     )
-    (folder / "card.md").write_text(text, encoding="utf-8")
+    write_whole(folder / "card.md", text.encode())
 
 
 def render(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from model.errors import BadCheckpoint
+from model.files import write_together, write_whole
 from model.parts import Images
 from model.training import Learner, TrainConfig
 from model.vae import VAE, ModelConfig
@@ -130,15 +130,19 @@ def write_config(folder: Path, config: RunConfig, *, probe: Images) -> None:
 def save(folder: Path, learner: Learner) -> None:
     """The weights that are evaluated and exported, then the state that a resumed run starts from.
 
-    Each file is whole or absent, and the state alone is what resuming reads. It comes last: a run whose last state is
-    there has nothing left to do, so its weights have to be there too. All processes of a run come here together; one
-    writes.
+    A disk that is full leaves the save before. The state alone is what resuming reads, and it gets its name last: a run
+    whose last state is there has nothing left to do, so its weights have to be there too. All processes of a run come
+    here together; one writes.
     """
     state = learner.state()
     if learner.machine.is_main:
-        _write_tensors(folder / _WEIGHTS, learner.average.state_dict())
-        _write_json(folder / _MACHINE, learner.machine.facts())
-        _write_tensors(folder / _STATE, state)
+        write_together(
+            {
+                folder / _WEIGHTS: _tensors(learner.average.state_dict()),
+                folder / _MACHINE: _json(learner.machine.facts()),
+                folder / _STATE: _tensors(state),
+            }
+        )
 
 
 def saved_step(folder: Path) -> int | None:
@@ -203,7 +207,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadCheckpoint(f"{path}: got {error.strerror}, expected a file that vae-train wrote") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadCheckpoint(f"{path}: got something else, expected JSON ({error})") from error
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{path}: got {type(content).__name__}, expected a JSON object")
@@ -227,23 +231,16 @@ def _check_shapes(path: Path, *, got: Mapping[str, Tensor], expected: Mapping[st
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    write_whole(path, safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}))
+    write_whole(path, _tensors(tensors))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, _json(content))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """The whole file or none of it, also if the machine stops half way; its folder is made for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # of a disk that is full, what did get written would fill the rest
-        raise
+def _tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

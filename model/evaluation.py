@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model import fingerprints
 from model.aggregate import clamp_share, discrepancy_to_prior, moments
 from model.gaussian import DiagonalGaussian
 from model.likelihoods import Likelihood
@@ -53,7 +54,7 @@ def evaluate(vae: VAE, images: Images, *, data: str, draws: int = 1, seed: int =
     means = torch.cat(mu).double().cpu()
     bound = _bound(vae, recon=torch.cat(recon), kl_per_dimension=torch.cat(kl))
     return {
-        "protocol": _protocol(vae.config, data=data, images=len(images), draws=draws, seed=seed),
+        "protocol": _protocol(vae, images, data=data, draws=draws, seed=seed),
         **bound,
         "active_units": int((means.var(0, correction=0) > ACTIVE_VARIANCE).sum()),
         "mu": {
@@ -118,13 +119,19 @@ def _aggregate(config: ModelConfig, *, mu: Tensor, logvar: Tensor | None, seed: 
     return described
 
 
-def _protocol(config: ModelConfig, **facts: str | int) -> dict[str, Any]:
+def _protocol(vae: VAE, images: Images, *, data: str, draws: int, seed: int) -> dict[str, Any]:
+    config = vae.config
     binarises = config.likelihood == "bernoulli"
     return {
-        **facts,
+        "data": data,
+        "images": len(images),
+        "draws": draws,
+        "seed": seed,
         "likelihood": config.likelihood,
         "sigma": config.sigma,
         "bound_on": "fresh binarisations" if binarises else "dequantised" if config.dequantised else "as they are",
         "latents_and_reconstructions_of": "binarised at 128 of 255" if binarises else "as they are",
         "weights": "average",
+        "model_sha256": fingerprints.of_model(vae),
+        "data_sha256": fingerprints.of_images(images),
     }

@@ -69,11 +69,12 @@ def fit(
 ) -> tuple[Parts, Skipped]:
     """All pictures that can be read, brought to one size (h, w) and 1 or 3 channels; those skipped.
 
-    Without a size, the one that they all share; without channels, 1 if all are grey, else 3.
+    Without a size, the one that they all share by their headers; without channels, 1 if all are grey, else 3.
 
     Raises:  BadData if pictures have several sizes and none is given, or if more than 1 % of them are broken
     """
     skipped = Skipped(source, n_files=sum(map(len, files.values())))
+    may_crop = size is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow warns from half of MAX_PIXELS on
         if size is None or channels is None:
@@ -84,18 +85,20 @@ def fit(
         if min(size) < 1 or channels not in (1, 3):
             raise BadData(f"got size {size} and {channels} channels, expected sides from 1 and 1 or 3 channels")
         parts = {
-            part: _fit_part(part_files, size=size, channels=channels, skipped=skipped)
+            part: _fit_part(part_files, size=size, channels=channels, may_crop=may_crop, skipped=skipped)
             for part, part_files in files.items()
         }
     return parts, skipped
 
 
-def _fit_part(files: Sequence[PictureFile], *, size: tuple[int, int], channels: int, skipped: Skipped) -> Part:
+def _fit_part(
+    files: Sequence[PictureFile], *, size: tuple[int, int], channels: int, may_crop: bool, skipped: Skipped
+) -> Part:
     images = np.empty((len(files), *size, channels), np.uint8)
     labels: list[int | None] = []
     for file in tqdm(files, "reading", unit=" pictures", disable=None):
         try:
-            images[len(labels)] = _fitted(file, size=size, channels=channels)
+            images[len(labels)] = _fitted(file, size=size, channels=channels, may_crop=may_crop)
         except BadData as reason:
             skipped.add(file, reason)
         else:
@@ -137,7 +140,7 @@ def _agreed(source: str, looks: Sequence[_Look], *, size: tuple[int, int] | None
     return (height, width), 1 if all(look.is_grey for look in looks) else 3
 
 
-def _fitted(file: PictureFile, *, size: tuple[int, int], channels: int) -> Images:
+def _fitted(file: PictureFile, *, size: tuple[int, int], channels: int, may_crop: bool) -> Images:
     """One picture as the service would hand it to the model.
 
     Shapes:  -> (h, w, c)
@@ -156,6 +159,9 @@ def _fitted(file: PictureFile, *, size: tuple[int, int], channels: int) -> Image
             picture = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
         picture = picture.convert("L" if channels == 1 else "RGB")
         if picture.size != (width, height):
+            if not may_crop:  # as by an orientation behind the pixels, where no header tells of it
+                got = f"{picture.height}x{picture.width} once it is upright"
+                raise BadData(f"got {got}, expected {height}x{width} as its header says; --size HxW fits it")
             picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
         return np.asarray(picture).reshape(height, width, channels)
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from model.files import write_whole
 from model.training import Learner, StepReport
 
 _FILE = "metrics.jsonl"
@@ -25,9 +26,7 @@ class Log:
         self._path = folder / _FILE
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= learner.step]
         self._spent_s = json.loads(kept[-1])["seconds"] if kept else 0.0
-        rewritten = self._path.with_name(_FILE + ".tmp")
-        rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        rewritten.replace(self._path)
+        write_whole(self._path, "".join(f"{line}\n" for line in kept).encode())
         self._board = SummaryWriter(folder / _FOLDER, purge_step=learner.step + 1)
         self._reports: list[StepReport] = []
         self._began = time.monotonic()

@@ -1,11 +1,9 @@
 """Log-likelihood of pictures by importance sampling: log p(x) itself, of which the evidence lower bound is a part."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model import fingerprints
 from model.errors import BadCheckpoint, BadSetting, NotANumber
+from model.files import write_whole
 from model.gaussian import DiagonalGaussian, standard_log_prob
 from model.parts import Images
 from model.training import pixels
@@ -138,8 +138,8 @@ def estimate(
         n_images=count,
         of_images=len(images),
         precision=precision,
-        model_sha256=fingerprint(vae),
-        data_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
+        model_sha256=fingerprints.of_model(vae),
+        data_sha256=fingerprints.of_images(images),
     )
     _check(protocol)
     indices = np.sort(_generator(seed, _CHOICE).permutation(len(images))[:count])
@@ -307,19 +307,12 @@ class _Progress:
         self.done += len(log_likelihood)
 
     def save(self, path: Path, protocol: NllProtocol) -> None:
-        """The whole file or none of it, also if the machine stops half way."""
         tensors = {
             "done": torch.tensor(self.done),
             "log_likelihood": self.log_likelihood,
             "effective_samples": self.effective_samples,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata={"protocol": _to_json(protocol)}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, safetensors.torch.save(tensors, metadata={"protocol": _to_json(protocol)}))
 
 
 def _to_json(protocol: NllProtocol) -> str:
@@ -347,9 +340,3 @@ def _generator(seed: int, *stream: int) -> np.random.Generator:
 def _standard_error(values: Floats) -> float | None:
     """Of their mean; one value has none."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-
-
-def fingerprint(vae: VAE) -> str:
-    """Hash of a model's config and tensors: what an estimate belongs to."""
-    tensors = {name: tensor.contiguous() for name, tensor in vae.state_dict().items()}
-    return hashlib.sha256(repr(vae.config).encode() + safetensors.torch.save(tensors)).hexdigest()

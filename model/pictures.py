@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model import sheets
+from model.files import write_whole
 from model.parts import Images
 from model.sheets import Sheet, grid, tile_size
 from model.training import pixels
@@ -90,11 +91,10 @@ def write_all(
         history=history,
         labels=None if labels is None else labels[:_MEANS],
     )
-    folder.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         path = folder / f"{name}.png"
         if name in files:
-            path.write_bytes(files[name])
+            write_whole(path, files[name])
         else:
             # An earlier evaluation may have drawn it, from figures that hold no more.
             path.unlink(missing_ok=True)

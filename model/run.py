@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from tqdm import tqdm
 
-from model import card, checkpoint, pictures
+from model import card, checkpoint, fingerprints, pictures
 from model.checkpoint import Checkpoint, RunConfig
 from model.data import Dataset
 from model.errors import BadData, BadSetting, NotANumber
@@ -20,7 +20,7 @@ from model.evaluation import evaluate
 from model.generation import Generation, generate
 from model.log import Log, read_history
 from model.machine import Machine
-from model.nll import Precision, estimate, fingerprint
+from model.nll import SAMPLES, Precision, estimate
 from model.training import Learner, StepReport
 
 SAVE_EVERY_S = 60.0
@@ -124,13 +124,13 @@ def train(
 class NllRequest:
     """How log p(x) is to be estimated."""
 
-    images: int | None
+    images: int | None = None
     """Test pictures, or all."""
-    draws: int
+    draws: int = 1
     """Times that each is binarised or dequantised anew."""
-    samples: tuple[int, ...]
+    samples: tuple[int, ...] = SAMPLES
     """Draws of z after which an estimate is read off."""
-    precision: Precision
+    precision: Precision = "fp32"
     """Of the decoder."""
 
 
@@ -140,7 +140,8 @@ def measure(
     """The metrics of the checkpoint in a folder, written into it with a fitted prior, pictures and a card.
 
     An estimate of log p(x) goes on where an earlier one of the same protocol stopped; without a request, the estimate
-    of an earlier evaluation of these weights is kept.
+    of an earlier evaluation of these weights on these pictures is kept. `metrics.json` comes last: where it stands,
+    prior, pictures and card are of the weights that it names, too.
 
     Raises:  BadCheckpoint if there is none; BadData if the pictures have another shape; BadSetting if the model has no
              p(x) to estimate
@@ -152,11 +153,13 @@ def measure(
     metrics = evaluate(found.vae, dataset.test, data=dataset.name, draws=draws, seed=seed)
     generation = generate(found.vae, training=dataset.train, test=dataset.test, seed=seed)
     metrics["samples"] = generation.metrics if generation else None
-    metrics["nll"] = _kept_nll(found) if nll is None else _estimated_nll(folder, found, dataset, nll, seed=seed)
+    metrics["nll"] = (
+        _kept_nll(found, dataset) if nll is None else _estimated_nll(folder, found, dataset, nll, seed=seed)
+    )
     fitted = generation.fitted if generation else None
-    checkpoint.write_metrics(folder, metrics)
     checkpoint.write_prior(folder, fitted.tensors() if fitted else None)
     _report(folder, found, dataset, metrics=metrics, generation=generation)
+    checkpoint.write_metrics(folder, metrics)
     return metrics
 
 
@@ -175,10 +178,14 @@ def _estimated_nll(
     ).metrics()
 
 
-def _kept_nll(found: Checkpoint) -> dict[str, Any] | None:
-    """The estimate that metrics.json holds, if these are the weights that it was made with."""
+def _kept_nll(found: Checkpoint, dataset: Dataset) -> dict[str, Any] | None:
+    """The estimate that metrics.json holds, if these are the weights and pictures that it was made with."""
     kept: dict[str, Any] | None = (found.metrics or {}).get("nll")
-    return kept if kept and kept["protocol"]["model_sha256"] == fingerprint(found.vae) else None
+    if not kept:
+        return None
+    protocol = kept["protocol"]
+    was = protocol["model_sha256"], protocol["data_sha256"]
+    return kept if was == (fingerprints.of_model(found.vae), fingerprints.of_images(dataset.test)) else None
 
 
 def _report(

@@ -350,6 +350,11 @@ def _check_together(model: ModelConfig, training: TrainConfig, *, n_images: int,
     """
     if model.family == "autoencoder" and training.iw_epochs > 0:
         raise BadSetting("iw_epochs: got some with an autoencoder, expected 0: a point has no importance weights")
+    if model.sigma == "optimal" and training.iw_epochs > 0:
+        # Its closed form is of the elbo, whose gradient through it vanishes; through the weights it would not.
+        raise BadSetting(
+            "iw_epochs: got some with sigma optimal, which is so for the elbo; expected sigma learned, or 0"
+        )
     if training.processes != machine.processes:
         raise BadSetting(f"processes: got {machine.processes} on this machine, expected {training.processes}")
     if training.processes > n_images:

@@ -22,8 +22,9 @@ ENCODER, DECODER, SCORER = "encoder.onnx", "decoder.onnx", "scorer.onnx"
 PRIOR, PROBE = "prior.safetensors", "probe.safetensors"
 CARD, PICTURES = "card.md", "pictures/"
 
-# A manifest is a few kilobytes; one that is larger is not read into memory.
-_MAX_MANIFEST_BYTES = 2**20
+# A manifest is a few kilobytes, and some 300 bytes for each dimension of a latent; one that is larger is not read into
+# memory.
+_MAX_MANIFEST_BYTES = 2**23
 # Two graphs of the size that ONNX can have; what claims more is not read into memory.
 _MAX_BUNDLE_BYTES = 2**32
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from export import card
 from export.frozen import CannotImport, Frozen
 from export.graphs import freeze, source
-from model import checkpoint
+from model import checkpoint, fingerprints
 from model.checkpoint import Checkpoint
 from model.coverage import EXPECTED_DENSITY
 from model.errors import BadCheckpoint
@@ -86,20 +86,23 @@ def recognises(folder: Path) -> bool:
     """Whether a folder holds a run of vae-train."""
     try:
         config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and {"format", "model", "training"} <= set(config)
 
 
 def load(run: Path) -> Frozen:
-    """A checkpoint, frozen; with it travel the prior that was fitted to it, its card and its pictures.
+    """A checkpoint, frozen; with it travels what its evaluation made: figures, fitted prior, card and pictures.
 
-    Raises:  BadCheckpoint if the run cannot be read, CannotImport if its weights are not finite, or its card or
-             fitted prior is not whole
+    Raises:  BadCheckpoint if the run cannot be read, CannotImport if its weights are not finite, if other weights were
+             evaluated, or if the card or the fitted prior is not whole
     """
     trained = checkpoint.read(run)
     _require_finite(run, trained.vae)
-    files = card.files(run) | _fitted_prior(run, trained.config.latent_dim)
+    files: dict[str, bytes] = {}
+    if trained.metrics is not None:
+        _require_its_own(run, trained.vae, trained.metrics)
+        files = card.files(run) | _fitted_prior(run, trained.config.latent_dim)
     modules = Encoder(trained.vae).eval(), Decoder(trained.vae).eval(), Scorer(trained.vae).eval()
     described = _described(trained) | {"diagnostics": _diagnostics(run, trained.config.family, trained.metrics)}
     return Frozen(
@@ -140,6 +143,17 @@ def _require_finite(run: Path, vae: VAE) -> None:
     for name, weight in vae.state_dict().items():
         if not torch.isfinite(weight).all():
             raise CannotImport(f"{run}, weight {name}: got numbers that are not finite, expected finite ones")
+
+
+def _require_its_own(run: Path, vae: VAE, metrics: Mapping[str, Any]) -> None:
+    """Nothing, if it was these weights that an evaluation measured: a run may have gone on since."""
+    protocol = metrics.get("protocol")
+    measured = protocol.get("model_sha256") if isinstance(protocol, dict) else None
+    if measured != fingerprints.of_model(vae):
+        raise CannotImport(
+            f"{run / 'metrics.json'}: got figures of other weights, expected those of model.safetensors;"
+            f" `vae-train evaluate {run} --data …` measures these"
+        )
 
 
 def _fitted_prior(run: Path, latent_dim: int) -> dict[str, bytes]:

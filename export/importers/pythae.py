@@ -102,7 +102,7 @@ def recognises(folder: Path) -> bool:
     """Whether a folder holds what pythae saved."""
     try:
         config = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and {"name", "input_dim", "latent_dim"} <= set(config)
 
@@ -234,7 +234,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     """The config, its input_dim (c, h, w), or None where the networks alone say it."""
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CannotImport(f"{path}: {error}, expected the config of a model of pythae") from error
     if not isinstance(config, dict):
         raise CannotImport(f"{path}: is {config!r:.100}, expected the config of a model of pythae")

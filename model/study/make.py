@@ -11,6 +11,7 @@ import torch
 
 from model import checkpoint, run, sheets
 from model.errors import BadSetting
+from model.files import write_whole
 from model.machine import join
 from model.study import codes as latent
 from model.study import page, runs
@@ -31,8 +32,8 @@ def make(folder: Path, plan: Plan, *, device: str) -> Found | int:
     """
     machine = join(device, processes=1)
     _require_ours(folder, plan)
-    before_s, began = _spent_s(folder), time.monotonic()
-    _write(folder, {"seconds": before_s})
+    stored, began = _stored(folder), time.monotonic()
+    _write(folder, stored)
     try:
         with runs.Work(plan, folder=folder, device=machine.device.type) as work:
             stopped = work.train()
@@ -42,11 +43,11 @@ def make(folder: Path, plan: Plan, *, device: str) -> Found | int:
             return stopped
         _draw(folder, plan)
     finally:
-        seconds = before_s + time.monotonic() - began
-        _write(folder, {"seconds": round(seconds, 1)})
+        seconds = stored["seconds"] + time.monotonic() - began
+        _write(folder, stored | {"seconds": round(seconds, 1)})
     facts = machine.facts()
     found = _found(folder, plan, seconds=seconds, machine=f"{facts['device']}, torch {facts['torch']}")
-    checkpoint.write_whole(folder / _PAGE, page.render(plan, found).encode())
+    write_whole(folder / _PAGE, page.render(plan, found).encode())
     _write(folder, _for_programs(plan, found))
     return found
 
@@ -105,7 +106,7 @@ def _draw(folder: Path, plan: Plan) -> None:
         "strip": sheets.to_png(pictures.strip(measured, dataset)),
     }
     for name, content in drawn.items():
-        checkpoint.write_whole(folder / "pictures" / f"{name}.png", content)
+        write_whole(folder / "pictures" / f"{name}.png", content)
 
 
 def _model(folder: Path, member: Member) -> VAE:
@@ -147,11 +148,12 @@ def _for_programs(plan: Plan, found: Found) -> dict[str, Any]:
     }
 
 
-def _spent_s(folder: Path) -> float:
-    """What earlier calls of the command took, seconds."""
+def _stored(folder: Path) -> dict[str, Any]:
+    """What earlier calls of the command wrote: the seconds that they took, and all that the last finished one found."""
     path = folder / _STUDY
-    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.exists() else 0.0
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": 0.0}
+    return found
 
 
 def _write(folder: Path, content: Mapping[str, Any]) -> None:
-    checkpoint.write_whole(folder / _STUDY, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / _STUDY, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -77,7 +77,7 @@ class Settings:
     """What networks compute in while they learn."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "sketch"):
+        for name in ("seeds", "sketch", "batch_size"):
             if getattr(self, name) < 1:
                 raise BadSetting(f"{name}: got {getattr(self, name)}, expected a whole number from 1")
         if self.latent_dim <= PLANE:

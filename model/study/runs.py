@@ -17,11 +17,11 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from model import checkpoint, run
+from model import checkpoint, fingerprints, run
 from model.errors import Died, NotANumber
+from model.files import write_whole
 from model.log import read_history
 from model.machine import join
-from model.nll import fingerprint
 from model.study import classifier as classifiers
 from model.study import numbers
 from model.study.classifier import Classifier
@@ -36,10 +36,10 @@ _stopping: Event
 
 
 def has_ended(folder: Path, member: Member) -> bool:
-    """Whether a run has been trained and evaluated to its end, of which its card is the last part."""
+    """Whether a run has been trained and evaluated to its end, of which its metrics are the last part."""
     training = member.config.training
     steps = -(-member.config.data.n_train // training.batch_size) * training.epochs
-    return (folder / "card.md").exists() and checkpoint.saved_step(folder) == steps
+    return (folder / "metrics.json").exists() and checkpoint.saved_step(folder) == steps
 
 
 class Work:
@@ -154,7 +154,7 @@ def _classify(folder: Path) -> None:
     if _stopping.is_set() or not classifiers.has_classes(_plan.dataset) or _is_of(path, described):
         return
     trained = classifiers.train(_plan.dataset)
-    checkpoint.write_whole(folder / "classifier.safetensors", safetensors.torch.save(trained.state_dict()))
+    write_whole(folder / "classifier.safetensors", safetensors.torch.save(trained.state_dict()))
     _write(path, {**described, "accuracy": classifiers.accuracy(trained, _plan.dataset)})
 
 
@@ -179,7 +179,7 @@ def _train(folder: Path, name: str, device: str) -> None:
 def _measure(folder: Path, name: str) -> None:
     member = next(member for member in _plan.members if member.name == name)
     found = checkpoint.read(run_folder(folder, name))
-    described = {"weights": fingerprint(found.vae), "data": member.config.data.sha256}
+    described = {"weights": fingerprints.of_model(found.vae), "data": member.config.data.sha256}
     if _stopping.is_set() or _is_of(_numbers_file(folder, name), described):
         return
     assert found.metrics is not None, "a run that has ended has been evaluated"  # noqa: S101
@@ -211,7 +211,7 @@ def _is_of(path: Path, described: dict[str, Any]) -> bool:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    checkpoint.write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _raise_failure(future: Future[object]) -> None:
@@ -268,8 +268,8 @@ class _Bar:
             history = read_history(place)
             epoch = history[-1]["epoch"] if history else 0
             epochs = member.config.training.epochs
-            has_card = (place / "card.md").exists()
-            share = _TRAINED * epoch / epochs + _EVALUATED * has_card
+            is_evaluated = (place / "metrics.json").exists()
+            share = _TRAINED * epoch / epochs + _EVALUATED * is_evaluated
             share += _MEASURED * _numbers_file(self._folder, member.name).exists()
             done += share * member.images / self._images
             if 0 < epoch < epochs:

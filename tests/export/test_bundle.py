@@ -1,5 +1,6 @@
 """A bundle on disk: whole under its own name, or not there at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,31 @@ def test_a_staged_file_or_folder_gets_its_name_last(tmp_path: Path) -> None:
         assert not (tmp_path / "deep" / "mine").exists()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["mine"]
     assert (tmp_path / "deep" / "mine").read_text() == "whole"
+
+
+def test_a_disk_holds_every_byte_before_it_knows_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = set()
+
+    def noted(descriptor: int) -> None:
+        flushed.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        assert not (tmp_path / "mine").exists()
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with staged(tmp_path / "mine") as place:
+        (place / "pictures").mkdir(parents=True)
+        for name in ("a", "pictures/b"):
+            (place / name).write_text("whole")
+    assert flushed == {"a", "b"}
+
+
+def test_what_comes_into_the_way_meanwhile_stays(tmp_path: Path) -> None:
+    def late(place: Path) -> None:
+        place.write_text("mine")
+        (tmp_path / "taken").write_text("theirs")
+
+    with pytest.raises(CannotWrite, match="taken: exists already"), staged(tmp_path / "taken") as place:
+        late(place)
+    assert (tmp_path / "taken").read_text() == "theirs"
 
 
 def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:

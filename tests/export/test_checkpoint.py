@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from export.frozen import CannotImport
 from export.importers.checkpoint import diagnostics, load, recognises
 from export.make import Wanted, make
-from model import checkpoint, data
+from model import checkpoint, data, fingerprints
 from model.checkpoint import DataConfig, RunConfig
 from model.errors import BadCheckpoint
 from model.prior import FittedPrior
@@ -80,17 +80,24 @@ def test_diagnostics_are_what_the_evaluation_measured(made: Path, trained: Path)
     assert f"cover {metrics['samples']['standard']['coverage']:.0%}" in found.trust.standard.reason
 
 
+def evaluated(run: Path, **metrics: object) -> dict[str, object]:
+    """Figures that say whose they are, written into a run; an evaluation found nothing but what is given."""
+    found = {"protocol": {"model_sha256": fingerprints.of_model(checkpoint.read(run).vae)}, **metrics}
+    (run / "metrics.json").write_text(json.dumps(found))
+    return found
+
+
 def test_an_autoencoders_diagnostics_have_moments_and_no_nats(untrained: Path, tmp_path: Path) -> None:
     run = copied(untrained, tmp_path / "run")
     aggregate = {"mean": [3.0, 0.0, 0.0], "variance": [4.0, 0.0, 1.0], "largest_correlation": 0.5}
-    metrics = {
-        "kl_per_dimension": None,
-        "active_units": 2,
-        "mu": {"min": [-2.0, 0.0, -1.0], "max": [8.0, 0.0, 1.0], "variance": [4.0, 0.01, 1.0]},
-        "aggregate": aggregate | {"mmd": None, "mmd_spread": None, "logvar_at_clamp": None},
-        "samples": None,
-    }
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    evaluated(
+        run,
+        kl_per_dimension=None,
+        active_units=2,
+        mu={"min": [-2.0, 0.0, -1.0], "max": [8.0, 0.0, 1.0], "variance": [4.0, 0.01, 1.0]},
+        aggregate=aggregate | {"mmd": None, "mmd_spread": None, "logvar_at_clamp": None},
+        samples=None,
+    )
     found = make(load(run), tmp_path / "mine", Wanted(name="mine")).diagnostics
     assert found is not None
     assert (found.kl_per_dimension, found.active_dimensions, found.mu_max) == (None, (0, 2), 8.0)
@@ -132,6 +139,7 @@ def test_an_autoencoder_becomes_a_bundle_with_its_fitted_prior(untrained: Path, 
     run = copied(untrained, tmp_path / "run")
     prior = FittedPrior(torch.tensor([1.0]), torch.zeros(1, 3), torch.eye(3)[None])
     checkpoint.write_prior(run, prior.tensors())
+    evaluated(run)
     manifest = make(load(run), tmp_path / "mine", Wanted(name="mine"))
     assert (manifest.family, manifest.prior, manifest.scale_head) == ("autoencoder", "none", None)
     assert manifest.diagnostics is None
@@ -202,6 +210,7 @@ def test_a_fitted_prior_that_is_none_is_refused(
 ) -> None:
     run = copied(untrained, tmp_path / "run")
     checkpoint.write_prior(run, FittedPrior(torch.tensor([1.0]), torch.zeros(1, 3), torch.eye(3)[None]).tensors())
+    evaluated(run)
     break_it(run / "prior.safetensors")
     with pytest.raises(CannotImport, match=rf"prior\.safetensors: .*{sentence}"):
         load(run)
@@ -214,9 +223,37 @@ def other_prior() -> dict[str, np.ndarray]:
 
 def test_figures_that_no_evaluation_wrote_are_refused(untrained: Path, tmp_path: Path) -> None:
     run = copied(untrained, tmp_path / "run")
-    (run / "metrics.json").write_text('{"kl_per_dimension": [1.0]}')
+    evaluated(run, kl_per_dimension=[1.0])
     with pytest.raises(CannotImport, match=r"metrics\.json: got no figures of latents .*, expected what vae-train"):
         load(run)
+
+
+@pytest.mark.parametrize("protocol", [{"protocol": {"model_sha256": "ab" * 32}}, {"protocol": None}, {}])
+def test_figures_of_other_weights_are_refused(trained: Path, tmp_path: Path, protocol: dict[str, object]) -> None:
+    """As after an evaluation of a run that was stopped, and has gone on since."""
+    run = copied(trained, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    del metrics["protocol"]
+    (run / "metrics.json").write_text(json.dumps(metrics | protocol))
+    with pytest.raises(CannotImport) as refused:
+        load(run)
+    assert str(refused.value) == (
+        f"{run / 'metrics.json'}: got figures of other weights, expected those of model.safetensors;"
+        f" `vae-train evaluate {run} --data …` measures these"
+    )
+
+
+def test_without_metrics_nothing_of_an_evaluation_travels(trained: Path, tmp_path: Path) -> None:
+    """Whose prior and card those are, nobody knows."""
+    run = copied(trained, tmp_path / "run")
+    assert "card.md" in load(run).files
+    (run / "metrics.json").unlink()
+    assert load(run).files == {}
+
+
+def test_a_config_that_is_nested_too_deeply_is_no_run_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    assert not recognises(tmp_path)
 
 
 def test_a_run_without_weights_is_refused(untrained: Path, tmp_path: Path) -> None:

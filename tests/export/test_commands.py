@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 import export.make
 from export.__main__ import app
+from model import checkpoint, fingerprints
 from service.bundle import read
 from tests.service.broken import edit_manifest, flip_byte
 from tests.service.linear import linear, write_linear
@@ -139,6 +140,7 @@ def test_into_refuses_a_name_for_all_and_sources_of_one_name_before_it_begins(un
     assert refusal("make", untrained, other, "--into", into) == (
         f"{untrained}: got its name twice, expected sources of different names with --into"
     )
+    assert refusal("make", untrained, tmp_path / "a b", "--into", into).startswith("name: got 'a b', expected at most")
     (into / "untrained").mkdir(parents=True)
     assert refusal("make", untrained, "--into", into) == f"{into / 'untrained'}: exists already, expected a new place"
 
@@ -158,7 +160,12 @@ def test_a_broken_run_is_refused(untrained: Path, tmp_path: Path) -> None:
 
 def test_a_figure_that_no_manifest_can_hold_is_named(untrained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(untrained, tmp_path / "run")
-    metrics = {"kl_per_dimension": [1.0], "active_units": "many", "mu": {"min": [0.0], "max": [1.0], "variance": [1.0]}}
+    metrics = {
+        "protocol": {"model_sha256": fingerprints.of_model(checkpoint.read(run).vae)},
+        "kl_per_dimension": [1.0],
+        "active_units": "many",
+        "mu": {"min": [0.0], "max": [1.0], "variance": [1.0]},
+    }
     (run / "metrics.json").write_text(json.dumps(metrics))
     sentence = refusal("make", run, tmp_path / "mine")
     assert sentence.startswith("diagnostics.active_units: got 'many', Input should be a valid integer")

@@ -113,8 +113,9 @@ def test_an_npz_is_split_and_its_labels_go_with_its_pictures(tmp_path: Path, nam
     assert sorted([*dataset.train_labels, *dataset.test_labels]) == list(range(20))
 
 
-def test_an_npz_with_a_test_part_keeps_it(tmp_path: Path) -> None:
-    arrays = {"x_train": np.zeros((9, 4, 4), np.uint8), "x_test": np.ones((3, 4, 4), np.uint8)}
+@pytest.mark.parametrize("name", ["images", "x_train"])
+def test_an_npz_with_a_test_part_keeps_it(tmp_path: Path, name: str) -> None:
+    arrays = {name: np.zeros((9, 4, 4), np.uint8), "x_test": np.ones((3, 4, 4), np.uint8)}
     np.savez(tmp_path / "file.npz", **arrays, y_train=np.arange(9), y_test=np.arange(3)[:, None])
     dataset = data.read(tmp_path / "file.npz")
     assert dataset.test.sum() == 3 * 16

@@ -1,5 +1,6 @@
 """What becomes of one picture, and of one that cannot be read; tests/test_fitting.py compares it to the service."""
 
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -70,6 +71,28 @@ def test_a_picture_on_its_side_is_turned_before_its_size_is_read(tmp_path: Path)
     assert train.shape[1:] == (8, 4, 3)
     assert (train[0, :4] == 255).all()
     assert (train[0, 4:] == 0).all()
+
+
+def late_orientation(picture: Image.Image) -> bytes:
+    """A PNG that is to be turned by 90 degrees, which stands behind its pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = BytesIO()
+    picture.save(file, "PNG")
+    content = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = b"eXIf" + content
+    end = file.getvalue().rindex(b"IEND") - 4
+    late = len(content).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    return file.getvalue()[:end] + late + file.getvalue()[end:]
+
+
+def test_a_picture_whose_header_does_not_tell_that_it_lies_on_its_side_is_not_cropped_unasked(tmp_path: Path) -> None:
+    for index in range(2):
+        (tmp_path / f"{index}.png").write_bytes(late_orientation(grey(4, 8)))
+    expected = r"got 8x4 once it is upright, expected 4x8 as its header says; --size HxW fits it"
+    with pytest.raises(BadData, match=expected):
+        data.read(tmp_path)
+    assert data.read(tmp_path, size=(8, 4)).image_shape == (8, 4, 1)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

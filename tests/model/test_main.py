@@ -330,6 +330,7 @@ def test_a_folder_of_photos_becomes_a_model_of_the_size_asked_for(tmp_path: Path
         (("fit", "--out", "{new}", "--resume"), "config.json: got No such file or directory"),
         (("fit", "--out", "{new}", "--data", "{new}"), "got nothing there, expected a folder"),
         (("fit", "--out", "{new}", "--size", "28"), "--size: got '28', expected HxW in pixels"),
+        (("fit", "--out", "{new}", "--size", "0x8"), "--size: got '0x8', expected HxW in pixels"),
         (("fit", "--out", "{new}", "--size", "28x28"), "got pictures of shape (8, 8, 1), expected (28, 28, 1)"),
         (("fit", "--out", "{new}", "--sigma", "-1"), "sigma: got -1.0, expected a number from 1/512"),
         (("fit", "--out", "{new}", "--sigma", "wide"), "sigma: got 'wide', expected a number from 1/512"),
@@ -343,6 +344,10 @@ def test_a_folder_of_photos_becomes_a_model_of_the_size_asked_for(tmp_path: Path
             "iw_epochs: got some with an autoencoder",
         ),
         (("evaluate", "{new}"), "config.json: got No such file or directory"),
+        (("evaluate", "{run}", "--precision", "fp64"), "--precision: got 'fp64' without --nll, expected both"),
+        (("evaluate", "{run}", "--nll-samples", "5"), "--nll-samples: got '5' without --nll, expected both"),
+        (("evaluate", "{run}", "--nll-images", "5"), "--nll-images: got 5 without --nll, expected both"),
+        (("evaluate", "{run}", "--nll-draws", "1"), "--nll-draws: got 1 without --nll, expected both"),
     ],
 )
 def test_what_a_person_got_wrong_is_one_sentence_and_exit_code_2(

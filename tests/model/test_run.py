@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import checkpoint, run
+from model import checkpoint, fingerprints, run
 from model.checkpoint import DataConfig, RunConfig
 from model.data import Dataset, with_validation
 from model.errors import BadCheckpoint, BadData, BadSetting, NotANumber
@@ -111,16 +111,16 @@ def test_a_last_save_that_is_cut_short_loses_nothing(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run.train(whole, run.start(whole, config, dataset=dataset), dataset)
     learner = run.start(cut, config, dataset=dataset)
-    write_whole = checkpoint.write_whole
+    replace = Path.replace
 
-    def full(path: Path, content: bytes) -> None:
+    def killed(temporary: Path, path: Path) -> Path:
         if path.name == lost and learner.step == 12:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_whole(path, content)
+            raise KeyboardInterrupt
+        return replace(temporary, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "write_whole", full)
-        with pytest.raises(OSError, match="No space left"):
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
             run.train(cut, learner, dataset, save_every_s=0)
     run.train(cut, run.resume(cut, config), dataset)
     for name in TENSORS:
@@ -308,6 +308,34 @@ def test_a_number_that_is_none_before_the_first_save_says_so(
     with pytest.raises(NotANumber, match="step 2: recon is nan, expected a finite number; nothing was saved before"):
         run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
     assert not (tmp_path / "state").exists()
+
+
+def test_an_estimate_of_log_p_is_kept_for_the_same_weights_and_pictures_alone(
+    tmp_path: Path, config: RunConfig, dataset: Dataset
+) -> None:
+    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
+    estimated = run.measure(tmp_path, dataset=dataset, nll=run.NllRequest(samples=(3,)))
+    assert estimated["nll"] is not None
+    assert run.measure(tmp_path, dataset=dataset)["nll"] == json.loads(json.dumps(estimated["nll"]))
+    other = dataclasses.replace(dataset, test=dataset.test[::-1].copy())
+    assert run.measure(tmp_path, dataset=other)["nll"] is None
+
+
+def test_metrics_come_last_so_that_where_they_are_all_else_is_of_the_same_weights(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
+
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("model.card.write_whole", full)
+        with pytest.raises(OSError, match="No space left"):
+            run.measure(tmp_path, dataset=dataset)
+    assert not (tmp_path / "metrics.json").exists()
+    metrics = run.measure(tmp_path, dataset=dataset)
+    assert metrics["protocol"]["model_sha256"] == fingerprints.of_model(checkpoint.read(tmp_path).vae)
 
 
 def test_pictures_of_another_size_cannot_measure_a_run(

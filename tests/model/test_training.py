@@ -437,6 +437,11 @@ def test_an_autoencoder_has_no_importance_weights() -> None:
         learner(LAST_PHASE, POINT)
 
 
+def test_importance_weights_with_the_sigma_that_is_optimal_for_the_elbo_are_refused() -> None:
+    with pytest.raises(BadSetting, match="iw_epochs: got some with sigma optimal, which is so for the elbo; expected"):
+        learner(LAST_PHASE, dataclasses.replace(SMALL, sigma="optimal"))
+
+
 def test_a_process_without_a_picture_is_refused() -> None:
     machine = Machine(torch.device("cpu"), processes=3)
     with pytest.raises(BadSetting, match="processes: got 3, expected at most one per picture, 2"):

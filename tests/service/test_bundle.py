@@ -169,7 +169,7 @@ def test_a_manifest_that_is_no_json_is_refused(folder: Path, content: bytes) -> 
 def test_a_manifest_of_gigabytes_is_not_read_into_memory(folder: Path) -> None:
     with (folder / MANIFEST).open("ab") as file:
         file.truncate(2**31)
-    assert refusal(folder) == f"{folder / MANIFEST}: larger than 1048576 bytes, expected a manifest"
+    assert refusal(folder) == f"{folder / MANIFEST}: larger than 8388608 bytes, expected a manifest"
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"format"', "{}"])

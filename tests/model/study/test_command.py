@@ -167,7 +167,7 @@ def test_what_is_there_is_kept_and_what_is_missing_or_of_other_weights_is_made_a
 def test_a_run_that_stops_being_finite_is_named(finished: Path, few: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     shutil.copytree(finished, folder)
-    (folder / "runs" / "vae-2" / "card.md").unlink()
+    (folder / "runs" / "vae-2" / "metrics.json").unlink()
     state = folder / "runs" / "vae-2" / "state" / "training.safetensors"
     tensors = safetensors.torch.load_file(state)
     tensors["step"] = torch.tensor(1)
@@ -206,6 +206,25 @@ def test_a_wrong_setting_is_one_sentence(tmp_path: Path, few: Path) -> None:
     assert not (tmp_path / "study").exists()
 
 
+def test_a_batch_of_nothing_is_one_sentence(tmp_path: Path, few: Path) -> None:
+    refused = study("--data", few, "--out", tmp_path / "study", "--batch-size", 0)
+    assert refused.exit_code == 2
+    assert refused.stderr == "vae-train: batch_size: got 0, expected a whole number from 1\n"
+
+
+def test_what_was_found_stays_where_a_finished_study_is_stopped_again(
+    finished: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    before = json.loads((folder / "study.json").read_text())
+    monkeypatch.setattr(runs.Work, "train", lambda _work: signal.SIGINT)
+    assert study("--data", few, "--out", folder, *TINY).exit_code == 128 + signal.SIGINT
+    after = json.loads((folder / "study.json").read_text())
+    assert after.pop("seconds") >= before.pop("seconds")
+    assert after == before
+
+
 @pytest.fixture
 def work(few: Path, tmp_path: Path) -> runs.Work:
     return runs.Work(plan(data.read(few), Settings(latent_dim=3)), folder=tmp_path, device="cpu")
@@ -225,10 +244,10 @@ def test_what_a_job_raises_reaches_whoever_asked(work: runs.Work) -> None:
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
-def test_a_run_has_not_ended_before_its_last_step_and_its_card(finished: Path, few: Path, tmp_path: Path) -> None:
+def test_a_run_has_not_ended_before_its_last_step_and_its_metrics(finished: Path, few: Path, tmp_path: Path) -> None:
     settings = Settings(features=2, latent_dim=3, epochs=2, batch_size=64, sketch=150)
     member = plan(data.read(few), settings).measured(PLAIN, 0)
     assert runs.has_ended(finished / "runs" / "vae-3", member)
     shutil.copytree(finished / "runs" / "vae-3", tmp_path / "run")
-    (tmp_path / "run" / "card.md").unlink()
+    (tmp_path / "run" / "metrics.json").unlink()
     assert not runs.has_ended(tmp_path / "run", member)
