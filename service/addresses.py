@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from starlette.responses import Response
@@ -34,8 +35,8 @@ def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:
     """The 304 for a cache that holds this very answer; None for everyone else."""
     if not (call.is_get and seeded):
         return None
-    held = call.request.headers.get("if-none-match")
-    if held is None:
+    held = call.request.headers.getlist("if-none-match")
+    if not held:
         return None
     fresh = caching(call, seeded=True) | {"x-model": call.model.label}
     if call.options.format is None:
@@ -45,12 +46,12 @@ def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:
     return Response(status_code=304, headers=identity(call) | fresh)
 
 
-def is_held(held: str, etag: str) -> bool:
-    """Whether an If-None-Match names this validator, by weak comparison.
+def is_held(held: Sequence[str], etag: str) -> bool:
+    """Whether the lines of an If-None-Match name this validator, by weak comparison.
 
-    Source:  RFC 9110, section 13.1.2
+    Source:  RFC 9110, sections 5.3 and 13.1.2
     """
-    tags = {tag.strip().removeprefix("W/") for tag in held.split(",")}
+    tags = {tag.strip().removeprefix("W/") for line in held for tag in line.split(",")}
     return not tags.isdisjoint({etag, "*"})
 
 

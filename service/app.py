@@ -160,6 +160,7 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
     """The answer to what no handler knows, which passes outside all middleware of ours."""
     response = _failed(request, error)
     response.headers["x-request-id"] = record.of(request.scope).request_id
+    response.headers["connection"] = "close"  # which the server does once it has logged the error
     if allowed := request.app.state.deployment.settings.cors_origins:
         response.raw_headers += origins.marks(allowed, dict(request.scope["headers"]).get(b"origin"))
     return response

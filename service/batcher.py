@@ -155,9 +155,10 @@ class Batch:
     def apart(self) -> list["Batch"]:
         """Each job by itself, of those whose callers still wait."""
         return [
-            Batch(self.run, self.cores, (job,), (place,), self.engine_rows, self.run_us)
+            Batch(self.run, self.cores, (job,), (place,), self.engine_rows * share, self.run_us * share)
             for job, place in zip(self.jobs, self.places, strict=True)
             if not job.reply.done()
+            for share in [(place.stop - place.start) / self.rows]
         ]
 
     def fail(self, error: BaseException) -> None:

@@ -101,15 +101,16 @@ def _require_pace(size: int, *, began: float, settings: Settings) -> None:
 async def parse(body: bytes, headers: Mapping[str, str], *, takes: frozenset[str], max_parts: int) -> Body:
     """What the body says, by its content type.
 
-    Raises:  BadBody, UnsupportedType, Invalid for what the verb does not take
+    Raises:  BadBody, UnsupportedType, Invalid for what the verb does not take, TooLarge for too many pictures
     """
     if not body:
         return EMPTY
     media_type = _media_type(headers)
     if media_type == _JSON:
-        return await spend(JSON_BYTE_US * len(body), _json, body, takes)
+        return await spend(JSON_BYTE_US * len(body), _json, body, takes, max_parts)
     if media_type == tensors.MEDIA_TYPE and takes:
-        return _members(await spend(tensors.reading_cost_us(body), tensors.read, body), takes, where="tensor")
+        document = await spend(tensors.reading_cost_us(body), tensors.read, body)
+        return _members(document, takes, where="tensor", max_parts=max_parts)
     if "images" in takes:
         if media_type in images.MEDIA_TYPES:
             return Body(pictures=(Named("body", body),))
@@ -134,21 +135,24 @@ def readable_types(takes: frozenset[str]) -> tuple[str, ...]:
     return (*pictures, _JSON, *((tensors.MEDIA_TYPE,) if takes else ()))
 
 
-def _json(body: bytes, takes: frozenset[str]) -> Body:
+def _json(body: bytes, takes: frozenset[str], max_parts: int) -> Body:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadBody(f"not readable as JSON: {error}") from error
     if not isinstance(document, dict):
         raise invalid("body", got=type(document).__name__, expected="a JSON object")
-    return _members(document, takes, where="body")
+    return _members(document, takes, where="body", max_parts=max_parts)
 
 
-def _members(document: dict[str, Any], takes: frozenset[str], *, where: str) -> Body:
+def _members(document: dict[str, Any], takes: frozenset[str], *, where: str, max_parts: int) -> Body:
     payload = {name: value for name, value in document.items() if name in takes}
     options = tuple((name, Named(f"{where}.{name}", value)) for name, value in document.items() if name not in takes)
     if "images" in payload and isinstance(payload["images"], list):
-        pictures = [Named(f"{where}.images[{index}]", value) for index, value in enumerate(payload.pop("images"))]
+        sent = payload.pop("images")
+        if len(sent) > max_parts:
+            raise too_large("rows", got=len(sent), limit=max_parts, unit="rows")
+        pictures = [Named(f"{where}.images[{index}]", value) for index, value in enumerate(sent)]
         return Body(tuple(Named(item.where, picture_bytes(item)) for item in pictures), payload, options)
     return Body((), payload, options)
 

@@ -253,7 +253,11 @@ def invalid(where: str, *, got: object, expected: str) -> Invalid:
 
 def too_large(what: str, *, got: int, limit: int, unit: str) -> TooLarge:
     """A 413 that names the limit."""
+    try:
+        grouped, plain = f"{got:,}", f"{got}"
+    except ValueError:  # Python writes no number of thousands of digits, which a product of options may be
+        grouped = plain = "far too many"
     return TooLarge(
-        f"{what}: got {got:,} {unit}, the limit is {limit:,}",
-        faults=[{"where": what, "got": f"{got} {unit}", "expected": f"at most {limit} {unit}"}],
+        f"{what}: got {grouped} {unit}, the limit is {limit:,}",
+        faults=[{"where": what, "got": f"{plain} {unit}", "expected": f"at most {limit} {unit}"}],
     )

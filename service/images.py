@@ -1,6 +1,6 @@
 """Pictures at the edge: encoded bytes to uint8 arrays, and uint8 arrays to PNG, WebP, JPEG, GIF and APNG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from io import BytesIO
 from math import ceil, isqrt
@@ -69,7 +69,7 @@ def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
     return picture
 
 
-def to_rows(pictures: Sequence[Opened], *, shape: tuple[int, int, int], where: Sequence[str]) -> Uint8:
+def to_rows(pictures: Iterable[Opened], *, shape: tuple[int, int, int], where: Sequence[str]) -> Uint8:
     """Pictures of any size, mode and orientation as rows that a model of one size takes.
 
     Shapes:  shape (h, w, c) -> (n, h, w, c)
@@ -93,7 +93,7 @@ def _row(picture: Opened, shape: tuple[int, int, int], *, where: str) -> Uint8:
     return _pixels(decoded)
 
 
-def to_rows_of_their_size(pictures: Sequence[Opened], *, channels: int, stride: int, where: Sequence[str]) -> Uint8:
+def to_rows_of_their_size(pictures: Iterable[Opened], *, channels: int, stride: int, where: Sequence[str]) -> Uint8:
     """Pictures of one size as rows of that size, their edges cut where a side is no multiple of the stride.
 
     Shapes:  -> (n, h, w, channels), h and w multiples of the stride
@@ -121,11 +121,7 @@ def _decoded(picture: Opened, channels: int, *, where: str) -> Image.Image:
     upright = _sound(picture.decoded if isinstance(picture, png.Plain) else partial(_upright, picture), where=where)
     if upright.mode in {"I", "F"}:
         raise invalid(where, got=f"a picture of mode {upright.mode}", expected="at most 16 bits a channel")
-    if upright.has_transparency_data:
-        colour = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
-    mode = "L" if channels == 1 else "RGB"
-    return upright if upright.mode == mode else upright.convert(mode)
+    return _sound(partial(_on_black, upright, "L" if channels == 1 else "RGB"), where=where)
 
 
 def _sound(decode: Callable[[], T], *, where: str) -> T:
@@ -147,6 +143,14 @@ def _upright(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture.convert(_STEPPING_STONES[picture.mode]) if picture.mode in _STEPPING_STONES else picture
+
+
+def _on_black(picture: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
+    """A picture in one of these modes, where it is transparent on black."""
+    if picture.has_transparency_data:
+        colour = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _pixels(picture: Image.Image) -> Uint8:

@@ -133,9 +133,15 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
 
 
 def _headers(request: Request) -> dict[str, str]:
-    """The headers by their names; the first of those that have the same."""
+    """The headers by their names; the first of those that have the same, and of `Accept` all as one list.
+
+    Source:  RFC 9110, section 5.3
+    """
     sent: list[tuple[bytes, bytes]] = request.scope["headers"]
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(sent)}
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(sent)}
+    if len(headers) < len(sent) and "accept" in headers:
+        headers["accept"] = ", ".join(request.headers.getlist("accept"))
+    return headers
 
 
 def _deadline(headers: Mapping[str, str], began: float, settings: Settings) -> Deadline:

@@ -35,7 +35,7 @@ def require_one_distribution() -> str:
 def available_cores() -> int:
     """Cores that this process may use: its affinity, bounded by the cgroup's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"), within=_own_cgroup())
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
@@ -59,14 +59,32 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return next((frozenset(flags.split()) for name, _, flags in told if name.strip() == "flags"), frozenset())
 
 
-def _cgroup_quota(root: Path) -> float | None:
-    """CPUs that the cgroup grants, None where it sets no bound; version 2 first, then version 1."""
+def _own_cgroup(told: Path = Path("/proc/self/cgroup")) -> Path:
+    """Where this process is in version 2's tree: at its root in a container, deep inside it as a unit of systemd."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        lines = told.read_text().splitlines()
+    except OSError:
+        return Path()
+    return next((Path(line[len("0::/") :]) for line in lines if line.startswith("0::/")), Path())
+
+
+def _cgroup_quota(root: Path, *, within: Path) -> float | None:
+    """CPUs that the cgroup and all above it grant, None where none sets a bound; version 2 first, then version 1."""
+    granted = [_granted(root / place / "cpu.max") for place in (within, *within.parents)]
+    bounds = [cpus for cpus in granted if cpus is not None]
+    if bounds:
+        return min(bounds)
+    try:
+        quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+        period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return None
+    return None if quota == "-1" else int(quota) / int(period)
+
+
+def _granted(limit: Path) -> float | None:
+    try:
+        quota, period = limit.read_text().split()
     except (OSError, ValueError):
-        try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return None if quota in {"max", "-1"} else int(quota) / int(period)
+        return None
+    return None if quota == "max" else int(quota) / int(period)

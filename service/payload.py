@@ -1,13 +1,13 @@
 """A request's pictures and latents, as rows that its model takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images, sizes
+from service import images, png, sizes
 from service.bodies import Named
 from service.budget import spend
 from service.errors import invalid
@@ -19,6 +19,10 @@ TENSOR_NUMBER_US = 0.002
 NESTED_NUMBER_US = 0.1
 
 _UNEVEN = "lists of unequal lengths, or too deep"
+
+_NUMBERS = {int, float}
+# As deep as numpy goes.
+_MAX_DEPTH = 64
 
 
 async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArray[np.uint8]:
@@ -33,15 +37,33 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
     spec = call.model.manifest.image
     cost = images.decoding_cost_us(opened, n_bytes=n_bytes)
     if not spec.is_open:
-        return await spend(cost, images.to_rows, opened, shape=spec.default_shape, where=where)
+        return await spend(cost, images.to_rows, _in_time(opened, call), shape=spec.default_shape, where=where)
     _check_sides(call, opened, where)
     return await spend(
-        cost, images.to_rows_of_their_size, opened, channels=spec.channels, stride=spec.stride, where=where
+        cost,
+        images.to_rows_of_their_size,
+        _in_time(opened, call),
+        channels=spec.channels,
+        stride=spec.stride,
+        where=where,
     )
 
 
 def _opened(pictures: Sequence[Named], max_pixels: int) -> list[images.Opened]:
     return [images.open_picture(picture.value, where=picture.where, max_pixels=max_pixels) for picture in pictures]
+
+
+def _in_time(opened: Sequence[images.Opened], call: Call[Options]) -> Iterator[images.Opened]:
+    """Pictures, one after the other while the request has time; each is let go, with all its pixels, before the next.
+
+    Raises:  DeadlinePassed
+    """
+    for picture in opened:
+        if call.deadline.left_s() < 0:
+            raise call.deadline.passed()
+        yield picture
+        if not isinstance(picture, png.Plain):  # which keeps no pixels
+            picture.close()
 
 
 def _check_sides(call: Call[Options], pictures: Sequence[images.Opened], where: Sequence[str]) -> None:
@@ -106,7 +128,9 @@ async def latents_of(call: Call[Options]) -> NDArray[np.float32] | None:
     largest = prod(axis[-1] for axis in call.model.latent_axes)
     known = TENSOR_NUMBER_US * value.size if isinstance(value, np.ndarray) else 0.0
     nested = NESTED_NUMBER_US * len(value) * largest if isinstance(value, list) else 0.0
-    return await spend(known + nested, as_latents, call, value, where="z")
+    latents = await spend(known + nested, as_latents, call, value, where="z")
+    call.check_rows(len(latents))
+    return latents
 
 
 def size_of_latents(call: Call[Options], z: NDArray[np.float32]) -> tuple[int, int, int]:
@@ -145,10 +169,12 @@ def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.flo
 def _numbers(value: Any, where: str) -> NDArray[Any]:
     """Nested numbers as an array.
 
-    Raises:  Invalid if they are no list, or that names the first row which is none or has not the shape of the first
+    Raises:  Invalid if they are no list, or that names the first place of something else, or the first row which is of
+             another shape than the first
     """
     if not isinstance(value, list):
         raise invalid(where, got=type(value).__name__, expected="a list of numbers, or of such lists")
+    _require_numbers(value, where)
     try:
         return np.asarray(value)
     except ValueError:
@@ -159,6 +185,29 @@ def _numbers(value: Any, where: str) -> NDArray[Any]:
         if shape != shapes[0]:
             raise invalid(f"{where}[{index}]", got=shape, expected=f"{shapes[0]} as {where}[0]")
     raise invalid(where, got=_UNEVEN, expected="one shape for all rows")
+
+
+def _require_numbers(nested: list[Any], where: str) -> None:
+    """Nothing, if these are numbers and lists of them. Looked for before numpy sees any: it would make room in every
+    place for the longest text of all.
+
+    Raises:  Invalid that names the first place of something else
+    """
+    item: Any = nested
+    depth = _MAX_DEPTH
+    while not _holds_numbers(item, depth=depth):
+        if type(item) is not list:
+            raise invalid(where, got=type(item).__name__, expected="a number")
+        depth -= 1
+        index = next(index for index, inner in enumerate(item) if not _holds_numbers(inner, depth=depth))
+        where, item = f"{where}[{index}]", item[index]
+
+
+def _holds_numbers(item: Any, *, depth: int) -> bool:
+    if type(item) is not list:
+        return type(item) in _NUMBERS
+    kinds = set(map(type, item))
+    return kinds <= _NUMBERS or depth == 0 or all(_holds_numbers(inner, depth=depth - 1) for inner in item)
 
 
 def _shape(row: Any) -> tuple[int, ...] | None:

@@ -1,11 +1,12 @@
 """Every number and name that an operator may turn, in one frozen object."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "fashion"
 
@@ -20,12 +21,22 @@ def _workers(sent: Any) -> Any:
     return AUTO if sent == "auto" else sent
 
 
+def _listed(sent: Any) -> Any:
+    """What an environment variable holds as a list, and a flag as it is."""
+    if not isinstance(sent, str):
+        return sent
+    try:
+        return json.loads(sent)
+    except ValueError as error:
+        raise ValueError(f'expected a JSON list, as ["{sent}"]') from error
+
+
 class Settings(BaseSettings):
     """How this process serves. What belongs to a model is in its manifest and never here."""
 
     model_config = SettingsConfigDict(env_prefix="VAE_", frozen=True, extra="forbid")
 
-    bundles: tuple[Path, ...] = Field(
+    bundles: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)] = Field(
         (SHIPPED_BUNDLE,),
         min_length=1,
         description="Bundles to serve, folders or zips; the first is the default. Without one: the shipped model.",
@@ -102,7 +113,7 @@ class Settings(BaseSettings):
         None, description="File with the hashes of keys that callers must show; without it everybody is let in."
     )
     open_metrics: bool = Field(False, description="Where keys are on, answer /metrics without one.")
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
         (), description="Origins whose pages may ask from a browser, as https://example.org; * for all."
     )
     shutdown_pause_s: int = Field(

@@ -5,6 +5,7 @@ import errno
 import gc
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -237,6 +238,7 @@ def test_of_two_that_start_on_one_port_at_once_one_serves() -> None:
     [
         ("203.0.113.1", "host 203.0.113.1: no address of this machine, expected one that it has, or 0.0.0.0 for all"),
         ("not a host", "expected a name or an address of this machine"),
+        ("a..b", "no name of a host, expected a name or an address of this machine"),
     ],
 )
 def test_a_host_that_is_none_of_this_machine_is_told(host: str, sentence: str) -> None:
@@ -261,6 +263,23 @@ def test_settings_that_cannot_be_are_told(flags: list[str], sentence: str) -> No
     finished = ended(*flags)
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"vae-serve: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"), [("bundles", "/models/faces"), ("cors_origins", "https://example.org"), ("bundles", "[1")]
+)
+def test_a_list_in_the_environment_that_is_none_is_told(
+    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"VAE_{variable.upper()}", text)
+    finished = ended("--port", 0)
+    assert finished.returncode == 2
+    assert finished.stderr == f'vae-serve: {variable}: got {text!r}, expected a JSON list, as ["{text}"]\n'
+
+
+def test_a_list_in_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAE_CORS_ORIGINS", '["https://a.example", "http://localhost:3000"]')
+    assert Settings().cors_origins == ("https://a.example", "http://localhost:3000")
 
 
 # Death
@@ -295,12 +314,39 @@ def test_workers_that_die_before_they_listen_end_the_service_with_a_sentence() -
     assert told.splitlines()[-1] == expected
 
 
-def test_workers_end_with_their_parent() -> None:
+@pytest.mark.parametrize("is_loading", [False, True])
+def test_workers_end_with_their_parent(is_loading: bool) -> None:
+    """Also those that load a new version meanwhile, and find nobody to tell it to."""
     with started("--port", 0, "--workers", 2) as process:
         url, said = listening(process)
+        if is_loading:
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.03)
         process.kill()
         until(lambda: all(map(is_gone, pids_in(said))))
         assert port_is_closed(url)
+
+
+def test_the_end_of_a_terminal_ends_no_worker_by_itself() -> None:
+    with serving(["--workers", "2"]) as server:
+        pids = workers(server)
+        for pid in pids:
+            os.kill(pid, signal.SIGHUP)
+        for answer in answers_of_each(server, pids):
+            assert answer.status_code == 200
+        assert workers(server) == pids
+
+
+def test_a_worker_that_the_system_has_no_room_for_is_tried_again_while_the_others_serve() -> None:
+    with serving(["--workers", "2"]) as server:
+        old, other = workers(server)
+        before = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        os.kill(old, signal.SIGKILL)
+        until(lambda: "".join(server.said).count("worker - ended before it began (Too many open files)") >= 2)
+        assert answers_of_each(server, [other])[0].status_code == 200
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, before)
+        until(lambda: len(workers(server)) == 3 and "Application startup complete" in server.said[-1])
 
 
 # The end
@@ -320,6 +366,16 @@ def test_what_was_accepted_is_finished_after_the_port_has_closed(count: int) -> 
             assert body == expected
         assert server.process.wait(WITHIN_S) == 0
         assert all(map(is_gone, workers(server)))
+
+
+def test_what_began_before_the_end_was_told_is_the_last_on_its_connection() -> None:
+    """The server makes the headers of all answers anew each second; this request has those of a while ago."""
+    with serving(["--shutdown-pause-s", "3"]) as server:
+        unfinished = Unfinished(server.url)
+        time.sleep(2.2)
+        server.process.terminate()
+        until(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503)
+        assert b"\r\nconnection: close" in unfinished.finish().partition(b"\r\n\r\n")[0]
 
 
 @pytest.mark.parametrize("count", [1, 2])

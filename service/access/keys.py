@@ -6,6 +6,7 @@ reads it. Salt and slow hashes are for what people make up themselves.
 
 import logging
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,9 +102,10 @@ class Keys:
 def line(name: str, token: str, *, scopes: tuple[Scope, ...], rows_per_s: float | None) -> str:
     """The line of the file that admits a key.
 
-    Raises:  BadKeys if the name is none
+    Raises:  BadKeys if the name is none, or the rate
     """
     _require_name(name, "name")
+    _rate(rows_per_s, where=name)
     shown = ", ".join(f'"{scope}"' for scope in scopes)
     rate = "" if rows_per_s is None else f", rows_per_s = {rows_per_s:.15g}"
     return f'{name} = {{ sha256 = "{sha256(token.encode()).hexdigest()}", scopes = [{shown}]{rate} }}'
@@ -130,7 +132,7 @@ def _read(path: Path, *, workers: int, before: tuple[Key, ...]) -> tuple[Key, ..
         raise BadKeys(f"{path}: {error.strerror}, expected a file of keys") from error
     except UnicodeDecodeError as error:
         raise BadKeys(f"{path}: not readable as TOML: not UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one, and so is that of a number of thousands of digits
         raise BadKeys(f"{path}: not readable as TOML: {error}") from error
     if mode & _OTHERS_MAY:
         logger.warning(
@@ -197,7 +199,7 @@ def _scopes(sent: Any, *, where: str) -> frozenset[Scope]:
 def _rate(sent: Any, *, where: str) -> float | None:
     if sent is None:
         return None
-    if isinstance(sent, bool) or not isinstance(sent, int | float) or not 0 < sent < float("inf"):
+    if isinstance(sent, bool) or not isinstance(sent, int | float) or not 0 < sent <= sys.float_info.max:
         raise BadKeys(f"{where}: rows_per_s: got {str(sent)[:32]}, expected engine rows a second, more than 0")
     return float(sent)
 

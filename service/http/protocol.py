@@ -47,7 +47,8 @@ class Protocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._connections = connections
         self._max_head_bytes = connections.settings.max_head_bytes
-        self._head_bytes = 0  # at most, of the head that is being read
+        self._piece_bytes = 0  # of what has just come
+        self._head_bytes = 0  # at most, of the head that is being read, or of what is no body since the last of a body
         self._farewell: bytes | None = None  # the last that is said here; nothing is heard after it was thought of
         self._awaited: object = None
         self._awaited_since = 0.0
@@ -135,7 +136,8 @@ class Protocol(HttpToolsProtocol):
         """Read on."""
         if self._farewell is not None:
             return
-        self._head_bytes = len(data) + (self._head_bytes if self._reads_head else 0)
+        self._piece_bytes = len(data)
+        self._head_bytes = len(data) + (self._head_bytes if self._reads_head or self._reads_body else 0)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -143,8 +145,11 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._part(_plain_400() if self._farewell is None else self._farewell)
         else:
-            if self._head_bytes > self._max_head_bytes + _PIECE_BYTES and self._reads_head:
-                self._refuse(self._head_too_large(self._head_bytes))
+            if self._head_bytes > self._max_head_bytes + _PIECE_BYTES:
+                if self._reads_head:
+                    self._refuse(self._head_too_large(self._head_bytes))
+                elif self._reads_body:  # a chunk's extension, or a trailer, that does not end
+                    self._part(_plain_400())
 
     def on_headers_complete(self) -> None:
         """Begin to answer, unless too much came, in one head or in many, or what a proxy may read in another way."""
@@ -158,7 +163,16 @@ class Protocol(HttpToolsProtocol):
             self._farewell = b""
         if self._farewell is not None:
             raise ValueError  # which ends the parser's work
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # which that version does not know: RFC 9110, section 10.1.1
         super().on_headers_complete()
+        if not self._reads_head:
+            self.headers = []  # for trailers, which no application sees: a proxy that guards headers looks at none
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._head_bytes = self._piece_bytes
+        super().on_body(body)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         super()._start_asgi_task(cycle, Answering(app, cycle, self._outgoing))
@@ -178,6 +192,11 @@ class Protocol(HttpToolsProtocol):
     def _reads_head(self) -> bool:
         """Whether a head has begun that is not whole."""
         return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
+
+    @property
+    def _reads_body(self) -> bool:
+        """Whether a head was whole, and what belongs to it is not."""
+        return self.cycle is not None and self.cycle.more_body
 
     @property
     def _patience_s(self) -> float:

@@ -106,9 +106,11 @@ def _work(settings: Settings, **given: Any) -> None:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach: a terminal sends it to all, and it is their parent who ends them."""
+    """Start processes that neither Ctrl-C nor the end of a terminal reaches: those are told to all, and it is their
+    parent who ends them, or has them load anew.
+    """
     resource_tracker.ensure_running()  # multiprocessing's own helper; as it starts, it lets Ctrl-C through again
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:

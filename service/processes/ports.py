@@ -27,8 +27,9 @@ def take(host: str, port: int) -> list[socket.socket]:
     """
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise BadAddress(f"host {host}: {error.strerror}, expected a name or an address of this machine") from error
+    except (OSError, UnicodeError) as error:  # the latter of what is no name in any language
+        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
+        raise BadAddress(f"host {host}: {reason}, expected a name or an address of this machine") from error
     sockets: list[socket.socket] = []
     failed: OSError | None = None
     for family, _, _, _, address in dict.fromkeys(found):

@@ -61,6 +61,9 @@ class Server(uvicorn.Server):
         self._app.state.draining = True
         self.server_state.default_headers.append(_CLOSE)  # of answers from now on
         self.config.encoded_headers.append(_CLOSE)  # from which uvicorn makes those anew every second
+        for connection in self.server_state.connections:
+            if isinstance(connection, Protocol) and connection.is_busy:  # which took its headers before
+                connection.shutdown()
         signal.setitimer(signal.ITIMER_REAL, self._settings.shutdown_timeout_s)  # SIGALRM ends even a stuck process
         asyncio.get_running_loop().call_later(self._settings.shutdown_pause_s, self._close_port)
 

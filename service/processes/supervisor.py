@@ -123,27 +123,40 @@ class Supervisor:
         clock = asyncio.get_running_loop().time
         failed = ended_soon = 0
         while True:
-            child = Child(
-                self._settings,
-                workers=self._count,
-                sockets=ports.beside(self._sockets),
-                onnxruntime=self._onnxruntime,
-                memory=self._memory,
-                place=place,
-            )
-            self._children[place] = child
-            failed = 0 if await self._listens(child) else failed + 1
             began = clock()
-            if not failed:
-                await self._attend(child)
-            await child.ended.wait()
+            try:
+                child = self._children[place] = self._start(place)
+            except OSError as error:  # the system has no process, memory or file for it now
+                failed, pid, end = failed + 1, "-", f"before it began ({error.strerror})"
+                ended_soon = max(ended_soon, _REPLACED_AT_ONCE)
+            else:
+                failed = 0 if await self._listens(child) else failed + 1
+                began = clock()
+                if not failed:
+                    await self._attend(child)
+                await child.ended.wait()
+                pid, end = str(child.pid), child.end
             if failed >= _TRIES and not (self._complete and self._listening):
-                raise Ended(f"workers: {failed} in a row ended before they listened, the last {child.end}", code=1)
+                raise Ended(f"workers: {failed} in a row ended before they listened, the last {end}", code=1)
             ended_soon = 1 if not failed and clock() - began > _GOOD_AFTER_S else ended_soon + 1
             pause_s = pause_before(ended_soon)
             later = f" in {pause_s:.0f} s" if pause_s else ""
-            logger.error("worker %s ended %s, another one takes its place%s", child.pid, child.end, later)
+            logger.error("worker %s ended %s, another one takes its place%s", pid, end, later)
             await asyncio.sleep(pause_s)
+
+    def _start(self, place: int) -> Child:
+        """A worker for this place.
+
+        Raises:  OSError
+        """
+        return Child(
+            self._settings,
+            workers=self._count,
+            sockets=ports.beside(self._sockets),
+            onnxruntime=self._onnxruntime,
+            memory=self._memory,
+            place=place,
+        )
 
     @property
     def _listening(self) -> list[Child]:

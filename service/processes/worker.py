@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections import deque
+from contextlib import suppress
 from logging.config import dictConfig
 from math import ceil
 from multiprocessing.connection import Connection
@@ -126,22 +127,23 @@ async def _obey(server: Server, app: FastAPI, parent: _Parent) -> None:
     state, pipe = app.state, parent.pipe
     orders = inbox(pipe)
     spare: Deployment | None = None
-    while (order := await orders.get()) is not None:
-        match order:
-            case Load(name):
-                try:
-                    spare = await asyncio.to_thread(redeploy, state.deployment, name, metrics=state.metrics)
-                except Exception as error:  # whatever it is: what was loaded serves on
-                    pipe.send(Refused(str(error)))
-                else:
-                    pipe.send(_loaded(spare, greeting=greeting.served(spare, name)))
-            case Swap() if spare:
-                state.deployment, spare = spare, None
-                pipe.send(Swapped())
-            case Drop():
-                spare = None
-            case Answer(refusal):
-                parent.answer(refusal)
-            case Release(one_in):
-                server.release(one_in=one_in)
+    with suppress(BrokenPipeError, ConnectionResetError):  # nor does it hear an answer then
+        while (order := await orders.get()) is not None:
+            match order:
+                case Load(name):
+                    try:
+                        spare = await asyncio.to_thread(redeploy, state.deployment, name, metrics=state.metrics)
+                    except Exception as error:  # whatever it is: what was loaded serves on
+                        pipe.send(Refused(str(error)))
+                    else:
+                        pipe.send(_loaded(spare, greeting=greeting.served(spare, name)))
+                case Swap() if spare:
+                    state.deployment, spare = spare, None
+                    pipe.send(Swapped())
+                case Drop():
+                    spare = None
+                case Answer(refusal):
+                    parent.answer(refusal)
+                case Release(one_in):
+                    server.release(one_in=one_in)
     server.leave()

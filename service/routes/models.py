@@ -58,7 +58,7 @@ async def show_card(request: Request) -> Response:
         raise NotFound(f"card: got none in {model.label}, expected a bundle with {CARD}")
     kept = "no-cache" if deployment.settings.api_keys_file is None else "private, no-cache"
     headers = cards.HEADERS | {"etag": model.card.etag, "cache-control": kept}
-    if addresses.is_held(request.headers.get("if-none-match", ""), model.card.etag):
+    if addresses.is_held(request.headers.getlist("if-none-match"), model.card.etag):
         return Response(status_code=304, headers=headers)
     return Response(model.card.content, media_type="text/html", headers=headers)
 

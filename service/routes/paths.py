@@ -136,6 +136,7 @@ async def _points(call: Call[InterpolateOptions]) -> list[Named]:
     """The points of the path, each as a dict with one of `image` (a file or a row of pixels), `z` and `seed`."""
     sources: dict[str, list[Named]] = {}
     if call.options.seeds is not None:
+        call.check_rows(len(call.options.seeds))
         sources["seeds"] = [Named(f"seeds[{i}]", {"seed": seed}) for i, seed in enumerate(call.options.seeds)]
     sources |= await _rows(call)
     sent = (call.body.members or {}).get("points")
@@ -279,6 +280,7 @@ def _dims(call: Call[TraverseOptions], latent_shape: tuple[int, ...]) -> tuple[i
     """
     latent_dim = prod(latent_shape)
     if call.options.dims is not None:
+        call.check_rows(len(call.options.dims))
         for dim in call.options.dims:
             if dim >= latent_dim:
                 raise invalid("dims", got=dim, expected=f"0 to {latent_dim - 1}, the dimensions of a latent")

@@ -56,6 +56,18 @@ def test_a_tag_is_found_in_a_list_weak_or_starred(client: httpx.Client, sent: st
     assert answer.status_code == 304
 
 
+def test_a_tag_is_found_on_a_second_line(client: httpx.Client) -> None:
+    """Source: RFC 9110, section 5.3"""
+    lines = [("if-none-match", '"other"'), ("if-none-match", etag(client, SEEDED[0]))]
+    assert client.get(SEEDED[0], headers=lines).status_code == 304
+
+
+def test_a_form_is_accepted_on_a_second_line(client: httpx.Client) -> None:
+    lines = [("accept", "text/html"), ("accept", "application/json")]
+    answer = client.get(SEEDED[0], headers=lines)
+    assert answer.headers["content-type"] == "application/json"
+
+
 @pytest.mark.parametrize("sent", ['"other"', "", 'W/"other", "another"', "{bare}"])
 def test_a_tag_that_is_not_held_gets_the_answer(client: httpx.Client, sent: str) -> None:
     bare = etag(client, SEEDED[0]).strip('"')

@@ -2,17 +2,22 @@
 
 import asyncio
 import threading
+import time
+from io import BytesIO
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from PIL import Image
 
+from service import images
 from service.app import create_app
 from service.settings import Settings
 from tests.service.conftest import Bundles
 from tests.service.wire import pixels, png
+from tests.serving import in_process
 
 
 def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
@@ -101,3 +106,52 @@ def test_a_request_within_its_time_is_answered(client: httpx.Client, bundles: Bu
     image = pixels(1, client.get("/models/colour").json()["image"] and (5, 6, 3))
     headers = {"x-timeout-ms": "20000", "content-type": "image/png"}
     assert client.post("/encode", content=png(image[0]), headers=headers).status_code == 200
+
+
+# Pictures that are to be decoded
+
+
+def transparent(n: int) -> list[tuple[str, bytes]]:
+    """Files that Pillow's own reader is needed for."""
+    file = BytesIO()
+    Image.new("RGBA", (40, 30), (10, 20, 30, 40)).save(file, "PNG")
+    return [("images", file.getvalue())] * n
+
+
+def decoding(app: FastAPI, n: int, *, timeout_ms: int) -> httpx.Response:
+    async def scenario() -> httpx.Response:
+        async with in_process(app) as client:
+            return await client.post("/encode", files=transparent(n), headers={"x-timeout-ms": str(timeout_ms)})
+
+    return asyncio.run(scenario())
+
+
+def test_a_picture_is_let_go_before_the_next_one_is_decoded(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels are many more than its bytes and than its row, and a request may bring thousands."""
+    decoded: list[Image.Image] = []
+    upright = images._upright  # noqa: SLF001
+
+    def watched(picture: Image.Image) -> Image.Image:
+        for earlier in decoded:
+            with pytest.raises(ValueError, match="closed image"):
+                earlier.getpixel((0, 0))
+        decoded.append(picture)
+        return upright(picture)
+
+    monkeypatch.setattr(images, "_upright", watched)
+    assert decoding(app, 4, timeout_ms=20_000).status_code == 200
+    assert len(decoded) == 4
+
+
+def test_no_picture_is_decoded_once_the_time_is_over(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[Image.Image] = []
+    upright = images._upright  # noqa: SLF001
+
+    def slowly(picture: Image.Image) -> Image.Image:
+        decoded.append(picture)
+        time.sleep(0.1)
+        return upright(picture)
+
+    monkeypatch.setattr(images, "_upright", slowly)
+    problem(decoding(app, 8, timeout_ms=150), 504, "deadline-passed")
+    assert len(decoded) < 8

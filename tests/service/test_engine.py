@@ -724,18 +724,46 @@ def test_the_cgroups_quota_is_read(
     tmp_path: Path, write: Callable[[Path, str], None], text: str, quota: float | None
 ) -> None:
     write(tmp_path, text)
-    assert machine._cgroup_quota(tmp_path) == quota  # noqa: SLF001
+    assert machine._cgroup_quota(tmp_path, within=Path()) == quota  # noqa: SLF001
+
+
+def test_a_cgroup_is_bounded_by_those_above_it(tmp_path: Path) -> None:
+    """As a unit of systemd is, in its slice; the root of the tree has no such file."""
+    unit = tmp_path / "system.slice" / "vae.service"
+    unit.mkdir(parents=True)
+    within = unit.relative_to(tmp_path)
+    (unit / "cpu.max").write_text("300000 100000\n")
+    assert machine._cgroup_quota(tmp_path, within=within) == 3  # noqa: SLF001
+    (unit.parent / "cpu.max").write_text("150000 100000\n")
+    assert machine._cgroup_quota(tmp_path, within=within) == 1.5  # noqa: SLF001
+    (unit.parent / "cpu.max").write_text("max 100000\n")
+    assert machine._cgroup_quota(tmp_path, within=within) == 3  # noqa: SLF001
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [
+        ("0::/system.slice/a.service\n", "system.slice/a.service"),
+        ("0::/\n", "."),
+        ("4:cpu:/a\n0::/b\n", "b"),
+        ("", "."),
+    ],
+)
+def test_a_process_knows_its_cgroup(tmp_path: Path, told: str, place: str) -> None:
+    (tmp_path / "cgroup").write_text(told)
+    assert machine._own_cgroup(tmp_path / "cgroup") == Path(place)  # noqa: SLF001
+    assert machine._own_cgroup(tmp_path / "nowhere") == Path()  # noqa: SLF001
 
 
 def test_no_cgroup_sets_no_bound(tmp_path: Path) -> None:
-    assert machine._cgroup_quota(tmp_path) is None  # noqa: SLF001
+    assert machine._cgroup_quota(tmp_path, within=Path()) is None  # noqa: SLF001
 
 
 @pytest.mark.parametrize(("quota", "affinity", "cores"), [(None, 6, 6), (2.5, 6, 2), (0.5, 6, 1), (16.0, 6, 6)])
 def test_cores_are_the_affinity_bounded_by_the_quota(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, affinity: int, cores: int
 ) -> None:
-    monkeypatch.setattr(machine, "_cgroup_quota", lambda _root: quota)
+    monkeypatch.setattr(machine, "_cgroup_quota", lambda _root, **_within: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(affinity)), raising=False)
     assert available_cores() == cores
 

@@ -527,6 +527,7 @@ def test_an_engine_that_fails_is_500_with_the_request_id_and_no_internals(
             document = problem(answer, 500, "internal")
             assert document["detail"] == "The log tells more under request id mine-17."
             assert answer.headers.get_list("x-request-id") == ["mine-17"]
+            assert answer.headers["connection"] == "close"
             assert "secret" not in answer.text
             model.encoder.run, model.decoder.run = kept
             assert (await client.request(method, url, **parts)).status_code == 200

@@ -89,6 +89,15 @@ def test_the_first_line_to_try_shows_where_the_key_goes(locked: Locked) -> None:
 
 # 401 and 403
 
+
+def test_a_key_in_a_trailer_opens_nothing(locked: Locked) -> None:
+    url = httpx.URL(locked.server.url)
+    head = "POST /sample HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
+    with socket.create_connection((url.host, url.port or 0), timeout=20) as connection:
+        connection.sendall(f"{head}2\r\n{{}}\r\n0\r\nAuthorization: {READER['authorization']}\r\n\r\n".encode())
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 401 ")
+
+
 ASKED = [
     ("GET", "/sample?seed=1"),
     ("HEAD", "/sample?seed=1"),

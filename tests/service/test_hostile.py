@@ -181,13 +181,20 @@ CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(Z), Z)
 # Pictures that are small to send and would be large to decode
 
 
-def png(width: int, height: int, *data: bytes) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [chunk(b"IHDR", header), *(chunk(b"IDAT", part) for part in data), chunk(b"IEND", b"")]
+
+def png(width: int, height: int, *data: bytes, colour_type: int = 2, before: bytes = b"") -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    chunks = [chunk(b"IHDR", header), before, *(chunk(b"IDAT", part) for part in data), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def png_of_opacities(count: int) -> bytes:
+    """A PNG of one pixel and one colour, which says of many colours how opaque they are."""
+    before = chunk(b"PLTE", bytes(3)) + chunk(b"tRNS", bytes(count))
+    return png(1, 1, zlib.compress(bytes(2)), colour_type=3, before=before)
 
 
 def png_with_text() -> bytes:
@@ -276,6 +283,8 @@ TENSORS = {
 PICTURES = {
     "PNG of 2³¹ pixels a side": (png(2**31 - 1, 2**31 - 1), "image/png", 413),
     "PNG whose pixels are all alike": (png(30_000, 30_000, zlib.compress(bytes(9_000_000), 9)), "image/png", 413),
+    "PNG without its palette": (png(1, 1, zlib.compress(bytes(2)), colour_type=3), "image/png", 400),
+    "PNG of more opacities than colours": (png_of_opacities(300), "image/png", 400),
     "PNG of no pixels": (png(0, 0), "image/png", 400),
     "PNG with more data than pixels": (png(2, 2, zlib.compress(bytes(50_000_000), 9)), "image/png", (200, 400)),
     "PNG with a comment of 100 MB": (png_with_text(), "image/png", (200, 400)),
@@ -299,6 +308,7 @@ def numbers(text: str) -> bytes:
 DOCUMENTS = {
     "10⁶ numbers": (b'{"z":[' + b"1," * 900_000 + b"1]}", 422),
     "10⁵ rows": (b'{"z":[' + b"[0,0,0,0]," * 99_999 + b"[0,0,0,0]]}", 413),
+    "a long text among thousands of short ones": (b'{"z":["%b"%b]}' % (b"a" * 500_000, b',""' * 400_000), 422),
     "deep lists": (b'{"z":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
     "deep objects": (b'{"z":' * 100_000 + b"1" + b"}" * 100_000, 400),
     "lists as deep as JSON is read": (b'{"z":' + b"[" * 500 + b"]" * 500 + b"}", 422),
@@ -338,7 +348,16 @@ FORMS = {
     "another boundary": (part("images", b"x").replace(b"--b", b"--c"), 400),
 }
 
+# What one picture or one row costs is bounded; so is how many there are, before anything is done for each.
+MANY = {
+    "a million seeds": ("/interpolate", b'{"seeds":[' + b"0," * 900_000 + b"0]}", JSON),
+    "a million dimensions": ("/traverse", b'{"seed":1,"dims":[' + b"0," * 900_000 + b"0]}", JSON),
+    "200,000 latents": ("/interpolate", tensors(z=np.zeros((200_000, 4), np.float16)), SAFETENSORS),
+    "600,000 pictures": ("/encode", b'{"images":[' + b'"",' * 600_000 + b'""]}', JSON),
+}
+
 BODIES = [
+    *((f"rows: {name}", post(path, body, kind), 413) for name, (path, body, kind) in MANY.items()),
     *((f"picture: {name}", post("/encode", body, kind), status) for name, (body, kind, status) in PICTURES.items()),
     *((f"tensors: {name}", post("/decode", body, SAFETENSORS), status) for name, (body, status) in TENSORS.items()),
     *((f"JSON: {name}", post("/decode", body), status) for name, (body, status) in DOCUMENTS.items()),
@@ -365,6 +384,11 @@ REQUESTS: list[tuple[str, bytes, int, bool]] = [
     ("a chunk without a size", chunked(b"zz\r\n" + Z + b"\r\n0\r\n\r\n"), 400, False),
     ("chunks with bare line feeds", chunked(CHUNKS.replace(b"\r\n", b"\n")), 400, False),
     ("a length after the chunks", chunked(CHUNKS[:-2] + b"Content-Length: 5\r\n\r\n"), 400, False),
+    ("a trailer", chunked(CHUNKS[:-2] + b"X: y\r\n\r\n"), 200, True),
+    ("a trailer of 1 MB", chunked(CHUNKS[:-2] + b"X: " + b"y" * 1_000_000), 400, False),
+    ("trailers without end", chunked(CHUNKS[:-2] + b"X: y\r\n" * 200_000), 400, False),
+    ("a chunk's extension of 1 MB", chunked(b"5;" + b"x" * 1_000_000), 400, False),
+    ("extensions of many chunks", chunked(b"1;%b\r\n \r\n" % (b"x" * 300) * 3_000 + CHUNKS), 200, True),
     ("an encoding around the chunks", both("Transfer-Encoding: gzip, chunked"), 400, False),
     ("chunks inside an encoding", both("Transfer-Encoding: chunked, gzip"), 400, False),
     ("an encoding without chunks", post("/decode", Z, lines=("Transfer-Encoding: gzip",)), 400, False),
@@ -396,6 +420,8 @@ REQUESTS: list[tuple[str, bytes, int, bool]] = [
     ("headers without end", get("/health/live", *["X: y"] * 200_000)[:-2], 431, False),
     ("an address of 40 kB", get("/sample?seed=" + "1" * 40_000), 431, False),
     ("an address of 300 kB", get("/sample?seed=" + "1" * 300_000), 431, False),
+    ("steps of 4,300 digits", get("/traverse?seed=1&dims=0,1&steps=" + "9" * 4300), 413, True),
+    ("points of 4,300 digits", get("/interpolate?seeds=1,2,3&steps=" + "9" * 4300), 413, True),
     ("3,000 options", get("/sample?" + "&".join(f"a{index}=1" for index in range(3000))), 422, True),
     ("an option 3,000 times", get("/sample?" + "seed=1&" * 3000), 422, True),
     ("3,000 forms to choose from", get("/sample", "Accept: " + "a/b;q=0.1," * 3000), 406, True),
@@ -465,6 +491,27 @@ def test_a_hostile_request_is_answered_with_its_status(
         assert_in_step(connection)
     else:
         assert_closed(connection)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_trailer_is_no_header(connection: socket.socket, pieces: int) -> None:
+    """Not even where it comes with the body: what a proxy looks at, and takes away, are headers."""
+    sent = chunked(CHUNKS[:-2] + b"X-Request-ID: trailed\r\nX-Timeout-Ms: 0\r\n\r\n")
+    middle = len(sent) if pieces == 1 else sent.index(b"X-Request-ID")
+    connection.sendall(sent[:middle])
+    time.sleep(0.2)
+    connection.sendall(sent[middle:])
+    found = answer(connection)
+    assert found.status == 200
+    assert found.headers["x-request-id"] != "trailed"
+    assert_in_step(connection)
+
+
+def test_an_expectation_of_http_1_0_is_not_answered(connection: socket.socket) -> None:
+    """Source: RFC 9110, section 10.1.1"""
+    body = b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n%b" % (len(Z), Z)
+    connection.sendall(b"POST /decode HTTP/1.0\r\nContent-Type: application/json\r\n" + body)
+    assert answer(connection).status == 200
 
 
 # Those who take their time

@@ -116,6 +116,9 @@ BAD = {
     f"a = {{ {GOOD}, rows_per_s = -1.5 }}": "a: rows_per_s: got -1.5, expected engine rows a second, more than 0",
     f"a = {{ {GOOD}, rows_per_s = nan }}": "a: rows_per_s: got nan, expected engine rows a second, more than 0",
     f"a = {{ {GOOD}, rows_per_s = inf }}": "a: rows_per_s: got inf, expected engine rows a second, more than 0",
+    f"a = {{ {GOOD}, rows_per_s = {10**400} }}": (
+        f"a: rows_per_s: got {str(10**400)[:32]}, expected engine rows a second, more than 0"
+    ),
     f"a = {{ {GOOD}, rows_per_s = true }}": "a: rows_per_s: got True, expected engine rows a second, more than 0",
     f'a = {{ {GOOD}, rows_per_s = "9" }}': "a: rows_per_s: got 9, expected engine rows a second, more than 0",
 }

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service import lane as lanes
-from service.batcher import Load, Queue
+from service.batcher import Batch, Load, Queue
 from service.errors import OutOfMemory, QueueFull
 from service.lane import Lane
 from service.stop import Stop
@@ -130,6 +131,21 @@ def test_a_batch_that_failed_once_is_answered_all_the_same() -> None:
         assert [answer.outputs[0][:, 0].tolist() for answer in done] == [[0, 0], [2, 2], [4, 4]]
 
     on_a_lane(scenario)
+
+
+def test_jobs_that_are_tried_apart_count_what_is_theirs() -> None:
+    """Else each would count as the whole batch, and the queue would seem to empty that many times as fast."""
+
+    async def scenario() -> None:
+        replies = [asyncio.get_running_loop().create_future() for _ in range(3)]
+        jobs: Any = tuple(SimpleNamespace(reply=reply) for reply in replies)
+        places = slice(0, 1), slice(2, 5), slice(0, 2)
+        alone = Batch(Failing().run, 1, jobs, places, engine_rows=12.0, run_us=600.0).apart()
+        assert [batch.places for batch in alone] == [(place,) for place in places]
+        assert [batch.engine_rows for batch in alone] == [2, 6, 4]
+        assert [batch.run_us for batch in alone] == [100, 300, 200]
+
+    asyncio.run(scenario())
 
 
 def test_a_job_that_was_alone_is_not_tried_again() -> None:
