@@ -12,7 +12,8 @@ import pytest
 from service.processes.supervisor import pause_before
 from tests.service.linear import linear, write_linear
 from tests.serving import Server, serving
-from tests.test_workers import WITHIN_S, until, workers
+from tests.test_workers import workers
+from tests.waiting import WITHIN_S, until
 
 ASKED = "/sample?seed=5"
 

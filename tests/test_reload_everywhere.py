@@ -16,7 +16,8 @@ from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import linear, write_linear
 from tests.service.test_errors import problem
 from tests.serving import Server, serving
-from tests.test_workers import WITHIN_S, until, workers
+from tests.test_workers import workers
+from tests.waiting import WITHIN_S, until
 
 HELD = tokens("admin")
 ADMIN = bearer(HELD["admin"])
@@ -96,6 +97,7 @@ def test_a_worker_that_starts_meanwhile_comes_to_serve_the_same(tmp_path: Path) 
     put(tmp_path / "model", 0)
     with serving(arguments(tmp_path, 2)) as server:
         os.kill(workers(server)[0], signal.SIGKILL)
+        until(lambda: "ended by SIGKILL" in "".join(server.said))  # up to then its port may take a connection yet
         now = put(tmp_path / "model", 1)
         until(lambda: reload(server).status_code == 200)
         until(lambda: "".join(server.said).count("Application startup complete") == 3)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,17 +28,9 @@ from service.processes.supervisor import best_workers
 from service.settings import SHIPPED_BUNDLE, Settings
 from tests.service.linear import Linear, linear, write_linear
 from tests.serving import Server, serving
+from tests.waiting import WITHIN_S, until
 
-WITHIN_S = 30
 ASKED = "/sample?seed=5&n=3&format=json"
-
-
-def until(true: Callable[[], object]) -> None:
-    """Wait for what must come to be."""
-    deadline = time.monotonic() + WITHIN_S
-    while not true():
-        assert time.monotonic() < deadline, "it did not come to be"
-        time.sleep(0.01)
 
 
 def workers(server: Server) -> list[int]:
@@ -293,7 +285,7 @@ def test_a_killed_worker_is_replaced_and_the_other_serves_on() -> None:
             unfinished = unfinished_at_whom_moves(server)  # which is old
         os.kill(old, signal.SIGKILL)
         unfinished.give_up()
-        until(lambda: len(workers(server)) == 3 and "Application startup complete" in server.said[-1])
+        until(lambda: "".join(server.said).count("Application startup complete") == 3)
         for answer in answers_of_each(server, [other, workers(server)[2]]):
             assert answer.content == expected
         assert f"worker {old} ended by SIGKILL, another one takes its place" in "".join(server.said)
@@ -324,7 +316,7 @@ def test_workers_end_with_their_parent(is_loading: bool) -> None:
             time.sleep(0.03)
         process.kill()
         until(lambda: all(map(is_gone, pids_in(said))))
-        assert port_is_closed(url)
+        until(lambda: port_is_closed(url))
 
 
 def test_the_end_of_a_terminal_ends_no_worker_by_itself() -> None:
@@ -346,7 +338,7 @@ def test_a_worker_that_the_system_has_no_room_for_is_tried_again_while_the_other
         until(lambda: "".join(server.said).count("worker - ended before it began (Too many open files)") >= 2)
         assert answers_of_each(server, [other])[0].status_code == 200
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, before)
-        until(lambda: len(workers(server)) == 3 and "Application startup complete" in server.said[-1])
+        until(lambda: "".join(server.said).count("Application startup complete") == 3)
 
 
 # The end
@@ -370,11 +362,11 @@ def test_what_was_accepted_is_finished_after_the_port_has_closed(count: int) -> 
 
 def test_what_began_before_the_end_was_told_is_the_last_on_its_connection() -> None:
     """The server makes the headers of all answers anew each second; this request has those of a while ago."""
-    with serving(["--shutdown-pause-s", "3"]) as server:
+    with serving(["--shutdown-pause-s", "8"]) as server, httpx.Client(base_url=server.url) as client:
         unfinished = Unfinished(server.url)
         time.sleep(2.2)
         server.process.terminate()
-        until(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503)
+        until(lambda: client.get("/health/ready").status_code == 503)
         assert b"\r\nconnection: close" in unfinished.finish().partition(b"\r\n\r\n")[0]
 
 
@@ -384,13 +376,22 @@ def test_a_process_told_to_end_is_not_ready_but_serves_on_for_the_pause(count: i
         with httpx.Client(base_url=server.url) as client:
             assert "connection" not in client.get("/health/ready").headers
             server.process.terminate()
-            until(lambda: client.get("/health/ready").status_code == 503)
-            answer = client.get("/sample?seed=1")
-            assert answer.status_code == 200
-            assert answer.headers["connection"] == "close"
-            refused = client.get("/health/ready").json()
-            assert refused["type"] == "urn:vaeserve:problem:not-ready"
-            assert refused["detail"] == "ready: this process was told to end and soon closes its port"
+            refused: list[httpx.Response] = []
+
+            def is_refused() -> bool:
+                refused.append(client.get("/health/ready"))
+                return refused[-1].status_code == 503
+
+            until(is_refused)
+            assert refused[-1].json()["type"] == "urn:vaeserve:problem:not-ready"
+            assert refused[-1].json()["detail"] == "ready: this process was told to end and soon closes its port"
+
+            def is_last() -> bool:  # of one worker, and then of the other
+                answer = client.get("/sample?seed=1")
+                assert answer.status_code == 200
+                return answer.headers.get("connection") == "close"
+
+            until(is_last)
             assert client.get("/health/live").status_code == 200
         until(lambda: port_is_closed(server.url))
 

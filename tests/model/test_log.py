@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from model.log import Log
 from model.training import Learner, StepReport, TrainConfig
@@ -114,7 +115,8 @@ def test_images_per_second_and_seconds_agree(tmp_path: Path, learner: Learner) -
         spent_s = line["seconds"] - before_s
         before_s = line["seconds"]
         assert spent_s >= 0
-        assert n / line["images_per_s"] == pytest.approx(spent_s, abs=2e-3)
+        rounded_s = 2e-3 + spent_s * 0.05 / line["images_per_s"]
+        assert n / line["images_per_s"] == pytest.approx(spent_s, abs=rounded_s)
 
 
 @pytest.mark.parametrize("stop_at", [0, 37, 100, 163, 250, 251, 499])
@@ -163,8 +165,12 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path, learner: Learner) -> 
         assert scalars(tmp_path, f"validation/{name}") == [(250, value), (500, value)]
 
 
-def test_tensorboard_has_no_step_twice_and_none_missing_after_a_kill(tmp_path: Path, learner: Learner) -> None:
+def test_tensorboard_has_no_step_twice_and_none_missing_after_a_kill(
+    tmp_path: Path, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A killed process closes nothing: what it had logged must be on disk already."""
+    # Files of one second are told apart, and read in the order of, a number as text: here not 9 and 10, or 99 and 100.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     killed = Log(tmp_path, learner)
     work(killed, learner, until=450)
     learner.step = 250

@@ -27,6 +27,7 @@ from model.checkpoint import DataConfig, RunConfig
 from model.machine import Machine
 from model.training import Learner, TrainConfig
 from model.vae import ModelConfig
+from tests.waiting import until
 
 TINY = ("--features", "4", "--latent-dim", "3", "--epochs", "2", "--batch-size", "64")
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
@@ -221,10 +222,8 @@ def stopped(starter: Starter, folder: Path, *arguments: str, send: signal.Signal
     starter.stdin.flush()
     process = int(starter.stdout.readline())
     # A resumed run drops the lines beyond its save, so that it is not taken for the one before.
-    while said.exists() and "images/s" not in said.read_text():
-        time.sleep(0.005)
-    while max(logged_steps(folder), default=0) <= step:
-        time.sleep(0.005)
+    until(lambda: not said.exists() or "images/s" in said.read_text())
+    until(lambda: max(logged_steps(folder), default=0) > step)
     time.sleep(after_s)
     os.kill(process, send)
     assert int(starter.stdout.readline()) == (-send if send == signal.SIGKILL else 128 + send), said.read_text()

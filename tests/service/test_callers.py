@@ -17,11 +17,12 @@ class Caller:
     """One who leaves when told to, and counts how often it is listened to."""
 
     def __init__(self) -> None:
-        self.left = asyncio.Event()
+        self.left, self.asked = asyncio.Event(), asyncio.Event()
         self.heard = 0
 
     async def receive(self) -> dict[str, Any]:
         self.heard += 1
+        self.asked.set()
         await self.left.wait()
         return {"type": "http.disconnect"}
 
@@ -48,9 +49,9 @@ def test_those_who_wait_long_are_listened_to_and_those_who_do_not_are_not() -> N
         await asyncio.sleep(0)
         replies[0].set_result("quick")
         assert await first == "quick"
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(slow.asked.wait(), 20)
         third = wait(2, late)  # its turn comes by a timer that begins anew
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(late.asked.wait(), 20)
         assert (quick.heard, slow.heard, late.heard) == (0, 1, 1)
         slow.left.set()
         with pytest.raises(CallerGone):

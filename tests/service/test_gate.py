@@ -5,8 +5,7 @@ import logging
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tests.service.linear import Bundles, Linear
 from tests.service.test_errors import problem
 from tests.service.wire import form, pixels
 from tests.serving import Server, in_process, serving, stopped
+from tests.waiting import until
 
 HELD = tokens("reader", "admin", "both", "slow")
 READER, ADMIN, BOTH, SLOW = (bearer(HELD[name]) for name in ("reader", "admin", "both", "slow"))
@@ -73,13 +73,6 @@ def http(locked: Locked) -> Iterator[httpx.Client]:
 def guarded(bundles: Bundles, tmp_path: Path) -> FastAPI:
     """The application in this process, with the same keys."""
     return create_app(Settings(bundles=(bundles.colour,), api_keys_file=keys_file(tmp_path / "keys.toml")), cores=1)
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline, "it did not come to be"
-        time.sleep(0.05)
 
 
 def test_the_first_line_to_try_shows_where_the_key_goes(locked: Locked) -> None:

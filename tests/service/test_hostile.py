@@ -19,6 +19,7 @@ from service.errors import PROBLEMS
 from tests.service.linear import Bundles
 from tests.service.wire import SAFETENSORS, tensors
 from tests.serving import Server, serving
+from tests.waiting import until
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=b"
@@ -598,10 +599,8 @@ def test_an_answer_that_nobody_reads_is_not_kept(hasty: Server) -> None:
         connection.settimeout(PATIENCE_S)
         connection.connect((url.hostname, url.port))
         connection.sendall(get(LARGE))
-        while _progress(hasty) == 0:
-            time.sleep(0.02)
-        while _progress(hasty) > 0:
-            time.sleep(0.02)
+        until(lambda: _progress(hasty) > 0)
+        until(lambda: _progress(hasty) == 0)
         received = 0
         try:
             while piece := connection.recv(2**16):

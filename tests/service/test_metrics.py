@@ -23,7 +23,8 @@ from service.settings import Settings
 from tests.service.linear import Bundles
 from tests.service.wire import form, pixels
 from tests.serving import in_process, serving
-from tests.test_workers import until, workers
+from tests.test_workers import workers
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -24,7 +24,8 @@ from tests.service.linear import Bundles
 from tests.service.test_errors import problem
 from tests.service.test_hostile import get, post
 from tests.serving import in_process
-from tests.test_workers import WITHIN_S, listening, started
+from tests.test_workers import listening, started
+from tests.waiting import WITHIN_S
 
 HELD = tokens("admin")
 DETAIL = "shutdown: this process has no time left to finish the request, another one may take it"
