@@ -193,21 +193,25 @@ def _require_numbers(nested: list[Any], where: str) -> None:
 
     Raises:  Invalid that names the first place of something else
     """
-    item: Any = nested
-    depth = _MAX_DEPTH
-    while not _holds_numbers(item, depth=depth):
-        if type(item) is not list:
-            raise invalid(where, got=type(item).__name__, expected="a number")
-        depth -= 1
-        index = next(index for index, inner in enumerate(item) if not _holds_numbers(inner, depth=depth))
-        where, item = f"{where}[{index}]", item[index]
+    path = _first_wrong(nested, depth=_MAX_DEPTH)
+    if path is not None:
+        item: Any = nested
+        for index in path:
+            item = item[index]
+        place = "".join(f"[{index}]" for index in path)
+        raise invalid(f"{where}{place}", got=type(item).__name__, expected="a number")
 
 
-def _holds_numbers(item: Any, *, depth: int) -> bool:
+def _first_wrong(item: Any, *, depth: int) -> tuple[int, ...] | None:
+    """The way to the first place that is neither a number nor a list."""
     if type(item) is not list:
-        return type(item) in _NUMBERS
-    kinds = set(map(type, item))
-    return kinds <= _NUMBERS or depth == 0 or all(_holds_numbers(inner, depth=depth - 1) for inner in item)
+        return None if type(item) in _NUMBERS else ()
+    if depth == 0 or set(map(type, item)) <= _NUMBERS:
+        return None
+    for index, inner in enumerate(item):
+        if (rest := _first_wrong(inner, depth=depth - 1)) is not None:
+            return index, *rest
+    return None
 
 
 def _shape(row: Any) -> tuple[int, ...] | None:

@@ -163,7 +163,7 @@ class Protocol(HttpToolsProtocol):
             self._farewell = b""
         if self._farewell is not None:
             raise ValueError  # which ends the parser's work
-        if self.parser.get_http_version() == "1.0":
+        if self.expect_100_continue and self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # which that version does not know: RFC 9110, section 10.1.1
         super().on_headers_complete()
         if not self._reads_head:
