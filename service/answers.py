@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from service import addresses, images, json_text, png, tensors
 from service.batcher import Done
-from service.budget import in_turns, spend
+from service.budget import in_turns
 from service.errors import too_large
 from service.forms import ANIMATIONS, Form
 from service.intake import Call
@@ -44,7 +44,7 @@ async def numbers(
     """
     began = perf_counter()
     converted = sum([array.size for array in named.values() if array is not None and array.dtype != dtype])
-    rows = await spend(CONVERTED_NUMBER_US * converted, _rows, named, dtype)
+    rows = await call.spend(CONVERTED_NUMBER_US * converted, _rows, named, dtype)
     if call.form is Form.SAFETENSORS:
         content = tensors.write({name: array for name, array in rows.items() if array is not None})
     else:
@@ -79,12 +79,12 @@ async def pictures(
         document: dict[str, Any] = {} if seed is None else {"seed": seed}
         for name, rows in named.items():
             cost = len(rows) * images.rendering_cost_us(rows[:1], "png", options.scale)
-            document[name] = await spend(cost, _base64_pngs, rows, options.scale)
+            document[name] = await call.spend(cost, _base64_pngs, rows, options.scale)
         warned = {"warnings": [warning.model_dump() for warning in call.warnings]} if call.warnings else {}
         content = await _json(call, document | warned | {"z": np.ascontiguousarray(z)})
     else:
         encoding = cast("images.Encoding", call.form.label)
-        file = await spend(
+        file = await call.spend(
             images.rendering_cost_us(image, encoding, options.scale),
             images.render,
             image,

@@ -255,7 +255,7 @@ class Queue:
 
     def shrink(self, rows: int) -> None:
         """Form smaller batches from now on: so many rows were too many for the device."""
-        self._cap = max(1, rows // 2)
+        self._cap = min(self._cap or rows, max(1, rows // 2))
         self._runs_to_recover = _RUNS_TO_RECOVER
 
     def went_well(self) -> None:

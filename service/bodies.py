@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from service import images, multipart, tensors
 from service.budget import spend
 from service.callers import Deadline
-from service.errors import BadBody, SlowBody, TooLarge, UnsupportedType, invalid, too_large
+from service.errors import BadBody, SlowBody, TooLarge, UnsupportedType, invalid, shown, too_large
 from service.settings import Settings
 
 # What a byte of JSON takes to read, by `python -m benchmarks.wire`, with room for base64 and for lists of nothing.
@@ -36,6 +36,8 @@ class Body(NamedTuple):
     pictures: tuple[Named, ...] = ()
     members: dict[str, Any] | None = None
     options: tuple[tuple[str, Named], ...] = ()
+    json_bytes: int = 0
+    """What the members were read from, where that was JSON."""
 
 
 EMPTY = Body()
@@ -142,7 +144,7 @@ def _json(body: bytes, takes: frozenset[str], max_parts: int) -> Body:
         raise BadBody(f"not readable as JSON: {error}") from error
     if not isinstance(document, dict):
         raise invalid("body", got=type(document).__name__, expected="a JSON object")
-    return _members(document, takes, where="body", max_parts=max_parts)
+    return _members(document, takes, where="body", max_parts=max_parts)._replace(json_bytes=len(body))
 
 
 def _members(document: dict[str, Any], takes: frozenset[str], *, where: str, max_parts: int) -> Body:
@@ -170,7 +172,7 @@ def picture_bytes(item: Named) -> bytes:
             return base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError):
             pass
-    raise invalid(item.where, got=str(text)[:40], expected="a picture as base64, or as a base64 data: URI")
+    raise invalid(item.where, got=shown(text, most=40), expected="a picture as base64, or as a base64 data: URI")
 
 
 async def _multipart(body: bytes, headers: Mapping[str, str], *, max_parts: int) -> Body:

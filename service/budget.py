@@ -2,10 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
+
+from service.machine import available_cores
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Threads of its own: however many pictures are to be read and written, metrics and reloads do not wait for them.
+_threads = ThreadPoolExecutor(available_cores() + 2, thread_name_prefix="codec")
 
 # A hop to a thread and back costs as much as the work of a small request, which is therefore done at once.
 LOOP_BUDGET_US = 200.0
@@ -30,7 +37,7 @@ async def spend(cost_us: float, work: Callable[P, T], *args: P.args, **kwargs: P
     """
     if cost_us <= LOOP_BUDGET_US:
         return work(*args, **kwargs)
-    return await asyncio.to_thread(work, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_threads, partial(work, *args, **kwargs))
 
 
 async def in_turns(pieces: Iterable[T]) -> tuple[T, ...]:

@@ -3,6 +3,7 @@
 `docs/api.md` shows this list to clients; each case travels as RFC 9457 `application/problem+json`.
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -244,11 +245,16 @@ def unfinished() -> NotReady:
 
 def invalid(where: str, *, got: object, expected: str) -> Invalid:
     """A 422 about one place: `Invalid` with its sentence and its fault made from the same words."""
-    where, shown = where[:200], str(got)[:200]
+    where, found = where[:200], shown(got)
     return Invalid(
-        f"{where}: got {shown}, expected {expected}",
-        faults=[{"where": where, "got": shown, "expected": expected}],
+        f"{where}: got {found}, expected {expected}",
+        faults=[{"where": where, "got": found, "expected": expected}],
     )
+
+
+def shown(value: object, *, most: int = 200) -> str:
+    """A value as an error shows it, however much of it there is, and however deep."""
+    return (reprlib.repr(value) if isinstance(value, list | dict) else str(value))[:most]
 
 
 def too_large(what: str, *, got: int, limit: int, unit: str) -> TooLarge:

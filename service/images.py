@@ -1,9 +1,11 @@
 """Pictures at the edge: encoded bytes to uint8 arrays, and uint8 arrays to PNG, WebP, JPEG, GIF and APNG."""
 
+import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from io import BytesIO
-from math import ceil, isqrt
+from math import ceil, inf, isqrt
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -16,8 +18,8 @@ from PIL import (
     Image,
     ImageOps,
     JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
+    PngImagePlugin,
+    TiffImagePlugin,
     WebPImagePlugin,  # noqa: F401
 )
 
@@ -51,31 +53,79 @@ _RENDERING_US: dict[Encoding, tuple[float, float]] = {
 # Modes that Pillow converts to one other only.
 _STEPPING_STONES = {"LAB": "RGB", "La": "LA"}
 
-# The service has its own bound on pixels, checked on the header before anything is decoded.
-Image.MAX_IMAGE_PIXELS = None
+# What Pillow may hold of a PNG's comments, which come inflated.
+PngImagePlugin.MAX_TEXT_MEMORY = 2**22
+
+# libjpeg walks through the whole picture for each scan, of which cameras and encoders make ten or so.
+_MOST_SCANS = 100
+_SCAN = b"\xff\xda"
+
+# A tile may be larger than the picture, whose edges it then crosses; all tiles together are not much larger.
+_TILE_SIDES = (322, 323)
+_TILED_TIMES = 4
+
+# Of what is odd about a file, and would fill the log with words that the client chose.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
     """A picture whose header has been read and whose pixels have not.
 
-    Raises:  BadBody if it is none of FORMATS, TooLarge if it has more than max_pixels
+    Raises:  BadBody if it is none of FORMATS, or more work than its pixels are; TooLarge if it has more than max_pixels
     """
+    plain = png.read(data)
+    if plain is None:
+        return _opened_by_pillow(data, where=where, max_pixels=max_pixels)
+    require_pixels(plain, where=where, max_pixels=max_pixels)
+    return plain
+
+
+def _opened_by_pillow(data: bytes, *, where: str, max_pixels: int) -> Image.Image:
+    """A picture, in the memory that its bytes and max_pixels justify: some readers make room for pixels at once."""
+    Image.MAX_IMAGE_PIXELS = ceil(max_pixels / 2)  # from twice that on, Pillow raises
     try:
-        picture = png.read(data) or Image.open(BytesIO(data), formats=FORMATS)
+        picture = Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        told = re.search(r"\d+", str(error))  # of a frame, which may be larger than the picture
+        raise too_large(where, got=int(told[0]) if told else max_pixels + 1, limit=max_pixels, unit="pixels") from error
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them trip over
         raise BadBody(f"{where}: not a picture in one of {', '.join(FORMATS)}") from error
-    if picture.width * picture.height > max_pixels:
-        raise too_large(where, got=picture.width * picture.height, limit=max_pixels, unit="pixels")
+    require_pixels(picture, where=where, max_pixels=max_pixels)
+    if picture.format in {"JPEG", "MPO"} and data.count(_SCAN) > _MOST_SCANS:
+        raise BadBody(f"{where}: got a JPEG of {data.count(_SCAN)} scans, expected at most {_MOST_SCANS}")
+    if isinstance(picture, TiffImagePlugin.TiffImageFile) and _tiled_pixels(picture) > _TILED_TIMES * max_pixels:
+        raise BadBody(f"{where}: got a TIFF whose tiles are far larger than its picture")
     return picture
 
 
+def _tiled_pixels(picture: TiffImagePlugin.TiffImageFile) -> int:
+    """Pixels of all tiles together, which are decoded whole, also where they reach beyond the picture."""
+    width, height = (picture.tag_v2.get(tag) for tag in _TILE_SIDES)
+    if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+        return 0
+    return ceil(picture.width / width) * width * ceil(picture.height / height) * height
+
+
+def require_pixels(picture: Opened, *, where: str, max_pixels: int) -> None:
+    """Nothing, if a picture has at most so many pixels.
+
+    Raises:  TooLarge
+    """
+    if picture.width * picture.height > max_pixels:
+        raise too_large(where, got=picture.width * picture.height, limit=max_pixels, unit="pixels")
+
+
 def to_rows(pictures: Iterable[Opened], *, shape: tuple[int, int, int], where: Sequence[str]) -> Uint8:
-    """Pictures of any size, mode and orientation as rows that a model of one size takes.
+    """Pictures of any size, mode and orientation as rows that a model of one size takes. None is held while the next
+    one is made.
 
     Shapes:  shape (h, w, c) -> (n, h, w, c)
     Raises:  BadBody if the pixels of one cannot be decoded, Invalid if its mode has no agreed range
     """
-    rows = [_row(picture, shape, where=place) for picture, place in zip(pictures, where, strict=True)]
+    rows: list[Uint8] = []
+    for picture in pictures:
+        rows.append(_row(picture, shape, where=where[len(rows)]))
+        del picture
     return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
 
@@ -100,8 +150,10 @@ def to_rows_of_their_size(pictures: Iterable[Opened], *, channels: int, stride: 
     Raises:  as `to_rows`, and Invalid if a picture is not of the first one's size
     """
     rows: list[Uint8] = []
-    for picture, place in zip(pictures, where, strict=True):
+    for picture in pictures:
+        place = where[len(rows)]
         decoded = _pixels(_decoded(picture, channels, where=place))
+        del picture
         top, left = (side % stride // 2 for side in decoded.shape[:2])
         height, width = (side - side % stride for side in decoded.shape[:2])
         row = decoded[top : top + height, left : left + width]
@@ -162,13 +214,19 @@ def _pixels(picture: Image.Image) -> Uint8:
 
 
 def opening_cost_us(n: int, *, n_bytes: int) -> float:
-    """What `open_picture` will cost for n pictures, with room for what long files may hold before their pixels."""
+    """What `png.read` will cost for n pictures, with room for what long files may hold before their pixels."""
     return 30 * n + 0.005 * n_bytes
 
 
-def decoding_cost_us(pictures: Sequence[Opened], *, n_bytes: int) -> float:
-    """What `to_rows` will cost, with room for a conversion and for what long files may hold after their pixels."""
-    values = sum(picture.width * picture.height * Image.getmodebands(picture.mode) for picture in pictures)
+def decoding_cost_us(pictures: Sequence[png.Plain | None], *, n_bytes: int) -> float:
+    """What `to_rows` will cost, with room for a conversion and for what long files may hold after their pixels; what
+    Pillow alone can read, None here, may cost anything.
+    """
+    values = 0
+    for picture in pictures:
+        if picture is None:
+            return inf
+        values += picture.width * picture.height * len(picture.mode)
     return 15 * len(pictures) + 0.01 * values + 0.002 * n_bytes
 
 

@@ -1,12 +1,12 @@
 """A request, read and checked before any job exists: its model, its options, its payload, the form of its answer."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -16,14 +16,17 @@ from service import bodies, forms, sizes
 from service.access.keys import Key
 from service.batcher import Done, Queue
 from service.bodies import Body, Named
+from service.budget import LOOP_BUDGET_US, spend
 from service.callers import Deadline
-from service.errors import Fault, Invalid, invalid, too_large
+from service.errors import Fault, Invalid, invalid, shown, too_large
 from service.models import Deployment, Model
 from service.observation import record
 from service.schemas import Options, WarningAnswer
 from service.settings import Settings
 
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TIMEOUT_DIGITS = 12  # that X-Timeout-Ms may have
 
@@ -96,11 +99,31 @@ class Call(NamedTuple, Generic[O]):
             key.bucket.take(engine_rows)
         return self.deployment.lane.admit(engine_rows)
 
+    async def spend(self, cost_us: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of `work`, on the event loop or in a thread as `budget.spend` decides.
+
+        Units:   cost_us microseconds
+        Raises:  DeadlinePassed if the request's time was over before a thread was free
+        """
+        if cost_us <= LOOP_BUDGET_US:
+            return work(*args, **kwargs)
+
+        def in_time() -> T:
+            self._require_time()
+            return work(*args, **kwargs)
+
+        return await spend(cost_us, in_time)
+
+    def _require_time(self) -> None:
+        if self.deadline.left_s() < 0:
+            raise self.deadline.passed()
+
     async def run(self, queue: Queue, *inputs: NDArray[Any]) -> Done:
         """The outputs of one of the model's graphs for these rows, as soon as they have been in a batch.
 
         Raises:  CallerGone if the caller left first, DeadlinePassed if its time was over first
         """
+        self._require_time()
         reply = queue.submit(*inputs)
         return await self.deployment.patience.attended(reply, self.request.receive, deadline=self.deadline)
 
@@ -189,7 +212,7 @@ def _fault(places: dict[str, Named], error: dict[str, Any], model: type[Options]
     if error["type"] == "extra_forbidden":
         return {"where": where, "got": name[:200], "expected": f"one of {', '.join(model.model_fields)}"}
     expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return {"where": where, "got": str(error["input"])[:200], "expected": expected[0].lower() + expected[1:]}
+    return {"where": where, "got": shown(error["input"]), "expected": expected[0].lower() + expected[1:]}
 
 
 def chosen_seed(seed: int | None) -> int:

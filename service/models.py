@@ -155,15 +155,22 @@ def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | N
 
     Raises:  BadBundle, BadEngine
     """
+    return _deployed(settings, _lane(settings, cores=cores, metrics=metrics))
+
+
+def _lane(settings: Settings, *, cores: int | None, metrics: Metrics | None) -> Lane:
     cores = max(cores or available_cores(), settings.threads)
     # A GPU takes one run of a process at a time, and lends no cores.
     are_lent = metrics is not None and metrics.are_shared and resolve_device(settings.device) == "cpu"
-    lane = Lane(
+    return Lane(
         max_queue_rows=settings.max_queue_rows,
         cores=cores,
         machine_cores=available_cores() if are_lent else cores,
         metrics=metrics,
     )
+
+
+def _deployed(settings: Settings, lane: Lane) -> Deployment:
     models: dict[str, Model] = {}
     for path in settings.bundles:
         bundle = read(path)
@@ -173,14 +180,15 @@ def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | N
     return Deployment(settings, Models(list(models.values())), lane)
 
 
-def redeploy(deployment: Deployment, name: str | None, *, metrics: Metrics) -> Deployment:
-    """What the settings name as it is by now, beside what is there: the bundle of one model, or without a name all.
+def redeploy(deployment: Deployment, name: str | None) -> Deployment:
+    """What the settings name as it is by now, beside what is there: the bundle of one model, or without a name all. It
+    runs on the same lane, so that a run which does not end is still noticed.
 
     Raises:  BadBundle, BadEngine, NotFound if there is no such model
     """
     settings, lane = deployment.settings, deployment.lane
     if name is None:
-        return deploy(settings, cores=lane.cores, metrics=metrics)
+        return _deployed(settings, lane)
     path = deployment.models.find(name).path
     bundle = read(path)
     if bundle.manifest.name != name:

@@ -1,15 +1,13 @@
 """A request's pictures and latents, as rows that its model takes."""
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service import images, png, sizes
-from service.bodies import Named
-from service.budget import spend
+from service.bodies import Body, Named
 from service.errors import invalid
 from service.intake import Call
 from service.schemas import Options
@@ -30,52 +28,53 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
 
     Shapes:  -> (n, h, w, c)
     """
-    limit = call.deployment.settings.max_picture_pixels
     n_bytes = sum(len(picture.value) for picture in pictures)
-    opened = await spend(images.opening_cost_us(len(pictures), n_bytes=n_bytes), _opened, pictures, limit)
+    plain = await call.spend(images.opening_cost_us(len(pictures), n_bytes=n_bytes), _plain, pictures)
     where = [picture.where for picture in pictures]
     spec = call.model.manifest.image
-    cost = images.decoding_cost_us(opened, n_bytes=n_bytes)
+    cost = images.decoding_cost_us(plain, n_bytes=n_bytes)
+    opened = _opened(call, pictures, plain)
     if not spec.is_open:
-        return await spend(cost, images.to_rows, _in_time(opened, call), shape=spec.default_shape, where=where)
-    _check_sides(call, opened, where)
-    return await spend(
-        cost,
-        images.to_rows_of_their_size,
-        _in_time(opened, call),
-        channels=spec.channels,
-        stride=spec.stride,
-        where=where,
+        return await call.spend(cost, images.to_rows, opened, shape=spec.default_shape, where=where)
+    return await call.spend(
+        cost, images.to_rows_of_their_size, opened, channels=spec.channels, stride=spec.stride, where=where
     )
 
 
-def _opened(pictures: Sequence[Named], max_pixels: int) -> list[images.Opened]:
-    return [images.open_picture(picture.value, where=picture.where, max_pixels=max_pixels) for picture in pictures]
+def _plain(pictures: Sequence[Named]) -> list[png.Plain | None]:
+    """Those that are plain PNGs, which cost what they seem to."""
+    return [png.read(picture.value) for picture in pictures]
 
 
-def _in_time(opened: Sequence[images.Opened], call: Call[Options]) -> Iterator[images.Opened]:
-    """Pictures, one after the other while the request has time; each is let go, with all its pixels, before the next.
+def _opened(
+    call: Call[Options], pictures: Sequence[Named], plain: Sequence[png.Plain | None]
+) -> Iterator[images.Opened]:
+    """Pictures, one after the other while the request has time. Nothing is kept of one when the next is opened.
 
-    Raises:  DeadlinePassed
+    Raises:  DeadlinePassed; Invalid or TooLarge where sizes are open and the model does not take one
     """
-    for picture in opened:
+    max_pixels = call.deployment.settings.max_picture_pixels
+    for (where, data), found in zip(pictures, plain, strict=True):
         if call.deadline.left_s() < 0:
             raise call.deadline.passed()
-        yield picture
-        if not isinstance(picture, png.Plain):  # which keeps no pixels
-            picture.close()
+        if found is None:
+            yield _taken(call, images.open_picture(data, where=where, max_pixels=max_pixels), where, len(pictures))
+        else:
+            images.require_pixels(found, where=where, max_pixels=max_pixels)
+            yield _taken(call, found, where, len(pictures))
 
 
-def _check_sides(call: Call[Options], pictures: Sequence[images.Opened], where: Sequence[str]) -> None:
-    """Refuse what is too small, too large or too many, before anything is decoded."""
-    sides, *_ = call.model.image_axes
-    for picture, place in zip(pictures, where, strict=True):
+def _taken(call: Call[Options], picture: images.Opened, where: str, n: int) -> images.Opened:
+    """The picture, if it is not too small, too large or, as one of n, too many: before it is decoded."""
+    if call.model.manifest.image.is_open:
+        sides, *_ = call.model.image_axes
         if min(picture.size) < sides[0] or max(picture.size) > sides[-1]:
             found = images.size_in_words((picture.height, picture.width))
-            raise invalid(place, got=found, expected=f"sides from {sides[0]} to {sides[-1]}")
-    # An orientation may yet turn each picture, which leaves its area; all must turn out to have the size of the first.
-    first = tuple(side - side % sides.step for side in pictures[0].size)
-    call.check_rows(call.engine_rows(len(pictures), first))
+            raise invalid(where, got=found, expected=f"sides from {sides[0]} to {sides[-1]}")
+        # An orientation may yet turn it, which leaves its area; all must turn out to have the size of the first.
+        size = tuple(side - side % sides.step for side in picture.size)
+        call.check_rows(call.engine_rows(n, size))
+    return picture
 
 
 async def images_of(call: Call[Options]) -> NDArray[np.uint8] | None:
@@ -125,12 +124,15 @@ async def latents_of(call: Call[Options]) -> NDArray[np.float32] | None:
     value = (call.body.members or {}).get("z")
     if value is None:
         return None
-    largest = prod(axis[-1] for axis in call.model.latent_axes)
-    known = TENSOR_NUMBER_US * value.size if isinstance(value, np.ndarray) else 0.0
-    nested = NESTED_NUMBER_US * len(value) * largest if isinstance(value, list) else 0.0
-    latents = await spend(known + nested, as_latents, call, value, where="z")
+    cost = TENSOR_NUMBER_US * value.size if isinstance(value, np.ndarray) else nested_cost_us(call.body)
+    latents = await call.spend(cost, as_latents, call, value, where="z")
     call.check_rows(len(latents))
     return latents
+
+
+def nested_cost_us(body: Body) -> float:
+    """What `as_latents` will cost for all numbers that a body of JSON may hold, of two bytes or more each."""
+    return NESTED_NUMBER_US * body.json_bytes / 2
 
 
 def size_of_latents(call: Call[Options], z: NDArray[np.float32]) -> tuple[int, int, int]:

@@ -111,7 +111,9 @@ BROKEN: dict[str, bytes] = {
 
 
 def _served(content: bytes, *, channels: int) -> np.ndarray:
+    before = Image.MAX_IMAGE_PIXELS
     opened = images.open_picture(content, where="body", max_pixels=2_000_000)
+    Image.MAX_IMAGE_PIXELS = before  # training has another bound, in a process of its own
     return images.to_rows([opened], shape=(*SHAPE, channels), where=["body"])[0]
 
 

@@ -17,7 +17,7 @@ _VARY = (b"vary", b"Origin")
 _SEEN: _Headers = [
     (
         b"access-control-expose-headers",
-        b"etag, retry-after, server-timing, x-dims, x-model, x-request-id, x-seed, x-warnings",
+        b"allow, etag, retry-after, server-timing, www-authenticate, x-dims, x-model, x-request-id, x-seed, x-warnings",
     )
 ]
 _SENT: _Headers = [

@@ -24,9 +24,7 @@ class Redeployment:
         """
         async with self._turn:
             try:
-                deployment = await asyncio.to_thread(
-                    redeploy, self._state.deployment, name, metrics=self._state.metrics
-                )
+                deployment = await asyncio.to_thread(redeploy, self._state.deployment, name)
             except Exception as error:  # whatever it is
                 raise reloads.refused(str(error)) from error
             self._state.deployment = deployment

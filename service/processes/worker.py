@@ -132,7 +132,7 @@ async def _obey(server: Server, app: FastAPI, parent: _Parent) -> None:
             match order:
                 case Load(name):
                     try:
-                        spare = await asyncio.to_thread(redeploy, state.deployment, name, metrics=state.metrics)
+                        spare = await asyncio.to_thread(redeploy, state.deployment, name)
                     except Exception as error:  # whatever it is: what was loaded serves on
                         pipe.send(Refused(str(error)))
                     else:

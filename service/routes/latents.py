@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from service import answers, intake, latents, payload
 from service.batcher import Done, Queue
-from service.budget import spend
 from service.errors import ModelCannot
 from service.forms import LATENT_FORMS
 from service.intake import Call, Verb
@@ -47,7 +46,7 @@ async def encode(request: Request) -> Response:
         return await answers.numbers(call, named, runs=(done,), decoded_at=decoded_at, dtype=options.dtype)
     seed = intake.chosen_seed(options.seed)
     cost = latents.normals_cost_us(mu.size * options.draws)
-    named["z"] = await spend(cost, latents.posterior_sample, mu, logvar, seed=seed, draws=options.draws)
+    named["z"] = await call.spend(cost, latents.posterior_sample, mu, logvar, seed=seed, draws=options.draws)
     response = await answers.numbers(call, named, runs=(done,), decoded_at=decoded_at, seed=seed, dtype=options.dtype)
     if options.seed is None:
         response.headers["x-seed"] = str(seed)
@@ -75,7 +74,7 @@ async def score(request: Request) -> Response:
         encoded = await call.run(call.model.encoder, image)
         mu, logvar = _posterior(encoded)
         runs, at_mu = await _log_likelihood(call, scorer, image, z=mu[:, None])
-        named = await spend(latents.scores_cost_us(mu.size), _scores, at_mu[:, 0], mu, logvar)
+        named = await call.spend(latents.scores_cost_us(mu.size), _scores, at_mu[:, 0], mu, logvar)
         if seed is not None and logvar is not None:
             drawn, named["log_likelihood"] = await _bound(call, scorer, image, mu=mu, logvar=logvar, seed=seed)
             runs += drawn
@@ -121,11 +120,11 @@ async def _bound(
     Shapes:  image (n, h, w, c); mu, logvar (n, *latent_shape) -> (n,)
     """
     k, cost = call.options.k, latents.normals_cost_us(mu.size * call.options.k)
-    eps = await spend(cost, latents.normals, seed, Purpose.SCORE, rows=len(mu), latent_shape=mu.shape[1:], draws=k)
-    z = await spend(cost, latents.reparameterise, mu, logvar, eps)
+    eps = await call.spend(cost, latents.normals, seed, Purpose.SCORE, rows=len(mu), latent_shape=mu.shape[1:], draws=k)
+    z = await call.spend(cost, latents.reparameterise, mu, logvar, eps)
     runs, log_likelihood = await _log_likelihood(call, scorer, image, z=z)
     cost = latents.scores_cost_us(z.size)
-    bound = await spend(cost, latents.importance_weighted_bound, log_likelihood, z=z, eps=eps, logvar=logvar)
+    bound = await call.spend(cost, latents.importance_weighted_bound, log_likelihood, z=z, eps=eps, logvar=logvar)
     return runs, bound
 
 
@@ -142,6 +141,6 @@ async def _log_likelihood(
     runs = []
     for start in range(0, n * k, slab):
         part = slice(start, start + slab)
-        copies = await spend(0.0001 * image[0].nbytes * len(owner[part]), image.take, owner[part], axis=0)
+        copies = await call.spend(0.0001 * image[0].nbytes * len(owner[part]), image.take, owner[part], axis=0)
         runs.append(await call.run(scorer, copies, latent[part]))
     return runs, np.concatenate([done.outputs[0] for done in runs]).reshape(n, k)

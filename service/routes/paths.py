@@ -14,8 +14,7 @@ from starlette.responses import Response
 from service import addresses, answers, images, intake, latents, payload, prior, trust
 from service.batcher import Done
 from service.bodies import Named, picture_bytes
-from service.budget import spend
-from service.errors import invalid
+from service.errors import invalid, shown
 from service.forms import PATH_FORMS
 from service.intake import Call, Verb
 from service.openapi import VerbRoute, describe
@@ -63,7 +62,7 @@ async def interpolate(request: Request) -> Response:
     with call.admit(cost):
         encoded = [await call.run(call.model.encoder, image)] if len(image) else []
         ends = _latents(points, encoded)
-        path = await spend(
+        path = await call.spend(
             latents.path_cost_us(rows * ends[0].size),
             latents.path,
             ends,
@@ -109,7 +108,7 @@ async def traverse(request: Request) -> Response:
     with call.admit(cost):
         encoded = [await call.run(call.model.encoder, image)] if len(image) else []
         (origin,) = _latents(start, encoded)
-        path = await spend(
+        path = await call.spend(
             latents.path_cost_us(rows * origin.size),
             latents.traverse,
             origin,
@@ -141,7 +140,7 @@ async def _points(call: Call[InterpolateOptions]) -> list[Named]:
     sources |= await _rows(call)
     sent = (call.body.members or {}).get("points")
     if sent is not None:
-        sources["points"] = _mixed_points(call, sent)
+        sources["points"] = await call.spend(payload.nested_cost_us(call.body), _mixed_points, call, sent)
     if len(sources) != 1:
         raise invalid(
             "points",
@@ -175,6 +174,7 @@ async def _rows(call: Call[PathOptions]) -> dict[str, list[Named]]:
     tensor = (call.body.members or {}).get("images")
     if tensor is not None:
         image = payload.from_tensor(call, tensor)
+        call.check_rows(len(image))  # each of which, if small, may cost the engine less than a row
         sources["images"] = [Named(f"images[{i}]", {"image": row}) for i, row in enumerate(image)]
     if (z := await payload.latents_of(call)) is not None:
         sources["z"] = [Named(f"z[{i}]", {"z": row}) for i, row in enumerate(z)]
@@ -191,7 +191,7 @@ def _mixed_points(call: Call[InterpolateOptions], sent: Any) -> list[Named]:
         try:
             given = Point.model_validate(item).model_dump(exclude_none=True)
         except ValidationError as error:
-            raise invalid(where, got=str(item)[:80], expected="image, z or seed") from error
+            raise invalid(where, got=shown(item, most=80), expected="image, z or seed") from error
         if len(given) != 1:
             raise invalid(where, got=", ".join(given) or "nothing", expected="exactly one of image, z and seed")
         if "image" in given:
@@ -257,7 +257,7 @@ async def _drawn(call: Call[PathOptions], points: list[Named], shape: Shape) -> 
     def first_latents() -> dict[int, Float32]:
         return {seed: density.sample(seed, n=1)[0] for seed in seeds}
 
-    drawn = await spend(len(seeds) * density.cost_us(1), first_latents)
+    drawn = await call.spend(len(seeds) * density.cost_us(1), first_latents)
     return [
         Named(point.where, {"z": drawn[point.value["seed"]]}) if "seed" in point.value else point for point in points
     ]

@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import addresses, answers, intake, payload, prior, trust
-from service.budget import spend
 from service.errors import invalid
 from service.forms import STILL_FORMS, Form
 from service.intake import Verb
@@ -47,7 +46,7 @@ async def sample(request: Request) -> Response:
     if held := addresses.not_modified(call, seeded=options.seed is not None):
         return held
     seed = intake.chosen_seed(options.seed)
-    z = await spend(density.cost_us(options.n), density.sample, seed, n=options.n, temperature=options.temperature)
+    z = await call.spend(density.cost_us(options.n), density.sample, seed, n=options.n, temperature=options.temperature)
     decoded_at = perf_counter()
     with call.admit(cost):
         done = await call.run(call.model.decoder, z)
@@ -102,7 +101,7 @@ async def reconstruct(request: Request) -> Response:
         decoded = await call.run(call.model.decoder, mu)
     (shown,) = decoded.outputs
     if compare and call.form not in {Form.JSON, Form.SAFETENSORS}:
-        shown = await spend(0.001 * image.size, np.concatenate, (image, shown), axis=1)
+        shown = await call.spend(0.001 * image.size, np.concatenate, (image, shown), axis=1)
     return await answers.pictures(
         call,
         image=shown,

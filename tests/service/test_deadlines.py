@@ -3,6 +3,8 @@
 import asyncio
 import threading
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from service import images
+from service import budget, images
 from service.app import create_app
 from service.settings import Settings
 from tests.service.conftest import Bundles
@@ -128,14 +130,12 @@ def decoding(app: FastAPI, n: int, *, timeout_ms: int) -> httpx.Response:
 
 def test_a_picture_is_let_go_before_the_next_one_is_decoded(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pixels are many more than its bytes and than its row, and a request may bring thousands."""
-    decoded: list[Image.Image] = []
+    decoded: list[weakref.ref[Image.Image]] = []
     upright = images._upright  # noqa: SLF001
 
     def watched(picture: Image.Image) -> Image.Image:
-        for earlier in decoded:
-            with pytest.raises(ValueError, match="closed image"):
-                earlier.getpixel((0, 0))
-        decoded.append(picture)
+        assert [earlier() for earlier in decoded] == [None] * len(decoded)
+        decoded.append(weakref.ref(picture))
         return upright(picture)
 
     monkeypatch.setattr(images, "_upright", watched)
@@ -155,3 +155,26 @@ def test_no_picture_is_decoded_once_the_time_is_over(app: FastAPI, monkeypatch: 
     monkeypatch.setattr(images, "_upright", slowly)
     problem(decoding(app, 8, timeout_ms=150), 504, "deadline-passed")
     assert len(decoded) < 8
+
+
+def test_what_waits_for_a_thread_is_not_begun_once_the_time_is_over(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a large answer to be written, while others are."""
+    gate = threading.Event()
+    with ThreadPoolExecutor(1) as busy:
+        busy.submit(gate.wait, 20)
+        monkeypatch.setattr(budget, "_threads", busy)
+        monkeypatch.setattr(images, "render", lambda *_args, **_options: pytest.fail("it was begun"))
+
+        async def scenario() -> httpx.Response:
+            async with in_process(app) as client:
+                asking = asyncio.create_task(
+                    client.get("/sample?seed=1&scale=32&format=webp", headers={"x-timeout-ms": "200"})
+                )
+                await asyncio.sleep(0.4)
+                assert (await client.get("/metrics")).status_code == 200, "which waits for none of them"
+                gate.set()
+                return await asking
+
+        problem(asyncio.run(scenario()), 504, "deadline-passed")

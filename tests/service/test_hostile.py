@@ -206,8 +206,10 @@ def png_with_text() -> bytes:
     return whole[:33] + chunk + whole[33:]
 
 
-def gif(width: int, height: int) -> bytes:
+def gif(width: int, height: int, *, disposal: int = 0) -> bytes:
     screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    if disposal:
+        screen += b"\x21\xf9\x04" + bytes([disposal << 2]) + bytes(4)
     return screen + b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\x00\x3b"
 
 
@@ -221,8 +223,10 @@ def bmp(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", 58, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
 
 
-def tiff(width: int, height: int) -> bytes:
+def tiff(width: int, height: int, *, tile: tuple[int, int] | None = None) -> bytes:
     fields = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, 9)]
+    if tile:
+        fields += [(322, tile[0]), (323, tile[1]), (324, 8), (325, 9)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
     return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(fields)) + entries + bytes(4)
 
@@ -246,6 +250,15 @@ def jpeg(width: int, height: int) -> bytes:
     whole = file.getvalue()
     at = whole.index(b"\xff\xc0") + 5
     return whole[:at] + struct.pack(">HH", height, width) + whole[at + 4 :]
+
+
+def jpeg_of_scans(count: int) -> bytes:
+    """A progressive JPEG in which the last scan comes again and again."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * count + whole[-2:]
 
 
 # Tensors whose headers do not tell the truth
@@ -290,6 +303,11 @@ PICTURES = {
     "PNG with more data than pixels": (png(2, 2, zlib.compress(bytes(50_000_000), 9)), "image/png", (200, 400)),
     "PNG with a comment of 100 MB": (png_with_text(), "image/png", (200, 400)),
     "GIF of 65535 pixels a side": (gif(65535, 65535), "image/gif", 413),
+    "GIF of 43 bytes whose frames are kept": (gif(60_000, 60_000, disposal=2), "image/gif", 413),
+    "JPEG of 1,000 scans": (jpeg_of_scans(1_000), "image/jpeg", 400),
+    "TIFF of tiles far larger than it": (tiff(640, 16, tile=(16, 2_500_000)), "image/tiff", 400),
+    "TIFF of a tile of a billion pixels": (tiff(640, 16, tile=(40_000, 30_000)), "image/tiff", 400),
+    "TIFF of tiles of nothing": (tiff(640, 16, tile=(0, 0)), "image/tiff", (200, 400)),
     "GIF whose frame is larger than its screen": (gif_of_a_large_frame(), "image/gif", 413),
     "BMP of 2³¹ pixels a side": (bmp(2**31 - 1, 2**31 - 1), "image/bmp", 413),
     "BMP of negative height": (bmp(30_000, -30_000), "image/bmp", 413),
@@ -312,6 +330,7 @@ DOCUMENTS = {
     "a long text among thousands of short ones": (b'{"z":["%b"%b]}' % (b"a" * 500_000, b',""' * 400_000), 422),
     "deep lists": (b'{"z":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
     "deep objects": (b'{"z":' * 100_000 + b"1" + b"}" * 100_000, 400),
+    "an option as deep as JSON is read": (b'{"columns":' + b"[" * 1000 + b"]" * 1000 + b"}", 422),
     "lists as deep as JSON is read": (b'{"z":' + b"[" * 500 + b"]" * 500 + b"}", 422),
     "NaN": (numbers("NaN"), 400),
     "Infinity": (numbers("-Infinity"), 400),
@@ -334,6 +353,8 @@ def part(name: str, content: bytes, *, filename: str | None = None) -> bytes:
     file = f'; filename="{filename}"' if filename is not None else ""
     return f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
 
+
+DEEP = b"[" * 1000 + b"]" * 1000
 
 FORMS = {
     "thousands of fields": (b"".join(part(f"f{index}", b"1") for index in range(5000)) + b"--b--\r\n", 400),
@@ -362,6 +383,8 @@ BODIES = [
     *((f"picture: {name}", post("/encode", body, kind), status) for name, (body, kind, status) in PICTURES.items()),
     *((f"tensors: {name}", post("/decode", body, SAFETENSORS), status) for name, (body, status) in TENSORS.items()),
     *((f"JSON: {name}", post("/decode", body), status) for name, (body, status) in DOCUMENTS.items()),
+    ("JSON: a picture as deep as JSON is read", post("/encode", b'{"images":[' + DEEP + b"]}"), 422),
+    ("JSON: a point as deep as JSON is read", post("/interpolate", b'{"points":[' + DEEP + b",1]}"), 422),
     *((f"form: {name}", post("/encode", body, FORM), status) for name, (body, status) in FORMS.items()),
 ]
 

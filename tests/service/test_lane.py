@@ -188,6 +188,16 @@ def test_who_has_left_meanwhile_is_not_tried_again() -> None:
     assert engine.batches == [[0, 1, 2], [0], [2]]
 
 
+def test_a_larger_batch_that_fails_later_lets_none_grow() -> None:
+    async def scenario(lane: Lane) -> None:
+        queue = Queue(Failing().run, lane=lane, load=load(64))
+        queue.shrink(4)
+        queue.shrink(64)
+        assert queue._cap == 2  # noqa: SLF001
+
+    on_a_lane(scenario)
+
+
 def test_out_of_memory_halves_the_batches_until_many_runs_went_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device holds two rows here; after three good runs batches may grow again."""
     monkeypatch.setattr("service.batcher._RUNS_TO_RECOVER", 3)

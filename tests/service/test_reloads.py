@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from service import lane
 from service.access.keys import Scope
 from service.app import create_app
-from service.models import Model
+from service.models import Model, redeploy
 from service.settings import Settings
 from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import linear, write_linear
@@ -223,3 +223,9 @@ def test_a_replaced_version_leaves_no_memory_behind(folder: Path, app: FastAPI) 
         assert gone() is None
     finally:
         gc.unfreeze()
+
+
+def test_all_models_in_their_new_version_run_on_the_lane_of_the_old_ones(app: FastAPI) -> None:
+    """A run that began before and does not end is noticed, and its core is not lent twice."""
+    deployment = app.state.deployment
+    assert redeploy(deployment, None).lane is deployment.lane
