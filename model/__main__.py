@@ -26,7 +26,12 @@ from model.study.plan import plan as plan_study
 from model.training import PRECISIONS, TrainConfig
 from model.vae import FAMILIES, LIKELIHOODS, ModelConfig
 
-app = typer.Typer(help="Train variational autoencoders and measure them.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Train variational autoencoders and measure them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 DataPath = Annotated[
     Path | None,

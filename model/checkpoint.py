@@ -216,6 +216,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
+        path.open("rb").close()  # whose error tells more
         return safetensors.torch.load_file(path)
     except OSError as error:
         raise BadCheckpoint(f"{path}: got {error.strerror or error}, expected a file that vae-train wrote") from error

@@ -15,6 +15,7 @@ from model.fitting import SUFFIXES, PictureFiles
 from model.parts import Images, Labels, Part, Parts
 
 _TEST_SHARE = 0.1
+_FILES = {".zip", ".npz", ".parquet"}
 # The split belongs to the data and not to a run, so that runs of any seed are measured on the same pictures.
 _SPLIT_SEED = 0
 
@@ -77,9 +78,11 @@ def read(path: Path | str | None, *, size: tuple[int, int] | None = None, channe
     path = Path(path)
     if path.is_dir():
         return _read_folder(path, size=size, channels=channels)
+    expected = "a folder or zip of pictures, a folder of IDX files, an .npz, a .parquet, or hf:owner/name"
     if not path.is_file():
-        expected = "a folder or zip of pictures, a folder of IDX files, an .npz, a .parquet, or hf:owner/name"
         raise BadData(f"{path}: got nothing there, expected {expected}")
+    if path.suffix.lower() not in _FILES:
+        raise BadData(f"{path}: got a file of another kind, expected {expected}")
     if path.suffix.lower() == ".zip":
         return _read_zip(path, size=size, channels=channels)
     if path.suffix.lower() == ".parquet":

@@ -1,5 +1,6 @@
 """Encoded pictures to rows of one size, as the service fits them: upright, on black, in its colours, cover-cropped."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,7 +95,12 @@ def fit(
 def _fit_part(
     files: Sequence[PictureFile], *, size: tuple[int, int], channels: int, may_crop: bool, skipped: Skipped
 ) -> Part:
-    images = np.empty((len(files), *size, channels), np.uint8)
+    shape = (len(files), *size, channels)
+    try:
+        images = np.empty(shape, np.uint8)
+    except (MemoryError, ValueError) as error:  # the latter beyond any address
+        got = f"{len(files)} pictures of {size[0]}x{size[1]}, {math.prod(shape) / 2**30:,.0f} GiB"
+        raise BadData(f"got {got}, expected what fits into memory; --size HxW makes them smaller") from error
     labels: list[int | None] = []
     for file in tqdm(files, "reading", unit=" pictures", disable=None):
         try:

@@ -30,6 +30,8 @@ def on_hub(name: str) -> PictureFiles:
     Raises:  BadData if `datasets` is not installed, the hub does not answer, or there are no pictures of that name
     """
     repository, _, config = name.removeprefix(PREFIX).partition(":")
+    if not repository:
+        raise BadData(f"{name}: got no name, expected hf:owner/name")
     return _parts(name, _loaded(name, repository, config or None))
 
 

@@ -20,7 +20,8 @@ from service.processes.ports import BadAddress
 from service.processes.supervisor import Ended, Supervisor
 from service.settings import Settings
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Without markup, of which names of extras in brackets would be taken for some.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _flag(name: str) -> Any:

@@ -1,6 +1,7 @@
 """A new key, shown once, and the line of the file that admits it: `python -m service.new_key NAME >> FILE`."""
 
 import secrets
+import sys
 from typing import Annotated
 
 import typer
@@ -27,8 +28,14 @@ def make(
     except BadKeys as error:
         typer.echo(f"new_key: {error}", err=True)
         raise typer.Exit(2) from error
+    try:
+        typer.echo(made)
+        sys.stdout.flush()
+    except OSError as error:  # a key that no file admits is shown to nobody
+        typer.echo(f"new_key: {error.strerror}, expected a file that takes the line", err=True)
+        sys.stdout = None  # which would fail once more at the end
+        raise typer.Exit(2) from error
     typer.echo(f"The key of {name}, which is shown this once: {token}", err=True)
-    typer.echo(made)
 
 
 if __name__ == "__main__":

@@ -274,6 +274,14 @@ def test_a_list_in_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> N
     assert Settings().cors_origins == ("https://a.example", "http://localhost:3000")
 
 
+def test_help_names_the_extras_that_a_setting_needs() -> None:
+    command = [sys.executable, "-m", "service", "--help"]
+    wide = {**os.environ, "COLUMNS": "400"}
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=wide).stdout
+    assert "vaeserve[openvino]" in told
+    assert "vaeserve[traces]" in told
+
+
 # Death
 
 

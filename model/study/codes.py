@@ -17,6 +17,8 @@ CELLS = 20
 _ROWS = 500
 # Added to the variances of a fitted Gaussian, in units of the largest: a code that never varies has a density too.
 _REGULARISATION = 1e-6
+# Of codes that are all alike, as those of one picture.
+_LEAST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,8 @@ def encode(vae: VAE, images: Images) -> Codes:
 def fitted_gaussian(codes: Codes) -> FittedPrior:
     """The one Gaussian with the mean and covariance of z: what a model could be sampled with in place of N(0, I)."""
     covariance = codes.covariance()
-    jitter = _REGULARISATION * covariance.diagonal().max() * torch.eye(len(covariance), dtype=torch.float64)
+    largest = covariance.diagonal().max().clamp(min=_LEAST_VARIANCE)
+    jitter = _REGULARISATION * largest * torch.eye(len(covariance), dtype=torch.float64)
     return FittedPrior(
         weights=torch.ones(1),
         means=codes.mu.double().mean(0, keepdim=True).float(),

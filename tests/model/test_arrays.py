@@ -157,8 +157,18 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> Non
 
 def test_a_lone_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "file.npy", np.zeros((4, 3, 3), np.uint8))
+    (tmp_path / "file.npy").rename(tmp_path / "file.npz")
     with pytest.raises(BadData, match=r"expected an \.npz file"):
-        data.read(tmp_path / "file.npy")
+        data.read(tmp_path / "file.npz")
+
+
+@pytest.mark.parametrize("name", ["one.png", "notes.txt", "file.npy", "photos"])
+def test_a_file_of_another_kind_is_refused_with_what_is_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"some")
+    with pytest.raises(
+        BadData, match=f"{name}: got a file of another kind, expected a folder or zip of pictures, a fol"
+    ):
+        data.read(tmp_path / name)
 
 
 def test_a_pickled_npz_is_refused_and_not_run(tmp_path: Path) -> None:

@@ -199,7 +199,9 @@ def test_before_the_first_save_there_is_no_step_and_no_machine(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "probe.safetensors"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(BadCheckpoint, match=f"{name}: got No such file.*, expected a file that vae-train wrote"):
+    with pytest.raises(
+        BadCheckpoint, match=f"{name}: got No such file or directory, expected a file that vae-train wrote"
+    ):
         checkpoint.read(folder)
 
 

@@ -73,6 +73,14 @@ def test_a_picture_on_its_side_is_turned_before_its_size_is_read(tmp_path: Path)
     assert (train[0, 4:] == 0).all()
 
 
+def test_what_does_not_fit_into_memory_is_told(tmp_path: Path) -> None:
+    for index in range(2):
+        grey(4, 4).save(tmp_path / f"{index}.png")
+    for side in (10**7, 10**12):
+        with pytest.raises(BadData, match=r"got 2 pictures of 10+x10+, .* GiB, expected what fits into memory; --size"):
+            data.read(tmp_path, size=(side, side), channels=1)
+
+
 def late_orientation(picture: Image.Image) -> bytes:
     """A PNG that is to be turned by 90 degrees, which stands behind its pixels."""
     exif = Image.Exif()

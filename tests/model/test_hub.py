@@ -165,3 +165,9 @@ def test_without_datasets_the_package_to_install_is_named(monkeypatch: pytest.Mo
 def test_reading_other_data_does_not_load_datasets() -> None:
     program = "import sys, model.data; model.data.read(None); assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).resolve().parents[2], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf::small"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(BadData, match=f"^{name}: got no name, expected hf:owner/name$"):
+        data.read(name)

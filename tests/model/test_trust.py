@@ -80,6 +80,15 @@ def test_what_lies_between_codes_is_judged_by_the_prior_and_the_reason_says_so()
     )
 
 
+@pytest.mark.parametrize("family", ["vae", "autoencoder"])
+def test_a_decoder_that_ignores_z_is_not_trusted_however_near_its_one_picture_is(family: str) -> None:
+    found = judge(family, GOOD | {"active_units": 0})
+    for verdict in (found.standard, found.fitted, found.interpolate):
+        assert verdict is None or not verdict.trusted
+    assert found.fitted is not None
+    assert found.fitted.reason.startswith("No latent is active: every z is decoded to the same picture. Samples from")
+
+
 def test_an_autoencoder_has_no_standard_prior_and_nothing_vouches_for_its_paths() -> None:
     found = judge("autoencoder", GOOD)
     assert found.standard is None

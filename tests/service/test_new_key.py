@@ -67,3 +67,12 @@ def test_what_no_file_could_hold_makes_no_key(arguments: list[str], sentence: st
     assert (made.returncode, made.stdout) == (2, "")
     assert sentence in made.stderr
     assert "shown this once" not in made.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_key_whose_line_is_not_written_is_not_shown() -> None:
+    command = [sys.executable, "-m", "service.new_key", "gallery"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "new_key: No space left on device, expected a file that takes the line\n"

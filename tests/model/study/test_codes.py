@@ -107,3 +107,10 @@ def test_agreement_is_that_of_the_nearest_other_code() -> None:
     nearest = KNeighborsClassifier(1).fit(rows, labels).kneighbors(return_distance=False)[:, 0]
     expected = (labels[nearest] == labels).mean()
     assert codes.label_agreement(torch.from_numpy(rows), torch.from_numpy(labels)) == pytest.approx(expected)
+
+
+def test_codes_that_are_all_alike_have_a_gaussian_too() -> None:
+    """As those of a data set of one picture."""
+    fitted = codes.fitted_gaussian(Codes(mu=torch.full((1, 3), 2.0), logvar=None))
+    drawn = fitted.sample(50, generator=torch.Generator().manual_seed(0))
+    assert (drawn - 2).abs().max() < 0.01
