@@ -176,25 +176,22 @@ def linear(z1: Float32, z2: Float32, alpha: Float32) -> Float32:
 
 
 def slerp(z1: Float32, z2: Float32, alpha: Float32) -> Float32:
-    """The great arc from the direction of z₁ to that of z₂, the length changing evenly; linear where no arc is defined.
+    """The great arc from z₁ to z₂, lengths interpolated with the angle's weights; linear where no arc is defined.
 
-    No arc is defined where an end is zero or the ends point the same or the opposite way. Weights of the arc on ends of
-    unequal length, as often written, would lead far beyond both where they point nearly opposite ways.
+    No arc is defined where an end is zero or the ends point the same or the opposite way.
 
     Shapes:  z1, z2 (*latent_shape); alpha (m,) -> (m, *latent_shape)
     Source:  Shoemake 1985, "Animating rotation with quaternion curves", section 3.3
     """
     first, second = z1.astype(np.float64), z2.astype(np.float64)
-    lengths = np.linalg.norm(first), np.linalg.norm(second)
-    if 0 in lengths:
+    lengths = np.linalg.norm(first) * np.linalg.norm(second)
+    if lengths == 0:
         return linear(z1, z2, alpha)
-    units = first / lengths[0], second / lengths[1]
-    omega = np.arccos(np.clip(np.vdot(*units), -1.0, 1.0))
+    omega = np.arccos(np.clip(np.vdot(first, second) / lengths, -1.0, 1.0))
     if np.sin(omega) < 1e-6:
         return linear(z1, z2, alpha)
     weights = alpha.astype(np.float64).reshape(-1, *(1,) * z1.ndim)
-    arc = (np.sin((1 - weights) * omega) * units[0] + np.sin(weights * omega) * units[1]) / np.sin(omega)
-    arc *= (1 - weights) * lengths[0] + weights * lengths[1]
+    arc = (np.sin((1 - weights) * omega) * first + np.sin(weights * omega) * second) / np.sin(omega)
     arc[alpha == 0], arc[alpha == 1] = first, second
     rounded: Float32 = arc.astype(np.float32)
     return rounded
