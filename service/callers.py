@@ -84,7 +84,7 @@ class Deadline:
 
     def passed(self) -> DeadlinePassed:
         """The problem of a request whose time is over."""
-        return DeadlinePassed(f"deadline: {self._timeout_ms} ms passed before the rows had run")
+        return DeadlinePassed(f"deadline: {self._timeout_ms} ms passed before the answer could be made")
 
 
 class _Attendant:

@@ -206,7 +206,7 @@ class TooManyConnections(Problem):
 
 
 class DeadlinePassed(Problem):
-    """The request's time, `X-Timeout-Ms` or the server's own, was over before its rows had run."""
+    """The request's time, `X-Timeout-Ms` or the server's own, was over before its answer could be made."""
 
     status = 504
     kind = "deadline-passed"

@@ -126,7 +126,7 @@ def test_a_body_that_comes_at_the_least_rate_is_read_to_its_end(monkeypatch: pyt
 
 def test_the_deadline_holds_for_a_body_too() -> None:
     begun: Message = {"type": "http.request", "body": b"half", "more_body": True}
-    with pytest.raises(DeadlinePassed, match=r"^deadline: 0 ms passed before the rows had run$"):
+    with pytest.raises(DeadlinePassed, match=r"^deadline: 0 ms passed before the answer could be made$"):
         _received(_request([begun]), timeout_ms=0)
 
 

@@ -63,7 +63,7 @@ def test_504_comes_at_the_deadline_in_the_queue_and_in_the_run(app: FastAPI, tim
             late = {"x-timeout-ms": str(timeout_ms)}
             queued = await http.get("/sample?n=3", headers=late)
             document = problem(queued, 504, "deadline-passed")
-            assert document["detail"] == f"deadline: {timeout_ms} ms passed before the rows had run"
+            assert document["detail"] == f"deadline: {timeout_ms} ms passed before the answer could be made"
             held.gate.set()
             assert (await patient).status_code == 200
             held.gate.clear()
