@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from export.frozen import Float32, Graphs, Source, Uint8
+from export.interrupts import heard
 from service.bundle import ImageSpec
 
 OPSET = 20
@@ -105,7 +106,7 @@ def _export(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str],
     level = exporter.level
     exporter.setLevel(logging.ERROR)  # it warns of a torchvision that nothing here needs
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), heard():
             warnings.simplefilter("ignore")  # torch's own deprecations, inside torch's own code
             program = torch.onnx.export(
                 module,
