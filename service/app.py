@@ -78,15 +78,15 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
     app.add_api_route("/", _root, methods=["GET", "HEAD"], include_in_schema=False)
     pages.install(app)
     openapi.install(app, keyed=settings.api_keys_file is not None)
-    names = [route.path for route in app.routes if isinstance(route, Route)]
-    app.state.metrics = Metrics(names, tally=tally)
+    table = [route for route in app.routes if isinstance(route, Route)]
+    app.state.metrics = Metrics([route.path for route in table], tally=tally)
     app.state.traces = tracing
     app.state.deployment = deploy(settings, cores=cores, metrics=app.state.metrics)
     app.state.reload = Redeployment(app.state)
     app.state.access_log = AccessLog(settings.log_format) if settings.access_log else None
     app.add_middleware(
         Observed,
-        routes=names,
+        routes=table,
         metrics=app.state.metrics,
         access_log=app.state.access_log,
         traces=tracing,

@@ -1,10 +1,11 @@
 """Every answer passes here: it gets its request id, is counted, and noted in the log and in its trace."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from random import getrandbits
 from time import perf_counter
 
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Internal
@@ -18,21 +19,22 @@ _ACCEPTED = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class Observed:
-    """ASGI middleware, outside all others of ours. `routes` are the paths that stand in the table as they are asked
-    for; others are known by the route that the router finds.
+    """ASGI middleware, outside all others of ours. It looks a path up in the table of routes itself, for a guard may
+    refuse a request before the router sees it.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        routes: Iterable[str],
+        routes: Sequence[Route],
         metrics: Metrics,
         access_log: AccessLog | None,
         traces: Traces | None,
     ) -> None:
         self._app = app
-        self._routes = frozenset(routes)
+        self._fixed = frozenset(route.path for route in routes if not route.param_convertors)
+        self._others = [route for route in routes if route.param_convertors]
         self._metrics = metrics
         self._access_log = access_log
         self._traces = traces
@@ -79,9 +81,9 @@ class Observed:
     def _route(self, scope: Scope) -> str | None:
         """The name of the path that was asked for; none if there is no such path here."""
         path: str = scope["path"]
-        if path in self._routes:
+        if path in self._fixed:
             return path
-        return getattr(scope.get("route"), "path", None)
+        return next((route.path for route in self._others if route.path_regex.match(path)), None)
 
 
 def _request_id(scope: Scope) -> bytes:

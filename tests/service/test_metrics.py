@@ -20,6 +20,7 @@ from service.app import create_app
 from service.errors import PROBLEMS
 from service.observation.metrics import OTHER
 from service.settings import Settings
+from tests.service.keyring import lines, tokens, write
 from tests.service.linear import Bundles
 from tests.service.wire import form, pixels
 from tests.serving import in_process, serving
@@ -109,6 +110,14 @@ def test_labels_are_of_a_closed_list_whatever_is_asked_for(app: FastAPI) -> None
     known = {route.path for route in app.routes if isinstance(route, Route)} | {OTHER}
     routes = {dict(labels)["route"] for name, labels in samples if name == "vaeserve_requests_total"}
     assert routes == {OTHER, "/models/{name}", "/sample"} <= known
+
+
+def test_what_a_guard_refuses_is_counted_under_its_route_too(bundles: Bundles, tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.toml", lines(tokens("reader")))
+    app = create_app(Settings(bundles=(bundles.colour,), api_keys_file=keys, open_metrics=True))
+    samples = asked(app, ("GET", "/models/colour"), ("POST", "/models/colour/reload"), ("GET", "/nowhere"))
+    for route in ("/models/{name}", "/models/{name}/reload", OTHER):
+        assert value(samples, "vaeserve_requests_total", route=route, code="401") == 1
 
 
 def test_a_failure_is_counted_as_500_of_its_route(app: FastAPI) -> None:
