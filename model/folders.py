@@ -1,7 +1,7 @@
 """Folders and zips of pictures: which files are pictures, which part each belongs to, and what its class is."""
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -27,12 +27,15 @@ class _Place:
 
 
 def in_folder(folder: Path) -> PictureFiles:
-    """Every picture in a folder and below it, by part."""
+    """Every picture in a folder and below it, by part; a link to nowhere is one, that is broken.
+
+    Raises:  OSError for a folder that may not be listed
+    """
     return _parts(
         {
             PurePosixPath(file.relative_to(folder).as_posix()): partial(_opened, file)
-            for file in folder.rglob("*")
-            if file.suffix.lower() in SUFFIXES and file.is_file()
+            for file in _files(folder)
+            if file.suffix.lower() in SUFFIXES
         }
     )
 
@@ -46,6 +49,20 @@ def in_zip(archive: zipfile.ZipFile) -> PictureFiles:
             if PurePosixPath(member.filename).suffix.lower() in SUFFIXES and not member.is_dir()
         }
     )
+
+
+def _files(folder: Path, *, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """What lies in a folder and below it, also where links lead, but for those that lead back up."""
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if _is_hidden(PurePosixPath(path.name)):
+            continue
+        if path.is_dir():
+            yield from _files(path, above=above | {real})
+        elif path.is_file() or not path.exists():  # but for pipes and sockets, which never end
+            yield path
 
 
 def _opened(file: Path) -> IO[bytes]:

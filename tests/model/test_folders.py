@@ -1,6 +1,9 @@
 """Which files of a folder or zip are pictures, and what their folders say about them."""
 
+import errno
+import os
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -53,6 +56,47 @@ def test_pictures_stand_in_the_order_of_their_names_and_folders(tmp_path: Path) 
 
 def test_what_a_system_leaves_beside_pictures_is_no_picture(tmp_path: Path) -> None:
     assert found(tmp_path, "a.png", "._a.png", ".thumbnails/a.png", "__MACOSX/a.png") == {"train": [("a.png", None)]}
+
+
+def test_linked_folders_are_entered_once_each_and_never_back_up(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    found(elsewhere, "1.png", "deep/2.png")
+    folder.mkdir()
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "deep" / "back").symlink_to(folder)
+    assert found(folder) == {"train": [("linked/1.png", None), ("linked/deep/2.png", None)]}
+
+
+def test_a_link_to_nowhere_is_a_broken_picture(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index in range(99):
+        (folder / f"{index:02}.png").write_bytes(png(index))
+    (folder / "99.png").symlink_to(tmp_path / "gone.png")
+    dataset = data.read(folder)
+    assert dataset.n_skipped == 1
+    assert dataset.skipped[0].startswith("99.png: got [Errno 2] No such file or directory")
+
+
+def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless.png")
+    assert found(tmp_path, "a.png") == {"train": [("a.png", None)]}
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error_and_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:  # root, as tests may be, can list any
+        if path.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(PermissionError, match="closed"):
+        found(tmp_path, "a.png")
 
 
 def test_folders_of_classes_give_labels_in_alphabetical_order(tmp_path: Path) -> None:
