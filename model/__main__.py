@@ -43,6 +43,15 @@ DataPath = Annotated[
     ),
 ]
 
+Features = Annotated[
+    int | None,
+    typer.Option(help="Channels of the widest map, or units of a layer.", show_default="the preset's", min=1),
+]
+Depth = Annotated[
+    int | None,
+    typer.Option(help="Residual blocks at each size, or hidden layers.", show_default="the preset's", min=1),
+]
+
 
 def _default(kind: type[ModelConfig] | type[TrainConfig], name: str) -> str:
     return str(next(field.default for field in dataclasses.fields(kind) if field.name == name))
@@ -78,7 +87,7 @@ def fit(
         typer.Option(help="1 (grey) or 3 (RGB).", show_default="1 if all pictures are grey, else 3", min=1),
     ] = None,
     validation: Annotated[
-        int | None, typer.Option(help="Training pictures to measure each epoch on instead.", show_default="0")
+        int | None, typer.Option(help="Training pictures to measure each epoch on instead.", show_default="0", min=0)
     ] = None,
     validation_seed: Annotated[
         int | None, typer.Option(help="Which pictures those are.", show_default="0", min=0)
@@ -89,12 +98,8 @@ def fit(
     ] = run.SAVE_EVERY_S,
     family: Annotated[str | None, _model("family", "--family", f"{', '.join(FAMILIES)}.")] = None,
     preset: Annotated[str | None, _model("preset", "--preset", f"Networks: {', '.join(PRESETS)}.")] = None,
-    features: Annotated[
-        int | None, typer.Option(help="Channels of the widest map, or units of a layer.", show_default="the preset's")
-    ] = None,
-    depth: Annotated[
-        int | None, typer.Option(help="Residual blocks at each size, or hidden layers.", show_default="the preset's")
-    ] = None,
+    features: Features = None,
+    depth: Depth = None,
     latent_dim: Annotated[int | None, _model("latent_dim", "--latent-dim", "Numbers in one z.")] = None,
     likelihood: Annotated[
         str | None, _model("likelihood", "--likelihood", f"p(x given z): {', '.join(LIKELIHOODS)}.")
@@ -295,12 +300,8 @@ def study(
         int, _study("sketch", "Training pictures, at most, of models with 2 latents and of the sweep of sigma.")
     ] = StudySettings.sketch,
     preset: Annotated[str, _study("preset", f"Networks: {', '.join(PRESETS)}.")] = StudySettings.preset,
-    features: Annotated[
-        int, typer.Option(help="Channels of the widest map, or units of a layer.", show_default="the preset's")
-    ] = StudySettings.features,
-    depth: Annotated[
-        int, typer.Option(help="Residual blocks at each size, or hidden layers.", show_default="the preset's")
-    ] = StudySettings.depth,
+    features: Features = None,
+    depth: Depth = None,
     batch_size: Annotated[int, _study("batch_size", "Pictures per step.")] = StudySettings.batch_size,
     precision: Annotated[
         str, _study("precision", f"Of the networks in training: {', '.join(PRECISIONS)}.")
@@ -327,8 +328,8 @@ def study(
                 latent_dim=latent_dim,
                 sketch=sketch,
                 preset=preset,
-                features=features,
-                depth=depth,
+                features=StudySettings.features if features is None else features,
+                depth=StudySettings.depth if depth is None else depth,
                 batch_size=batch_size,
                 precision=precision,
             ),
@@ -426,7 +427,10 @@ def _sentences() -> Iterator[None]:
     """What a person can put right is said in one line, with exit code 2; a run that cannot go on has code 1."""
     try:
         yield
-    except (BadSetting, BadData, BadCheckpoint, OSError) as error:
+    except OSError as error:
+        print(f"vae-train: {f'{error.filename}: {error.strerror}' if error.filename else error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    except (BadSetting, BadData, BadCheckpoint) as error:
         print(f"vae-train: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     except (NotANumber, Died) as error:

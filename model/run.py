@@ -69,11 +69,25 @@ def require_same(folder: Path, config: RunConfig) -> None:
     Raises:  BadCheckpoint if the folder holds no run; BadSetting if its run was started with other settings
     """
     stored = checkpoint.read_config(folder)
-    for part in ("model", "training", "data"):
-        was, now = (dataclasses.asdict(getattr(c, part)) for c in (stored, config))
-        for name in was:
-            if was[name] != now[name]:
-                raise BadSetting(f"{name}: got {now[name]}, expected {was[name]}, with which {folder} was started")
+    was, now = (
+        {
+            **dataclasses.asdict(c.model),
+            **dataclasses.asdict(c.training),
+            "validation": c.data.n_validation,
+            "validation_seed": c.data.validation_seed,
+        }
+        for c in (stored, config)
+    )
+    for name in was:
+        if was[name] != now[name]:
+            raise BadSetting(f"{name}: got {now[name]}, expected {was[name]}, with which {folder} was started")
+    if stored.data.sha256 != config.data.sha256:  # whatever its name: a folder may have moved
+        got, expected = (
+            f"{c.data.name} ({c.data.n_train} pictures to train on, {c.data.n_test} to test with,"
+            f" sha256 {c.data.sha256[:8]}…)"
+            for c in (config, stored)
+        )
+        raise BadSetting(f"data: got {got}, expected {expected}, with which {folder} was started")
 
 
 def changed_machine(folder: Path, learner: Learner) -> list[str]:
@@ -223,7 +237,11 @@ def _steps(folder: Path, learner: Learner, dataset: Dataset) -> Iterator[StepRep
         yield from learner.run(dataset.train)
     except NotANumber as error:
         saved = checkpoint.saved_step(folder)
-        left = "nothing was saved before" if saved is None else f"the last save, of step {saved}, is whole"
+        left = (
+            f"nothing was saved before in {folder}, which may go"
+            if saved is None
+            else f"the last save, of step {saved}, is whole"
+        )
         raise NotANumber(f"{error}; {left}") from error
 
 
@@ -249,7 +267,7 @@ def asked_to_stop() -> Iterator[list[int]]:
 
 
 class _Bar:
-    """The progress of a run: images/s, and elbo, recon and kl averaged over about the last hundred steps."""
+    """The progress of a run: images/s, and the terms that it learns by, averaged over about the last hundred steps."""
 
     def __init__(self, learner: Learner, *, is_shown: bool) -> None:
         self._learner = learner
@@ -279,7 +297,9 @@ class _Bar:
             recon, kl = self._recon / self._weight, self._kl / self._weight
             epoch = (self._learner.step - 1) // self._learner.steps_per_epoch + 1
             self._bar.set_description(f"epoch {epoch}/{self._learner.training.epochs}", refresh=False)
-            self._bar.set_postfix_str(f"elbo {-(recon + kl):.2f}, recon {recon:.2f}, kl {kl:.2f}", refresh=False)
+            has_bound = self._learner.vae.config.family == "vae"
+            terms = f"elbo {-(recon + kl):.2f}, recon {recon:.2f}, kl {kl:.2f}" if has_bound else f"recon {recon:.2f}"
+            self._bar.set_postfix_str(terms, refresh=False)
         self._bar.update(n)
 
     def __exit__(self, *_: object) -> None:

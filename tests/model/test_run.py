@@ -241,8 +241,8 @@ def test_a_place_without_a_run_cannot_be_resumed(tmp_path: Path, config: RunConf
         ("training", "epochs", 4),
         ("training", "precision", "bf16"),
         ("training", "seed", 1),
-        ("data", "sha256", "0"),
         ("data", "n_validation", 5),
+        ("data", "validation_seed", 5),
     ],
 )
 def test_resuming_with_another_setting_is_refused(
@@ -252,8 +252,22 @@ def test_resuming_with_another_setting_is_refused(
     changed = dataclasses.replace(getattr(config, part), **{field: value})
     other = dataclasses.replace(config, **{part: changed})
     was = getattr(getattr(config, part), field)
-    with pytest.raises(BadSetting, match=f"{field}: got {value}, expected {was}, with which"):
+    said = f"^{field.removeprefix('n_')}: got {value}, expected {was}, with which"
+    with pytest.raises(BadSetting, match=said):
         run.resume(tmp_path, other)
+
+
+def test_a_run_goes_on_with_its_pictures_whatever_their_folder_is_called_and_with_no_others(
+    tmp_path: Path, config: RunConfig, dataset: Dataset
+) -> None:
+    run.start(tmp_path, config, dataset=dataset)
+    moved = dataclasses.replace(config.data, name="moved")
+    assert run.resume(tmp_path, dataclasses.replace(config, data=moved)).step == 0
+    other = dataclasses.replace(config.data, name="others", n_test=7, sha256="0" * 64)
+    with pytest.raises(
+        BadSetting, match=r"^data: got others \(\d+ pictures to train on, 7 to test with, sha256 0{8}…\), expected "
+    ):
+        run.resume(tmp_path, dataclasses.replace(config, data=other))
 
 
 def test_another_machine_is_said_in_phrases(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
