@@ -26,6 +26,8 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid #8888; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid #8884; text-align: left; vertical-align: top; }
 td { overflow-wrap: break-word; }
+.center { text-align: center; }
+.right { text-align: right; }
 img { max-width: 100%; height: auto; background: #fff; }
 footer { margin-top: 2.5rem; font-size: 0.8rem; overflow-wrap: anywhere; }
 """
@@ -86,6 +88,8 @@ def _html(text: str, pictures: dict[str, bytes]) -> str:
     left = dict(pictures)
     tokens = markdown.parse(text, left)
     for token in tokens:
+        if aligned := token.attrs.pop("style", None):  # of a table's column; the policy lets no element have a style
+            token.attrs["class"] = str(aligned).removeprefix("text-align:")
         first = token.children[0] if token.children else None
         if first and first.content.startswith(_UNTICKED):
             first.content = "\N{BALLOT BOX} " + first.content.removeprefix(_UNTICKED)

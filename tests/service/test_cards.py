@@ -181,6 +181,13 @@ def test_a_picture_stands_in_the_page_once(bare: Bundle) -> None:
     assert page.count("<p>one</p>") == 49
 
 
+def test_columns_are_aligned_as_the_card_says_by_the_style_that_the_policy_allows(bare: Bundle) -> None:
+    body = shown(bare, "| a | b | c |\n| :-- | :-: | --: |\n| 1 | 2 | 3 |").split("<body>")[1]
+    cells = ['<td class="left">1</td>', '<td class="center">2</td>', '<td class="right">3</td>']
+    assert [line for line in body.splitlines() if "<td" in line] == cells
+    assert "style=" not in body
+
+
 def test_a_card_that_is_no_text_or_too_long_stops_the_start(bare: Bundle, tmp_path: Path) -> None:
     place = tmp_path / "b"
     write_linear(place, linear(), others={"card.md": b"\xff\xfe"})
