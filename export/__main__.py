@@ -101,7 +101,7 @@ def make_from_onnx(
         typer.Option(metavar="BLACK,WHITE", help="What the files take for black and white.", show_default="bytes"),
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="Order of a picture's axes: nhwc or nchw.", show_default="what the shape says")
+        str | None, typer.Option(help="Order of a picture's axes: nhwc or nchw.", show_default="nhwc, for bytes")
     ] = None,
     stride: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Of open sizes: pixels to one place of a latent.")

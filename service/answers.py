@@ -106,12 +106,13 @@ def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], 
     """
     height, width, _ = shape
     options, limit = call.options, call.deployment.settings.max_answer_pixels
-    pixels = n * height * width * options.scale**2
+    scale = 1 if call.form is Form.SAFETENSORS else options.scale
+    pixels = n * height * width * scale**2
     if pixels > limit:
         raise too_large("answer", got=pixels, limit=limit, unit="pixels")
     columns = min(options.columns or line or images.near_square(n), n)
     across, down = (1, 1) if call.form in ANIMATIONS else (columns, ceil(n / columns))
-    side = max(across * width, down * height) * options.scale
+    side = max(across * width, down * height) * scale
     longest = images.LONGEST_SIDE.get(call.form.label, side)
     if side > longest:
         raise too_large(f"side of {call.form.label}, with {columns} columns", got=side, limit=longest, unit="pixels")

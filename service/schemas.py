@@ -243,7 +243,7 @@ class Limits(BaseModel):
 class VerdictAnswer(BaseModel):
     """Whether something is to be trusted."""
 
-    trusted: bool | None = Field(description="null where it was not measured")
+    trusted: bool | None = Field(description="null where it was not measured, or there is no such prior")
     reason: str
 
 

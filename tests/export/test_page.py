@@ -83,8 +83,8 @@ def test_the_tolerances_stand_in_the_page() -> None:
     assert allowed["pictures"] == "one grey level"
     assert TOLERANCE.image == 1
     assert float(allowed["log-likelihood"].split()[0]) == TOLERANCE.log_likelihood
-    assert f"within {LEAST_PSNR_DB:g} dB" in SECTIONS["Proof"]
-    assert f"within {MOST_MU_IN_SIGMA:g} sigma" in SECTIONS["Proof"]
+    assert f"a PSNR of at least {LEAST_PSNR_DB:g} dB" in SECTIONS["Proof"]
+    assert f"at most {MOST_MU_IN_SIGMA:g} sigma on average" in SECTIONS["Proof"]
 
 
 def test_the_digest_hangs_on_the_fields_and_files_that_the_page_lists(tmp_path: Path) -> None:

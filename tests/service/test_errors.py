@@ -315,6 +315,12 @@ def test_an_answer_of_too_many_pixels_is_413(tight: httpx.Client) -> None:
     assert document["detail"] == "answer: got 720 pixels, the limit is 600"
 
 
+def test_arrays_are_not_enlarged_and_count_as_they_are(tight: httpx.Client, colour: Linear) -> None:
+    answer = tight.get("/sample?n=6&scale=2&format=safetensors")
+    assert answer.status_code == 200
+    assert read_tensors(answer.content)["images"].shape == (6, *colour.shape)
+
+
 def test_a_side_that_the_format_cannot_state_is_413(client: httpx.Client) -> None:
     query = "/interpolate?seeds=1,2&steps=110&scale=32"
     document = problem(client.get(f"{query}&format=webp"), 413, "too-large")
