@@ -1,5 +1,6 @@
 """vae-export: trained models to bundles, and what can be said of a bundle."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,14 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+
+from service.machine import BadEngine, require_one_distribution
+
+try:
+    require_one_distribution()
+except BadEngine as error:  # said before anything is imported that needs it
+    print(f"vae-export: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 from export import proof, sources
 from export.bundle import CannotWrite, require_name, require_new
@@ -21,6 +30,7 @@ from export.verify import NotEqual
 from model.errors import BadCheckpoint, BadData
 from model.gaussian import SCALE_HEADS
 from service.bundle import BadBundle, Precision, read
+from service.errors import OutOfMemory
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -257,7 +267,17 @@ def _sentences() -> Iterator[None]:
         _stop(f"{'.'.join(map(str, first['loc']))}: got {first['input']!r:.200}, {first['msg']}")
     except OSError as error:
         _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except (BadBundle, BadCheckpoint, BadData, CannotImport, CannotReduce, CannotWrite, NotEqual) as error:
+    except (
+        BadBundle,
+        BadCheckpoint,
+        BadData,
+        BadEngine,
+        CannotImport,
+        CannotReduce,
+        CannotWrite,
+        NotEqual,
+        OutOfMemory,
+    ) as error:
         _stop(str(error))
 
 

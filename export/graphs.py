@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export.frozen import Float32, Graphs, Source, Uint8
+from export.frozen import CannotImport, Float32, Graphs, Source, Uint8
 from export.interrupts import heard
 from service.bundle import ImageSpec
 
@@ -17,6 +17,8 @@ OPSET = 20
 IR_VERSION = 10
 
 _LARGEST_BATCH = 2**16
+# protobuf's messages end at 2 GiB, and nodes need room beside the weights.
+_LARGEST_BYTES = 2_000_000_000
 _EXAMPLE_ROWS = 2
 # Of an open size, in strides. Neither 0 nor 1, which the exporter takes for constants, nor equal.
 _EXAMPLE_SIDES = (4, 6)
@@ -127,7 +129,13 @@ def _export(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str],
 
 
 def plain(proto: onnx.ModelProto) -> bytes:
-    """A graph without what differs from machine to machine: the exporter writes source paths into every node."""
+    """A graph without what differs from machine to machine: the exporter writes source paths into every node.
+
+    Raises:  CannotImport if one file cannot hold it
+    """
+    weights_bytes = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if weights_bytes > _LARGEST_BYTES:
+        raise CannotImport(f"got a graph with {weights_bytes} bytes of weights, expected at most {_LARGEST_BYTES}")
     proto.ir_version = min(proto.ir_version, IR_VERSION)
     for field in ("doc_string", "producer_name", "producer_version", "metadata_props"):
         proto.ClearField(field)

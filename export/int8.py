@@ -48,11 +48,10 @@ class Calibrated:
 
 
 def calibrated(graph: bytes, feeds: Sequence[Feed]) -> Calibrated:
-    """A graph with constants folded, no transposed convolutions and rounded weights, run once on every feed."""
+    """A graph with constants folded and no transposed convolutions, run once on every feed."""
     model = opened(graph)
     without_transposed(model.graph)
     prune(model.graph)
-    _round_kernels(model.graph)
     del model.graph.value_info[:]
     model = onnx.shape_inference.infer_shapes(model)
     with TemporaryDirectory() as folder, _quiet():
@@ -77,6 +76,7 @@ def quantised(graph: Calibrated, *, float_layers: int) -> bytes:
         for node, following in zip(model.graph.node, ahead(model.graph), strict=True)
         if following < float_layers or _interpolates(node)
     ]
+    _round_kernels(model.graph, kept=kept)
     with _quiet():
         quantizer = QDQQuantizer(
             model,
@@ -113,11 +113,13 @@ def _interpolates(node: NodeProto) -> bool:
     return node.op_type == "Resize" and modes not in ([], [b"nearest"])
 
 
-def _round_kernels(graph: GraphProto) -> None:
-    """Put the weights of convolutions on the grid that the quantiser will find, so that it leaves them as they are."""
+def _round_kernels(graph: GraphProto, *, kept: Sequence[str]) -> None:
+    """Put the weights of convolutions, but for those kept in float, on the grid that the quantiser will find, so that
+    it leaves them as they are.
+    """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Conv" and node.input[1] in tensors:
+        if node.op_type == "Conv" and node.name not in kept and node.input[1] in tensors:
             tensor = tensors[node.input[1]]
             tensor.CopyFrom(numpy_helper.from_array(rounded(numpy_helper.to_array(tensor)), tensor.name))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from export.frozen import Uint8
 from model import data
+from model.parts import all_over
 from service.bundle import ImageSpec
 
 _WAVES = 3
@@ -69,7 +70,7 @@ def natural(real: Real, shape: tuple[int, int, int], *, n: int, seed: int) -> Ui
     Shapes:  shape (h, w, c) -> (n, h, w, c)
     """
     found = real(*shape[:2])
-    return smooth(n, shape, np.random.default_rng(seed)) if found is None else found[:n]
+    return smooth(n, shape, np.random.default_rng(seed)) if found is None else found[all_over(len(found), most=n)]
 
 
 def smooth(n: int, shape: tuple[int, int, int], generator: np.random.Generator) -> Uint8:

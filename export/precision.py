@@ -14,11 +14,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from export.float16 import halved
+from export.foreign.files import one_line
 from export.frozen import Float32, Frozen, Graphs, Uint8
 from export.int8 import Calibrated, calibrated, quantised
 from export.runs import MAX_RUN_PIXELS
+from export.scorer import without_copies
+from model.parts import all_over
 from service import differences
 from service.bundle import DECODER, ENCODER, Difference, ImageSpec, Probe, ReducedTolerance, Variant
 from service.engine import Graph, resolve_device, signatures
@@ -56,16 +60,23 @@ def reduce(frozen: Frozen, *, precision: Literal["fp16", "int8"], calibration: U
     """Encoder and decoder in fewer bits; the scorer stays in float32.
 
     Shapes:  calibration (n, h, w, c), pictures like those to be served, which int8 fits its ranges to
-    Raises:  CannotReduce if int8 gets no pictures, or a node holds a graph of its own
+    Raises:  CannotReduce if int8 gets no pictures, a node holds a graph of its own, or there is nothing to rewrite
     """
     graphs = frozen.graphs
     _require_flat(ENCODER, graphs.encoder)
     _require_flat(DECODER, graphs.decoder)
-    if precision == "fp16":
-        return replace(graphs, encoder=halved(graphs.encoder), decoder=halved(graphs.decoder))
-    if calibration is None or not len(calibration):
+    learnt_from = np.empty(0, np.uint8) if calibration is None else calibration
+    if precision == "int8" and not len(learnt_from):
         raise CannotReduce("int8: got no pictures, expected some like those to be served, to fit its ranges to")
-    return _in_int8(frozen, _some(calibration))
+    try:
+        if precision == "fp16":
+            reduced = replace(graphs, encoder=halved(graphs.encoder), decoder=halved(graphs.decoder))
+        else:
+            reduced = _in_int8(frozen, _some(learnt_from))
+    except Exception as error:  # onnx's and onnxruntime's tools raise what they like of a stranger's graph
+        raise CannotReduce(f"{precision}: cannot rewrite the graphs ({one_line(error)})") from error
+    _require_reduced(reduced, precision=precision)
+    return reduced
 
 
 def measure_reduced(frozen: Frozen, reduced: Graphs, *, pictures: Uint8) -> Loss:
@@ -130,14 +141,19 @@ def variant(frozen: Frozen, reduced: Graphs) -> Variant:
         for precision, graphs in (("fp32", frozen.graphs), ("reduced", reduced))
         for name, content, given in ((ENCODER, graphs.encoder, image), (DECODER, graphs.decoder, z))
     }
-    fp32_bytes, reduced_bytes = (len(graphs.encoder) + len(graphs.decoder) for graphs in (frozen.graphs, reduced))
     return Variant(
         encoder_speedup=speedup(runs[ENCODER, "fp32"], runs[ENCODER, "reduced"]),
         decoder_speedup=speedup(runs[DECODER, "fp32"], runs[DECODER, "reduced"]),
         batch_rows=rows,
-        size_ratio=reduced_bytes / fp32_bytes,
+        size_ratio=_size_bytes(reduced) / _size_bytes(frozen.graphs),
         machine=f"{_processor()}, {available_cores()} cores, {device}, onnxruntime {ort.__version__}",
     )
+
+
+def _size_bytes(graphs: Graphs) -> int:
+    """What the graphs take in a bundle. A scorer shares its decoder's weights there, as long as both hold the same."""
+    scorer = b"" if graphs.scorer is None else without_copies(graphs.scorer, decoder=graphs.decoder)
+    return len(graphs.encoder) + len(graphs.decoder) + len(scorer)
 
 
 def speedup(slow: Callable[[], object], fast: Callable[[], object]) -> float:
@@ -155,6 +171,17 @@ def _require_flat(name: str, content: bytes) -> None:
     for node in onnx.load_model_from_string(content).graph.node:
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise CannotReduce(f"{name}: has a graph inside its {node.op_type}, expected none in fewer bits")
+
+
+def _require_reduced(graphs: Graphs, *, precision: str) -> None:
+    """Nothing, if some weights are in fewer bits: a graph in float64, say, is left as it is."""
+    stored = {
+        tensor.data_type
+        for content in (graphs.encoder, graphs.decoder)
+        for tensor in onnx.load_model_from_string(content).graph.initializer
+    }
+    if stored.isdisjoint({TensorProto.FLOAT16, TensorProto.INT8}):
+        raise CannotReduce(f"{precision}: got graphs without layers in float32, expected some to rewrite")
 
 
 def _in_int8(frozen: Frozen, pictures: Uint8) -> Graphs:
@@ -208,7 +235,7 @@ def _image(frozen: Frozen) -> ImageSpec:
 def _some(pictures: Uint8) -> Uint8:
     """As many pictures as are enough, from all over the set, as one may be ordered by what is on them."""
     most = max(1, min(_PICTURES, MAX_RUN_PIXELS // _pixels(pictures)))
-    chosen: Uint8 = pictures[np.linspace(0, len(pictures) - 1, min(len(pictures), most)).round().astype(int)]
+    chosen: Uint8 = pictures[all_over(len(pictures), most=most)]
     return chosen
 
 

@@ -17,6 +17,7 @@ from export.runs import Shape, shapes
 from service import differences
 from service.bundle import DECODER, ENCODER, SCORER, Difference, ImageSpec, Parity, Probe, Tolerance
 from service.engine import Graph, RowShape, signatures
+from service.machine import available_cores
 
 # Runs of one shape go on until there were so many, or they have seen so many pictures or pixels.
 _RUNS = 32
@@ -53,7 +54,7 @@ class Candidate:
         expected = signatures(image.shape, latent_shape, family=family)
 
         def load(name: str, content: bytes) -> Graph:
-            return Graph(content, expected[name], path=Path(name), device="cpu", threads=0)
+            return Graph(content, expected[name], path=Path(name), device="cpu", threads=available_cores())
 
         return cls(
             load(ENCODER, graphs.encoder),

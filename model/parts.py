@@ -28,6 +28,11 @@ class Part:
         return Part(self.images[order], None if self.labels is None else self.labels[order])
 
 
+def all_over(n: int, *, most: int) -> npt.NDArray[np.int64]:
+    """At most so many of n rows, evenly from the first to the last, as a part may be sorted by class."""
+    return np.linspace(0, n - 1, min(n, most)).round().astype(np.int64)
+
+
 # Parts go by the names `train`, `test` and `validation`; people spell them in these ways.
 PART_NAMES = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 

@@ -51,12 +51,18 @@ def found(model: ModelProto, z: str, *, path: Path) -> Draw | None:
     return None
 
 
-def exposed(model: ModelProto, draw: Draw) -> ModelProto:
-    """A graph that gives the mean and logvar of its draw beside what it gave."""
+def exposed(model: ModelProto, draw: Draw, *, path: Path) -> ModelProto:
+    """A graph that gives the mean and logvar of its draw beside what it gave.
+
+    Raises:  CannotImport if the graph does not tell what they are
+    """
     showing = ModelProto()
     showing.CopyFrom(model)
     values = files.types(model)
-    showing.graph.output.extend(values[name] for name in (draw.mean, draw.logvar))
+    for name in (draw.mean, draw.logvar):
+        if name not in values:
+            raise CannotImport(f"{path}: {name} has no type that follows from the graph, expected ONNX's own operators")
+        showing.graph.output.append(values[name])
     return showing
 
 

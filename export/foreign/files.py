@@ -59,7 +59,10 @@ def read(path: Path) -> ModelProto:
         raise CannotImport(f"{path}: holds a name that is not UTF-8, expected a whole ONNX file")
     _bring_in_weights(model, path)
     if model.functions:
-        model = inliner.inline_local_functions(model)
+        try:
+            model = inliner.inline_local_functions(model)
+        except Exception as error:  # its C++ throws what it likes
+            raise CannotImport(f"{path}: its functions cannot be inlined ({one_line(error)})") from error
     for spelt in (*model.opset_import, *_with_inner(model.graph.node)):
         spelt.domain = "" if spelt.domain in _STANDARD else spelt.domain
     # Old files list weights as inputs that a caller may replace.

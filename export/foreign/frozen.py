@@ -13,6 +13,7 @@ from export.foreign.surgery import Port, Step, cast, rewired, with_free_rows
 from export.frozen import CannotImport, Float32, Frozen, Graphs, Source, Uint8
 from service.bundle import DECODER, ENCODER, BadBundle
 from service.engine import Graph, signatures
+from service.machine import available_cores
 
 # Odd, and more than the one or two that a batch axis is most often fixed at.
 _TRIED_ROWS = 3
@@ -88,7 +89,7 @@ def _require_rows(pair: Pair, graphs: Graphs, measured: Sizes, family: str) -> N
     x: NDArray[Any] = pictures(_TRIED_ROWS, (*measured.tried, measured.image.channels))
     for part, content, name in ((pair.encoder, graphs.encoder, ENCODER), (pair.decoder, graphs.decoder, DECODER)):
         try:
-            graph = Graph(content, expected[name], path=part.path, device="cpu", threads=0)
+            graph = Graph(content, expected[name], path=part.path, device="cpu", threads=available_cores())
             together = graph.tried(x)
             alone = [graph.tried(x[row : row + 1]) for row in range(_TRIED_ROWS)]
         except BadBundle as error:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from export.foreign.files import one_line
 from export.frozen import CannotImport
+from service.machine import available_cores
 
 # As in service.engine, whichever of the two is imported first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -38,6 +39,7 @@ class Original:
         self._path = path
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions, and are told once
+        options.intra_op_num_threads = available_cores()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])

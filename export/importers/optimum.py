@@ -69,6 +69,8 @@ def load(folder: Path, *, max_side: int = MAX_SIDE) -> Frozen:
     for model, channels in zip(models, (config.in_channels, config.latent_channels), strict=True):
         _pin_channels(model, channels)
     decoder = Part.of(paths[1], models[1], [_DECODED])
+    if len(decoder.axes) != 4:
+        raise CannotImport(f"{paths[1]}: its latent has {len(decoder.axes)} axes, expected four")
     encoder = _encoder(paths[0], models[0], latent_channels=decoder.axes[1])
     said: dict[str, Any] = {"layout": "nchw", "black_white": _BLACK_WHITE}
     pair = Pair(
@@ -119,7 +121,7 @@ def _before_the_draw(path: Path, model: ModelProto) -> Part:
         sought = "mean + exp(0.5 * logvar) * RandomNormalLike to cut it before"
         raise CannotImport(f"{path}: gives {_DRAWN}, which is or may be drawn, and holds no {sought}")
     posterior = [draw.mean, draw.logvar]
-    exposed = draws.exposed(model, draw)
+    exposed = draws.exposed(model, draw, path=path)
     part = files.cut(exposed, posterior, path=path)
     (picture,) = part.graph.input
     shape = [stated or tried for stated, tried in zip(files.axes(picture, path=path), _TRIED, strict=False)]

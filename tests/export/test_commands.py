@@ -16,6 +16,8 @@ import export.make
 from export.__main__ import app
 from model import checkpoint, fingerprints
 from service.bundle import read
+from service.errors import OutOfMemory
+from service.machine import BadEngine
 from tests.service.broken import edit_manifest, flip_byte
 from tests.service.linear import linear, write_linear
 
@@ -287,6 +289,35 @@ def test_a_wrong_bundle_is_one_sentence(bundle: Path, command: str, break_it: ob
 def test_pack_asks_for_a_licence(tmp_path: Path) -> None:
     write_linear(tmp_path / "mine", MODEL, licence=None)
     assert "licence is null, expected one in a bundle that is to be shared" in refusal("pack", tmp_path / "mine")
+
+
+@pytest.mark.parametrize("error", [BadEngine("cuda: no driver"), OutOfMemory("encoder: no room for 16 rows")])
+def test_a_device_that_fails_is_one_sentence(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("export.__main__.make", failing)
+    assert refusal("onnx", *pair, tmp_path / "mine") == str(error)
+
+
+def test_without_onnxruntime_every_command_says_what_to_install(tmp_path: Path) -> None:
+    lacking = (
+        "import runpy\n"
+        "from importlib import metadata\n"
+        "found = metadata.version\n"
+        "def version(name):\n"
+        "    if name.startswith('onnxruntime'):\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return found(name)\n"
+        "metadata.version = version\n"
+        "runpy.run_module('export', run_name='__main__')\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", lacking], capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("vae-export: onnxruntime: got none, expected exactly one distribution; install")
+    assert len(finished.stderr.splitlines()) == 1
 
 
 def test_a_failure_of_the_command_itself_has_exit_code_2(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from export.frozen import Graphs
+from export import graphs
+from export.frozen import CannotImport, Graphs
 from export.graphs import freeze, plain, source
 from export.importers.checkpoint import Decoder, Encoder, Scorer
 from model.vae import VAE, ModelConfig
@@ -225,6 +226,23 @@ def noted(**fields: str) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=11, **fields)
     helper.set_model_props(model, {"made": "today"})
     return model
+
+
+def test_a_graph_that_no_file_holds_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_LARGEST_BYTES", 1_000)
+    with pytest.raises(CannotImport, match=r"got a graph with \d{4,} bytes of weights, expected at most 1000"):
+        freeze(Flat(), Flat(), None, image=ImageSpec(height=32, width=32, channels=1), latent_shape=[1024])
+
+
+class Flat(nn.Module):
+    """Pictures or latents times weights of 4 KiB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.rand(1024))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.flatten(1).to(torch.float32) * self.weights
 
 
 def test_notes_go_from_graphs_and_from_graphs_inside_their_nodes() -> None:

@@ -68,6 +68,8 @@ def test_the_last_layers_stay_in_float_where_that_is_asked_and_lose_less() -> No
     assert stored(quantised(ready, float_layers=1)) == {"INT8": 2, "FLOAT": 1}
     assert stored(quantised(ready, float_layers=3)) == {"FLOAT": 3}
     (expected,) = session(graph).run(None, {"x": x(4, seed=1)})
+    (all_in_float,) = session(quantised(ready, float_layers=3)).run(None, {"x": x(4, seed=1)})
+    np.testing.assert_allclose(all_in_float, expected, atol=1e-6)
     errors = [
         np.abs(session(quantised(ready, float_layers=layers)).run(None, {"x": x(4, seed=1)})[0] - expected).mean()
         for layers in range(3)

@@ -250,6 +250,13 @@ def test_an_encoder_that_draws_in_another_way_is_refused_and_told_what_was_sough
         load(copied)
 
 
+def test_a_decoder_of_latents_without_places_is_refused(copied: Path) -> None:
+    text = "decoder (float[n, 3] latent_sample) => (float[n, 3] sample) { sample = Neg(latent_sample) }"
+    saved(parsed(text, {}), copied / DECODER)
+    with pytest.raises(CannotImport, match=r"model\.onnx: .* 2 axes, expected"):
+        load(copied)
+
+
 def test_an_encoder_with_other_outputs_is_refused(copied: Path) -> None:
     text = "encoder (float[n, 3, h, w] sample) => (float[n, 3, h, w] z) { z = Neg(sample) }"
     saved(parsed(text, {}), copied / ENCODER)

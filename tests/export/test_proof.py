@@ -67,6 +67,18 @@ def test_a_shape_that_the_model_does_not_take_is_named_and_not_run(tmp_path: Pat
     assert str(refused.value) == f"{place}: parity.shapes has {tuple(shape)}, expected {expected}"
 
 
+def test_one_row_of_the_default_size_is_proven_however_large_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.proof.LARGEST_RUN_PIXELS", 10)
+    write_linear(tmp_path / "mine", MODEL)
+    edit_manifest(tmp_path / "mine", lambda plain: plain["parity"].update(shapes=[[1, 6, 5]]))
+    prove(tmp_path / "mine")
+    edit_manifest(tmp_path / "mine", lambda plain: plain["parity"].update(shapes=[[2, 6, 5]]))
+    with pytest.raises(BadBundle, match=r"parity\.shapes has \(2, 6, 5\)"):
+        prove(tmp_path / "mine")
+
+
 @pytest.mark.parametrize("shape", [[1, 6, 4], [1, 4, 0], [1, 68, 4], [2**14, 64, 64]])
 def test_of_open_sizes_every_side_is_a_multiple_of_the_stride_up_to_the_largest(
     tmp_path: Path, shape: list[int]

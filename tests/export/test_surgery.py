@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export.foreign import draws
+from export.foreign import draws, files
 from export.foreign.files import cut, read
 from export.foreign.original import Original
 from export.foreign.pixels import Pixels
@@ -168,6 +168,18 @@ def test_local_functions_are_inlined(tmp_path: Path) -> None:
     part = cut(read(saved(model, tmp_path / "g.onnx")), ["y"], path=tmp_path)
     np.testing.assert_allclose(run(part, x=X), [np.maximum(2 * X @ WEIGHTS["w"], 0)], rtol=1e-6)
     assert [entry.domain for entry in part.opset_import] == [""]
+
+
+def test_functions_that_cannot_be_inlined_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_model: ModelProto) -> ModelProto:
+        raise RuntimeError("from C++")
+
+    monkeypatch.setattr(files.inliner, "inline_local_functions", failing)
+    model = parsed(PLAIN, WEIGHTS)
+    absolute = '<opset_import: ["" : 17], domain: "mine"> f (a) => (b) { b = Abs(a) }'
+    model.functions.append(onnx.parser.parse_function(absolute))
+    with pytest.raises(CannotImport, match=r"g\.onnx: its functions cannot be inlined \(from C\+\+\)"):
+        read(saved(model, tmp_path / "g.onnx"))
 
 
 def test_the_other_name_of_the_standard_domain_is_the_standard_domain(tmp_path: Path) -> None:
@@ -482,7 +494,7 @@ def test_a_draw_is_found_however_its_operands_stand(line: str, instead: str) -> 
     draw = draws.found(model, "z", path=PATH)
     assert draw is not None
     assert (draw.z, draw.mean, draw.logvar) == ("z", "mean", "logvar")
-    exposed = draws.exposed(model, draw)
+    exposed = draws.exposed(model, draw, path=PATH)
     x = 3 * normal((5, 4))
     draws.require(exposed, draw, takes="x", x=x, path=PATH)
     mean, logvar = run(cut(exposed, ["mean", "logvar"], path=PATH), x=x)
@@ -514,6 +526,15 @@ def test_a_draw_is_not_sought_in_what_is_not_valid_onnx() -> None:
         draws.found(model, "z", path=PATH)
 
 
+def test_a_draw_around_operators_that_tell_no_type_is_refused() -> None:
+    model = parsed(DRAWN, BOUNDS)
+    model.graph.node[0].domain = "elsewhere"
+    model.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    draw = draws.Draw("z", "mean", "logvar", noise="noise")
+    with pytest.raises(CannotImport, match=r"^g\.onnx: mean has no type that follows from the graph"):
+        draws.exposed(model, draw, path=PATH)
+
+
 def test_a_draw_that_does_not_give_what_it_spells_is_refused() -> None:
     rounded = "whole = Cast <to = 6> (spread) same = Cast <to = 1> (whole) z = Add(mean, same)"
     model = parsed(DRAWN.replace("z = Add(mean, spread)", rounded), BOUNDS)
@@ -522,4 +543,4 @@ def test_a_draw_that_does_not_give_what_it_spells_is_refused() -> None:
     with pytest.raises(
         CannotImport, match=r"^g.onnx: with known noise z differs from mean \+ exp\(logvar / 2\) · noise by"
     ):
-        draws.require(draws.exposed(model, draw), draw, takes="x", x=normal((5, 4)), path=PATH)
+        draws.require(draws.exposed(model, draw, path=PATH), draw, takes="x", x=normal((5, 4)), path=PATH)
