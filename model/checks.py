@@ -86,15 +86,26 @@ def figure(metrics: Mapping[str, Any], *path: str) -> Any:
 
 
 def _latents_in_use(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
-    active, latent_dim = figure(metrics, "active_units"), config.model.latent_dim
-    if active is None:
+    if not tells_of_activity(config.model.family, metrics):
         return None
+    active, latent_dim = metrics["active_units"], config.model.latent_dim
     sentence = f"{active:,} of {latent_dim:,} latents are active."
     if active == 0:
         sentence += " The decoder ignores z: every sample is the same picture."
     elif active < latent_dim:
         sentence += f" The {latent_dim - active:,} others carry nothing; a run with fewer would serve the same."
     return Check("Latents in use", active == latent_dim, sentence)
+
+
+def tells_of_activity(family: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether the count of active units says anything: it takes two pictures for mu to vary over, and the scale of
+    N(0, I), which an autoencoder's codes have not.
+    """
+    return (
+        family == "vae"
+        and figure(metrics, "active_units") is not None
+        and (figure(metrics, "protocol", "images") or 0) > 1
+    )
 
 
 def _logvar_in_range(metrics: Mapping[str, Any]) -> Check | None:
@@ -168,8 +179,10 @@ def _copies(metrics: Mapping[str, Any]) -> Check | None:
         return None
     near, usual = found["neighbour_distance"], found["test_neighbour_distance"]
     sentence = f"Samples lie {near:.3g} from their nearest training picture, test pictures {usual:.3g}."
-    is_fine = near >= _COPY_RATIO * usual
-    if not is_fine:
+    is_fine = 0 < usual * _COPY_RATIO <= near
+    if not usual:
+        sentence += " Half of them lie in the training part too, so nothing tells whether samples are copies."
+    elif not is_fine:
         sentence += " So near may mean that training pictures are given away: look at the nearest pairs."
     return Check("Copies of training pictures", is_fine, sentence)
 

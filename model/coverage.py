@@ -67,15 +67,6 @@ class CopyCheck:
     samples: Neighbours
     held_out: Neighbours
 
-    @property
-    def ratio(self) -> float | None:
-        """Median distance of samples over that of held-out pictures: near 0 where training pictures are copied.
-
-        None where half of the held-out pictures are themselves in the training part.
-        """
-        yardstick = float(np.median(self.held_out.distances))
-        return float(np.median(self.samples.distances)) / yardstick if yardstick > 0 else None
-
 
 def coverage(generated: NDArray[np.uint8], real: NDArray[np.uint8], *, nearest: int = NEAREST) -> Coverage:
     """Density and coverage of generated pictures among held-out real ones.

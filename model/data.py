@@ -61,6 +61,13 @@ class Dataset:
             digest.update(np.ascontiguousarray(images).data)
         return digest.hexdigest()
 
+    @cached_property
+    def labels_sha256(self) -> str | None:
+        """Hash of the labels of train and test, None where not all of them have one."""
+        if self.train_labels is None or self.test_labels is None:
+            return None
+        return hashlib.sha256(self.train_labels.tobytes() + self.test_labels.tobytes()).hexdigest()
+
 
 def read(path: Path | str | None, *, size: tuple[int, int] | None = None, channels: int | None = None) -> Dataset:
     """All pictures under a path or at `hf:owner/name`; without one, scikit-learn's digits.

@@ -38,8 +38,9 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
     """Density, coverage and copies of pictures drawn from N(0, I) and from a prior fitted to the training latents.
 
     The fitted prior is kept if it improves density and coverage among the test pictures. An autoencoder was never asked
-    to fill N(0, I), which is measured beside it all the same; its copies are looked for among samples of the fitted
-    prior, the only ones that are ever served. None where there are too few test pictures to lie among.
+    to fill N(0, I), which is measured beside it all the same. It keeps the fitted prior in any case, as it has no
+    other, and its copies are looked for among samples of that, the only ones that are ever served. None where there are
+    too few test pictures to lie among.
 
     Shapes:  training, test (n, h, w, c)
     Source:  Naeem et al. 2020, arXiv:2002.09797; Ghosh et al. 2020, section 4, arXiv:1903.12436
@@ -60,8 +61,9 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
     else:
         found = prior.compare(candidate, decode=lambda z: _decode(vae, z), held_out=real, generator=generator)
         standard = found.standard
-        fitted = candidate if found.keep else None
-        metrics["fitted" if found.keep else "rejected"] = asdict(found.fitted) | {"components": len(candidate.weights)}
+        keep = found.keep or vae.config.family == "autoencoder"
+        fitted = candidate if keep else None
+        metrics["fitted" if keep else "rejected"] = asdict(found.fitted) | {"components": len(candidate.weights)}
     metrics["standard"] = asdict(standard)
     if fitted is not None and vae.config.family == "autoencoder":
         name, shown = "fitted", fitted.sample(COPY_CHECKED, generator=generator)

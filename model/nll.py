@@ -108,6 +108,37 @@ class NllEstimate:
         }
 
 
+def protocol_of(
+    vae: VAE,
+    images: Images,
+    *,
+    n_images: int | None,
+    draws: int,
+    samples: Sequence[int],
+    seed: int,
+    precision: Precision,
+) -> NllProtocol:
+    """What an estimate of these pictures will be, before any of it is computed.
+
+    Shapes:  images (n, h, w, c)
+    Raises:  BadSetting if a setting lies outside its range, or the model is an autoencoder, which has no p(x)
+    """
+    if vae.config.family == "autoencoder":
+        raise BadSetting("family: got autoencoder, expected vae: a code without a density gives no p(x)")
+    protocol = NllProtocol(
+        samples=tuple(samples),
+        draws=draws,
+        seed=seed,
+        n_images=len(images) if n_images is None else n_images,
+        of_images=len(images),
+        precision=precision,
+        model_sha256=fingerprints.of_model(vae),
+        data_sha256=fingerprints.of_images(images),
+    )
+    _check(protocol)
+    return protocol
+
+
 def estimate(
     vae: VAE,
     images: Images,
@@ -126,22 +157,12 @@ def estimate(
     and the picture's place among images, so a picture's estimate depends neither on batches nor on the others chosen.
 
     Shapes:  images (n, h, w, c)
-    Raises:  BadSetting if a setting lies outside its range, or the model is an autoencoder, which has no p(x);
-             BadCheckpoint if the state file is something else; NotANumber if an estimate is not finite
+    Raises:  BadSetting as `protocol_of`; BadCheckpoint if the state file is something else; NotANumber if an estimate
+             is not finite
     Source:  Burda et al. 2016, equation 8 and section 5, arXiv:1509.00519
     """
-    count = len(images) if n_images is None else n_images
-    protocol = NllProtocol(
-        samples=tuple(samples),
-        draws=draws,
-        seed=seed,
-        n_images=count,
-        of_images=len(images),
-        precision=precision,
-        model_sha256=fingerprints.of_model(vae),
-        data_sha256=fingerprints.of_images(images),
-    )
-    _check(protocol)
+    protocol = protocol_of(vae, images, n_images=n_images, draws=draws, samples=samples, seed=seed, precision=precision)
+    count = protocol.n_images
     indices = np.sort(_generator(seed, _CHOICE).permutation(len(images))[:count])
     progress = _Progress.start(protocol) if state is None else _Progress.resume(state, protocol)
     total = draws * count
@@ -204,8 +225,7 @@ def _weigh(vae: VAE, images: Images, keys: Sequence[tuple[int, int]], protocol: 
     x = torch.cat([_observed(vae, images, draw=draw, index=index, seed=protocol.seed) for draw, index in keys])
     x = x.to(device)
     posterior = vae.encode(x)
-    if not isinstance(posterior, DiagonalGaussian):
-        raise BadSetting("family: got autoencoder, expected vae: a code without a density gives no p(x)")
+    assert isinstance(posterior, DiagonalGaussian), "protocol_of refuses a code without a density"  # noqa: S101
     most_rows, most_values = _CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET
     rows = max(1, min(most_rows, most_values // _values_per_row(vae, posterior.mu[:1])))
     longest = max(protocol.samples)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model import sheets
 from model.files import write_whole
-from model.parts import Images
+from model.parts import Images, all_over
 from model.sheets import Sheet, grid, tile_size
 from model.training import pixels
 from model.vae import VAE
@@ -74,7 +74,8 @@ def write_all(
     """
     is_vae = vae.config.family == "vae"
     kl = np.array(metrics["kl_per_dimension"]) if is_vae and metrics.get("kl_per_dimension") else None
-    mu = means(vae, images[:_MEANS])
+    rows = all_over(len(images), most=_MEANS)
+    mu = means(vae, images[rows])
     drawn = {
         "reconstructions": reconstructions(vae, images),
         "samples": samples(vae) if is_vae else None,
@@ -89,7 +90,7 @@ def write_all(
         kl=kl,
         variance=np.array(metrics["mu"]["variance"]) if metrics.get("mu") else mu.numpy().var(axis=0, dtype=np.float64),
         history=history,
-        labels=None if labels is None else labels[:_MEANS],
+        labels=None if labels is None else labels[rows],
     )
     for name in NAMES:
         path = folder / f"{name}.png"

@@ -20,7 +20,8 @@ from model.evaluation import evaluate
 from model.generation import Generation, generate
 from model.log import Log, read_history
 from model.machine import Machine
-from model.nll import SAMPLES, Precision, estimate
+from model.nll import SAMPLES, Precision, estimate, protocol_of
+from model.parts import all_over
 from model.training import Learner, StepReport
 
 SAVE_EVERY_S = 60.0
@@ -48,7 +49,8 @@ def start(folder: Path, config: RunConfig, *, dataset: Dataset, machine: Machine
     if learner.machine.any(is_taken):
         raise BadSetting(f"{folder}: got a place with something in it, expected a new folder, or --resume to go on")
     if learner.machine.is_main:
-        checkpoint.write_config(folder, config, probe=dataset.test[: checkpoint.PROBE_ROWS])
+        rows = all_over(len(dataset.test), most=checkpoint.PROBE_ROWS)
+        checkpoint.write_config(folder, config, probe=dataset.test[rows])
     return learner
 
 
@@ -147,6 +149,15 @@ class NllRequest:
     precision: Precision = "fp32"
     """Of the decoder."""
 
+    def settings(self) -> dict[str, Any]:
+        """As `estimate` takes them."""
+        return {
+            "n_images": self.images,
+            "draws": self.draws,
+            "samples": self.samples,
+            "precision": self.precision,
+        }
+
 
 def measure(
     folder: Path, *, dataset: Dataset, draws: int = 1, seed: int = 0, nll: NllRequest | None = None
@@ -164,6 +175,8 @@ def measure(
     if dataset.image_shape != found.config.image_shape:
         got, expected = dataset.image_shape, found.config.image_shape
         raise BadData(f"{dataset.name}: got pictures of shape {got}, expected {expected} as {folder} was trained on")
+    if nll is not None:  # refused now, if it cannot be, and not after minutes of other figures
+        protocol_of(found.vae, dataset.test, **nll.settings(), seed=seed)
     metrics = evaluate(found.vae, dataset.test, data=dataset.name, draws=draws, seed=seed)
     generation = generate(found.vae, training=dataset.train, test=dataset.test, seed=seed)
     metrics["samples"] = generation.metrics if generation else None
@@ -183,11 +196,8 @@ def _estimated_nll(
     return estimate(
         found.vae,
         dataset.test,
-        n_images=request.images,
-        draws=request.draws,
-        samples=request.samples,
+        **request.settings(),
         seed=seed,
-        precision=request.precision,
         state=folder / "state" / "nll.safetensors",
     ).metrics()
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.checks import Check, latents_as_the_prior, realism
+from model.checks import Check, latents_as_the_prior, realism, tells_of_activity
 
 _BETWEEN = "Pictures between two codes were not measured; they are judged by how near all codes are to N(0, I)."
 _NOTHING_BETWEEN = (
@@ -40,17 +40,18 @@ def judge(family: str, metrics: Mapping[str, Any]) -> Trust:
     for real ones: density and coverage would praise a decoder that does just that. `vae-train study` measures them in
     the features of a classifier.
     """
-    fitted = _verdict(_collapse(metrics), realism(metrics, "fitted"))
+    collapse = _collapse(family, metrics)
+    fitted = _verdict(collapse, realism(metrics, "fitted"))
     if family == "autoencoder":
         return Trust(standard=None, fitted=fitted, interpolate=Verdict(False, _NOTHING_BETWEEN))
-    standard = _verdict(_collapse(metrics), latents_as_the_prior(metrics), realism(metrics, "standard"))
+    standard = _verdict(collapse, latents_as_the_prior(metrics), realism(metrics, "standard"))
     between = None if standard is None else Verdict(standard.trusted, f"{_BETWEEN} {standard.reason}")
     return Trust(standard=standard, fitted=fitted, interpolate=between)
 
 
-def _collapse(metrics: Mapping[str, Any]) -> Check | None:
+def _collapse(family: str, metrics: Mapping[str, Any]) -> Check | None:
     """What to know of a decoder that ignores z, which may otherwise look well: its one picture may be near to many."""
-    if metrics.get("active_units") != 0:
+    if not tells_of_activity(family, metrics) or metrics["active_units"] != 0:
         return None
     return Check("Latents in use", False, "No latent is active: every z is decoded to the same picture.")
 

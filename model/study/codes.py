@@ -121,9 +121,10 @@ def label_agreement(rows: Tensor, labels: Tensor) -> float:
     Shapes:  rows (n, d), labels (n,)
     """
     agree = 0
+    rows = rows.double()
     for start in range(0, len(rows), _ROWS):
         part = slice(start, start + _ROWS)
-        distances = torch.cdist(rows[part].double(), rows.double())
+        distances = torch.cdist(rows[part], rows)
         own = torch.arange(start, start + len(distances))
         distances[torch.arange(len(distances)), own] = torch.inf
         agree += int((labels[distances.argmin(1)] == labels[part]).sum())

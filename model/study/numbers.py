@@ -5,19 +5,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.aggregate import discrepancy_to_prior
 from model.coverage import NEAREST, coverage_of_features
 from model.data import Dataset
-from model.parts import Images
+from model.parts import Images, Labels, all_over
 from model.pictures import decode
 from model.prior import FittedPrior
 from model.study import codes as latent
 from model.study.classifier import Classifier
 from model.study.codes import Codes
-from model.study.paths import linear, smoothness, spherical
+from model.study.paths import Smoothness, linear, smoothness, spherical
 from model.study.plan import PLANE
 from model.training import pixels
 from model.vae import VAE
@@ -26,6 +27,8 @@ from model.vae import VAE
 REALISTIC = 5_000
 # Paths, and places on each.
 PATHS, PLACES = 200, 21
+# Of which so many are in memory: large pictures are many numbers.
+_PATHS_AT_ONCE = 20
 # Pictures whose codes are moved, and how far: this share of the spread of all codes.
 MOVED, MOVE = 2_000, 0.05
 # Training pictures whose codes a Gaussian is fitted to.
@@ -42,6 +45,7 @@ def measure(
     `metrics` are those of its run, of the same test pictures.
     """
     test = latent.encode(vae, dataset.test)
+    counted = all_over(len(test.mu), most=_CODES)
     sigma = test.sigma()
     found: dict[str, float | None] = {
         "rmse": math.sqrt(metrics["mse"]),
@@ -50,8 +54,8 @@ def measure(
         "width": latent.width(test),
         "mmd": discrepancy_to_prior(test.draw(_generator()), _generator(1)).mmd if len(test.mu) > 1 else None,
         "moments": latent.moment_distance(test),
-        "plane_share": latent.plane_share(test.mu[:_CODES]) if vae.config.latent_dim == PLANE else None,
-        "label_agreement": _agreement(test.mu, dataset),
+        "plane_share": latent.plane_share(test.mu[counted]) if vae.config.latent_dim == PLANE else None,
+        "label_agreement": _agreement(test.mu[counted], _labels(dataset, counted)),
         **_moves(vae, test),
         **_paths(lambda z: decode(vae, z), test.mu, classifier=classifier),
     }
@@ -78,20 +82,21 @@ def fitted_gaussian(vae: VAE, dataset: Dataset) -> FittedPrior:
 
 def reference(dataset: Dataset, *, latent_dim: int, classifier: Classifier | None) -> dict[str, float | None]:
     """What real pictures have in place of samples, a cross-fade of pixels in place of paths, and N(0, I) of codes."""
-    test = pixels(dataset.test)
-    standard = torch.randn(min(_CODES, len(test)), latent_dim, generator=_generator())
+    counted = all_over(len(dataset.test), most=_CODES)
+    test = pixels(dataset.test[counted])
+    standard = torch.randn(len(test), latent_dim, generator=_generator())
     found: dict[str, float | None] = {
         "mmd": discrepancy_to_prior(standard, _generator(1)).mmd if len(standard) > 1 else None,
         "moments": latent.moment_distance(Codes(mu=standard, logvar=None)),
         "plane_share": latent.expected_plane_share(len(standard)) if latent_dim == PLANE else None,
-        "label_agreement": _agreement(test.flatten(1), dataset),
+        "label_agreement": _agreement(test.flatten(1), _labels(dataset, counted)),
         **_paths(lambda rows: rows.reshape(-1, *test.shape[1:]), test.flatten(1), classifier=classifier),
     }
     if classifier is None or len(test) <= NEAREST:
         return found
     real = pixels(_some(dataset.test, REALISTIC))
     first, last = _pairs(test, REALISTIC)
-    other = pixels(_some(dataset.train, REALISTIC))
+    other = pixels(_some(dataset.train, len(real)))
     found |= _realism("standard", other, real=real, classifier=classifier)
     found["standard_confidence"] = float(classifier.look(real).confidence.double().mean())
     found |= {name.replace("standard", "fitted"): value for name, value in found.items() if "standard" in name}
@@ -112,20 +117,25 @@ def _paths(
     decoded: Callable[[Tensor], Tensor], ends: Tensor, *, classifier: Classifier | None
 ) -> dict[str, float | None]:
     """How evenly pictures change along straight lines between rows of ends."""
-    first, last = _pairs(ends, PATHS)
-    x = decoded(linear(first, last, torch.linspace(0, 1, PLACES)).flatten(0, 1))
-    seen = {"pixel": x} if classifier is None else {"pixel": x, "feature": classifier.look(x).features}
-    found: dict[str, float | None] = dict.fromkeys(("feature_unevenness", "feature_length"))
-    for name, values in seen.items():
-        smooth = smoothness(values.reshape(len(first), PLACES, -1))
-        found[f"{name}_unevenness"] = float(smooth.unevenness.mean())
-        found[f"{name}_length"] = float(smooth.length.mean())
+    along: dict[str, list[Smoothness]] = {"pixel": [], "feature": []}
+    chunks = (torch.split(rows, _PATHS_AT_ONCE) for rows in _pairs(ends, PATHS))
+    for first, last in zip(*chunks, strict=True):
+        x = decoded(linear(first, last, torch.linspace(0, 1, PLACES)).flatten(0, 1))
+        along["pixel"].append(smoothness(x.reshape(len(first), PLACES, -1)))
+        if classifier is not None:
+            along["feature"].append(smoothness(classifier.look(x).features.reshape(len(first), PLACES, -1)))
+    found: dict[str, float | None] = {}
+    for name, parts in along.items():
+        for quantity in ("unevenness", "length"):
+            values = [getattr(part, quantity) for part in parts]
+            found[f"{name}_{quantity}"] = float(torch.cat(values).mean()) if values else None
     return found
 
 
 def _moves(vae: VAE, test: Codes) -> dict[str, float | None]:
     """How far a decoded picture moves when z does."""
-    mu = test.mu[:MOVED]
+    rows = all_over(len(test.mu), most=MOVED)
+    mu = test.mu[rows]
     eps = torch.randn(mu.shape, generator=_generator())
     still = decode(vae, mu)
 
@@ -135,13 +145,15 @@ def _moves(vae: VAE, test: Codes) -> dict[str, float | None]:
 
     sigma = test.sigma()
     by_spread = moved(MOVE * test.spread())
-    return {"move_sigma": by_spread if sigma is None else moved(sigma[:MOVED]), "move_spread": by_spread}
+    return {"move_sigma": by_spread if sigma is None else moved(sigma[rows]), "move_spread": by_spread}
 
 
-def _agreement(rows: Tensor, dataset: Dataset) -> float | None:
-    if dataset.test_labels is None or len(rows) < 2:
-        return None
-    return latent.label_agreement(rows[:_CODES], torch.from_numpy(dataset.test_labels[:_CODES]))
+def _agreement(rows: Tensor, labels: Labels | None) -> float | None:
+    return None if labels is None or len(rows) < 2 else latent.label_agreement(rows, torch.from_numpy(labels))
+
+
+def _labels(dataset: Dataset, rows: npt.NDArray[np.int64]) -> Labels | None:
+    return None if dataset.test_labels is None else dataset.test_labels[rows]
 
 
 def _pairs(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
-from model.parts import Images, Labels
+from model.parts import Images, Labels, all_over
 from model.pictures import decode, to_uint8
 from model.plots import BLUE, INK, LABEL_COLOURS, STYLE, titled
 from model.study.codes import Codes
@@ -56,8 +56,9 @@ def latent_plane(codes: Mapping[Kind, Codes], labels: Labels | None) -> Figure:
         height=11,
     )
     for axes, kind in zip(figure.subplots(2, 2).flat, _SQUARE, strict=True):
-        mu = codes[kind].mu[:_DOTS].numpy()
-        for colour, rows, label in _classes(None if labels is None else labels[:_DOTS], n=len(mu)):
+        shown = all_over(len(codes[kind].mu), most=_DOTS)
+        mu = codes[kind].mu[shown].numpy()
+        for colour, rows, label in _classes(shown, labels):
             axes.scatter(mu[rows, 0], mu[rows, 1], s=7, alpha=0.7, linewidths=0, color=colour, label=label)
         _circles(axes)
         _frame(axes, kind, _around(mu))
@@ -90,7 +91,8 @@ def clouds(codes: Mapping[Kind, Codes], labels: Labels | None) -> Figure:
         ):
             lows, highs = np.transpose(window)
             is_seen = np.all((lows <= mu + sigma.numpy()) & (mu - sigma.numpy() <= highs), axis=1)
-            _draw_clouds(axes, found, np.flatnonzero(is_seen)[:_ELLIPSES], labels)
+            seen = np.flatnonzero(is_seen)
+            _draw_clouds(axes, found, seen[all_over(len(seen), most=_ELLIPSES)], labels)
             _frame(axes, kind, window)
         _circles(above)
         below.set_title(f"mean sigma {float(sigma.double().mean()):.4f}", weight="normal")
@@ -144,7 +146,7 @@ def aggregate(draws: Mapping[Kind, Tensor]) -> Figure:
     )
     panels = figure.subplots(2, len(draws))
     for (kind, z), above, below in zip(draws.items(), *panels, strict=True):
-        reach = max(4.0, float(torch.quantile(z.abs()[:_DOTS], _HIGH)))
+        reach = max(4.0, float(np.quantile(z.abs().numpy(), _HIGH)))
         for dimension in z.T.numpy():
             _density(above, dimension, low=-reach, high=reach, colour=_LIGHT_BLUE, width=1.0)
         line = np.linspace(-reach, reach, 400)
@@ -185,19 +187,21 @@ def kl_per_latent(kl: Mapping[Kind, Sequence[float]]) -> Figure:
     return figure
 
 
-def _classes(labels: Labels | None, *, n: int) -> list[tuple[str, Any, str | None]]:
-    """Colour, rows and name of each class; one of all where there are no classes, or more than colours."""
+def _classes(rows: npt.NDArray[np.int64], labels: Labels | None) -> list[tuple[str, Any, str | None]]:
+    """Of the rows that are shown: colour, which of them, and name of each class, the same whichever are shown; one of
+    all where there are no classes, or more than colours.
+    """
     kinds = [] if labels is None else np.unique(labels).tolist()
     if labels is None or not 1 < len(kinds) <= len(LABEL_COLOURS):
-        return [(BLUE, np.arange(n), None)]
-    return [(colour, labels == kind, str(kind)) for kind, colour in zip(kinds, LABEL_COLOURS, strict=False)]
+        return [(BLUE, np.arange(len(rows)), None)]
+    return [(colour, labels[rows] == kind, str(kind)) for kind, colour in zip(kinds, LABEL_COLOURS, strict=False)]
 
 
 def _draw_clouds(axes: Axes, codes: Codes, rows: npt.NDArray[np.intp], labels: Labels | None) -> None:
     sigma = codes.sigma()
     assert sigma is not None, "these kinds have clouds"  # noqa: S101
     mu, diameters = codes.mu.numpy()[rows], 2 * sigma.numpy()[rows]
-    for colour, chosen, _ in _classes(None if labels is None else labels[rows], n=len(rows)):
+    for colour, chosen, _ in _classes(rows, labels):
         axes.add_collection(
             EllipseCollection(
                 widths=diameters[chosen, 0],

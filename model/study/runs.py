@@ -149,7 +149,7 @@ def _begin(plan: Plan, stopping: Event) -> None:
 
 
 def _classify(folder: Path) -> None:
-    described = {"data": _plan.dataset.sha256}
+    described = {"data": _plan.dataset.sha256, "labels": _plan.dataset.labels_sha256}
     path = folder / "classifier.json"
     if _stopping.is_set() or not classifiers.has_classes(_plan.dataset) or _is_of(path, described):
         return
@@ -179,7 +179,11 @@ def _train(folder: Path, name: str, device: str) -> None:
 def _measure(folder: Path, name: str) -> None:
     member = next(member for member in _plan.members if member.name == name)
     found = checkpoint.read(run_folder(folder, name))
-    described = {"weights": fingerprints.of_model(found.vae), "data": member.config.data.sha256}
+    described = {
+        "weights": fingerprints.of_model(found.vae),
+        "data": member.config.data.sha256,
+        "labels": _plan.dataset.labels_sha256,
+    }
     if _stopping.is_set() or _is_of(_numbers_file(folder, name), described):
         return
     assert found.metrics is not None, "a run that has ended has been evaluated"  # noqa: S101
@@ -193,7 +197,7 @@ def _measure(folder: Path, name: str) -> None:
 
 
 def _reference(folder: Path, latent_dim: int) -> None:
-    described = {"data": _plan.dataset.sha256}
+    described = {"data": _plan.dataset.sha256, "labels": _plan.dataset.labels_sha256}
     path = _numbers_file(folder, f"reference-{latent_dim}")
     if _stopping.is_set() or _is_of(path, described):
         return

@@ -68,6 +68,12 @@ def test_good_figures_raise_no_doubt() -> None:
         ("samples/standard/coverage", 0.3, "Realism of samples", "cover 30%"),
         ("samples/standard/density", 0.4, "Realism of samples", "with a density of 0.40; real pictures would have 1."),
         ("samples/standard/neighbour_distance", 1.0, "Copies of training pictures", "training pictures are given away"),
+        (
+            "samples/standard/test_neighbour_distance",
+            0.0,
+            "Copies of training pictures",
+            "nothing tells whether samples",
+        ),
         ("nll/5000", {"nll": 89.0, "effective_samples": 2.0}, "Likelihood estimate", "too pessimistic"),
         ("protocol", {"data": "blocks", "images": 4}, "Test pictures", "4 of 10"),
         ("protocol", {"data": "stripes", "images": 10}, "Test pictures", "learnt from blocks"),
@@ -89,6 +95,13 @@ def test_no_prior_to_sample_from_is_said() -> None:
     assert _looks({}, history=[], family="autoencoder") == ["An autoencoder has no prior"]
     assert _looks(_with("samples/fitted", {"coverage": 0.9}), family="autoencoder") == []
     assert _looks({}, history=[], beta=0.0) == ["Prior"]
+
+
+def test_activity_is_told_where_there_are_pictures_for_mu_to_vary_over_and_a_scale_of_its_own() -> None:
+    inactive = _with("active_units", 0)
+    assert _looks(inactive) == ["Latents in use"]
+    assert "Latents in use" not in _looks(inactive | {"protocol": {"data": "blocks", "images": 1}})
+    assert "Latents in use" not in _looks(inactive, family="autoencoder")
 
 
 def test_checks_without_their_figures_are_left_out() -> None:

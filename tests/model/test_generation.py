@@ -1,5 +1,6 @@
 """Samples among real pictures: the better prior is kept, copies are seen, few pictures say nothing."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_a_fitted_prior_that_is_no_better_is_measured_and_left(vae: VAE, images:
     assert found.fitted is None
     assert found.metrics["fitted"] is None
     assert found.metrics["rejected"]["components"] == 1
+
+
+def test_an_autoencoder_keeps_the_fitted_prior_as_it_has_no_other(vae: VAE, images: np.ndarray) -> None:
+    autoencoder = VAE(dataclasses.replace(vae.config, family="autoencoder")).eval()
+    found = generate(autoencoder, training=images, test=images[:20], seed=0)
+    assert found is not None
+    assert found.fitted is not None
+    assert found.metrics["rejected"] is None
+    assert "neighbour_distance" in found.metrics["fitted"]
 
 
 def test_samples_are_shown_beside_the_training_pictures_nearest_to_them(two_kinds: VAE) -> None:

@@ -32,7 +32,7 @@ class _Normal(nn.Module):
 class LinearVAE(nn.Module):
     """x = W z + b + noise, so that p(x) is a Gaussian; q has the posterior's mean, and its diagonal widened."""
 
-    config = "linear"
+    config = ModelConfig(*SHAPE, latent_dim=3)
     decoding_format = torch.preserve_format
 
     def __init__(self, *, orthogonal: bool = False, widened: float = 1.3) -> None:

@@ -324,6 +324,25 @@ def test_a_number_that_is_none_before_the_first_save_says_so(
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize("request_", [run.NllRequest(images=11), run.NllRequest(samples=(0,)), run.NllRequest(draws=0)])
+def test_an_estimate_that_cannot_be_is_refused_before_anything_is_measured(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, request_: run.NllRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
+    monkeypatch.delattr(run, "evaluate")
+    with pytest.raises(BadSetting, match=r"^(n_images|samples|draws): got "):
+        run.measure(tmp_path, dataset=dataset, nll=request_)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_the_probe_of_a_run_comes_from_all_over_the_test_part(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "PROBE_ROWS", 4)
+    checkpoint.save(tmp_path, run.start(tmp_path, config, dataset=dataset))
+    np.testing.assert_array_equal(checkpoint.read(tmp_path).probe, dataset.test[[0, 3, 6, 9]])
+
+
 def test_an_estimate_of_log_p_is_kept_for_the_same_weights_and_pictures_alone(
     tmp_path: Path, config: RunConfig, dataset: Dataset
 ) -> None:

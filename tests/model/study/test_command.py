@@ -164,6 +164,24 @@ def test_what_is_there_is_kept_and_what_is_missing_or_of_other_weights_is_made_a
         assert after[part] == before[part]
 
 
+def test_other_labels_train_another_classifier_and_make_its_numbers_anew(
+    finished: Path, few: Path, tmp_path: Path
+) -> None:
+    folder, relabelled = tmp_path / "study", tmp_path / "few.npz"
+    shutil.copytree(finished, folder)
+    with np.load(few) as arrays:
+        known = dict(arrays)
+    np.savez(relabelled, **known | {"y_train": known["y_train"] % 3, "y_test": known["y_test"] % 3})
+    weights = {name: (folder / "runs" / name / "model.safetensors").read_bytes() for name in NAMES}
+    assert study("--data", relabelled, "--out", folder, *TINY).exit_code == 0
+    assert {name: (folder / "runs" / name / "model.safetensors").read_bytes() for name in NAMES} == weights
+    before, after = (json.loads((place / "study.json").read_text()) for place in (finished, folder))
+    classifiers = [(place / "classifier.safetensors").read_bytes() for place in (finished, folder)]
+    assert classifiers[0] != classifiers[1]
+    for part in ("measured", "reference"):
+        assert after[part] != before[part]
+
+
 def test_a_run_that_stops_being_finite_is_named(finished: Path, few: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     shutil.copytree(finished, folder)

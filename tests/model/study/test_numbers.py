@@ -118,6 +118,40 @@ def test_too_few_test_pictures_to_lie_among_leave_realism_out(
     assert found["pixel_length"] is not None
 
 
+def test_as_many_real_pictures_lie_among_the_test_pictures_as_samples_do(
+    labelled: Dataset, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty among ten would cover more of them than any model's ten could."""
+    counts = []
+
+    def counted(generated: torch.Tensor, real: torch.Tensor) -> object:
+        counts.append((len(generated), len(real)))
+        return coverage_of_features(generated, real)
+
+    monkeypatch.setattr(numbers, "coverage_of_features", counted)
+    numbers.reference(labelled, latent_dim=2, classifier=classifier)
+    assert set(counts) == {(10, 10)}
+
+
+def test_of_a_part_that_is_sorted_by_class_rows_from_all_over_are_moved(
+    plane: VAE, labelled: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = dataclasses.replace(labelled, test=labelled.test[[0, 4, 9]])  # the rows of ten that lie evenly
+    monkeypatch.setattr(numbers, "MOVED", 3)
+    of_all, of_those = (measured(plane, dataset, None)["move_sigma"] for dataset in (labelled, chosen))
+    assert of_all == pytest.approx(of_those, rel=1e-4)
+
+
+def test_paths_are_the_same_however_many_are_in_memory(
+    plane: VAE, labelled: Dataset, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = measured(plane, labelled, classifier)
+    monkeypatch.setattr(numbers, "_PATHS_AT_ONCE", 3)
+    apart = measured(plane, labelled, classifier)
+    for name in ("pixel_unevenness", "pixel_length", "feature_unevenness", "feature_length"):
+        assert apart[name] == pytest.approx(together[name], rel=1e-5)
+
+
 def test_the_reference_is_a_cross_fade_and_the_prior_itself(labelled: Dataset, classifier: Classifier) -> None:
     found = numbers.reference(labelled, latent_dim=2, classifier=classifier)
     x = labelled.test.astype(float).reshape(10, -1) / 255

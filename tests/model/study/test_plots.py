@@ -5,7 +5,8 @@ import io
 import numpy as np
 import pytest
 import torch
-from matplotlib.collections import EllipseCollection
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection, PathCollection
 from PIL import Image
 
 from model import plots as charts
@@ -46,6 +47,22 @@ def test_without_labels_the_plane_has_one_colour_and_no_legend(codes: dict[Kind,
     figure = plots.latent_plane(codes, None)
     assert not figure.legends
     assert {len(axes.collections) for axes in figure.axes} == {1}
+
+
+def test_a_class_has_its_colour_whichever_classes_are_in_view(codes: dict[Kind, Codes]) -> None:
+    mu = codes[PLAIN].mu.numpy()
+    farthest_first = np.square((mu - np.median(mu, 0)) / mu.std(0)).sum(1).argsort()[::-1]
+    labels = np.empty(30, np.int64)
+    labels[farthest_first] = np.arange(30) // 10  # so that the first class is out of view close up
+    figure = plots.clouds(codes, labels)
+
+    def colours(axes: Axes) -> dict[tuple[float, ...], tuple[float, ...]]:
+        dots = [part for part in axes.collections if isinstance(part, PathCollection)]
+        return {tuple(at): tuple(part.get_facecolor()[0]) for part in dots for at in np.asarray(part.get_offsets())}
+
+    everywhere, close = colours(figure.axes[1]), colours(figure.axes[4])
+    assert 1 <= len({everywhere[at] for at in close}) < len(set(everywhere.values())) == 3
+    assert close == {at: everywhere[at] for at in close}
 
 
 def test_an_ellipse_is_as_wide_as_its_cloud(codes: dict[Kind, Codes]) -> None:
