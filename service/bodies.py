@@ -52,7 +52,7 @@ async def receive(request: Request, headers: Mapping[str, str], *, settings: Set
     is_json = _media_type(headers) == _JSON
     max_bytes = min(settings.max_json_bytes, settings.max_body_bytes) if is_json else settings.max_body_bytes
     encoding = headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    if encoding.lower() != "identity":  # RFC 9110, section 8.4.1
         raise UnsupportedType(f"Content-Encoding: got {encoding[:100]}, expected none")
     declared = headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:

@@ -1,5 +1,6 @@
 """What holds for every test: a machine that is busy with something else fails none of them, and each run is alike."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,16 @@ from PIL import Image
 
 settings.register_profile("unhurried", deadline=None, derandomize=True)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_shell() -> Iterator[None]:
+    """Whoever runs the tests may have set the service's own variables, which its processes would take."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in list(os.environ):
+            if name.startswith(("VAE_", "OTEL_")):
+                patched.delenv(name)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -194,6 +194,5 @@ def test_every_source_fits_the_golden_picture_as_the_service_does(
     kept: Callable[[Path, bytes], Path], channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
     dataset = data.read(kept(tmp_path, _golden()), size=SHAPE, channels=channels)
     np.testing.assert_array_equal(dataset.train[0], _served(_golden(), channels=channels))

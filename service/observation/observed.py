@@ -55,7 +55,7 @@ class Observed:
                 status = message["status"]
                 message["headers"] = [*message["headers"], (HEADER, request_id)]
                 if self._traces:
-                    self._traces.tell(record, method=scope["method"], route=self._route(scope))
+                    self._traces.tell(record, scope, route=self._route(scope))
             await send(message)
 
         self._metrics.in_progress.add(1)
@@ -72,7 +72,7 @@ class Observed:
             if status is None:
                 status = Internal.status if record.problem == Internal.kind else NO_ANSWER
                 if self._traces:
-                    self._traces.tell(record, method=scope["method"], route=route)
+                    self._traces.tell(record, scope, route=route)
             route = route or OTHER
             self._metrics.answered(record, route=route, status=status, seconds=seconds)
             if self._access_log:

@@ -47,7 +47,7 @@ class Traces:
         self._provider.add_span_processor(BatchSpanProcessor(_exporter()))
         self._tracer = self._provider.get_tracer("vaeserve", version("vaeserve"))
 
-    def tell(self, record: Record, *, method: str, route: str | None) -> None:
+    def tell(self, record: Record, scope: Scope, *, route: str | None) -> None:
         """Note on the span of a request, before it ends with the answer, what was asked for and where the time went,
         and on the record which trace it is. Stages are known only now; their spans are dated back.
         """
@@ -57,8 +57,10 @@ class Traces:
         if not span.is_recording():
             return
         if route is not None:  # a verb's request does not pass FastAPI's router, which would say so
-            span.update_name(f"{method} {route}")
+            span.update_name(f"{scope['method']} {route}")
             span.set_attribute("http.route", route)
+        if scope["query_string"]:  # which may be anything, a key in the wrong place too
+            span.set_attribute("url.query", "")
         span.set_attribute("vaeserve.request_id", record.request_id)
         if record.model is not None:
             span.set_attribute("vaeserve.model", record.model)

@@ -20,6 +20,7 @@ from export.make import Wanted, make
 from model import checkpoint, data, fingerprints
 from model.checkpoint import DataConfig, RunConfig
 from model.errors import BadCheckpoint
+from model.parts import all_over
 from model.prior import FittedPrior
 from model.training import Learner, TrainConfig
 from model.trust import judge
@@ -124,8 +125,10 @@ def test_card_and_pictures_travel_along(made: Path, trained: Path) -> None:
         assert (made / name).read_bytes() == (trained / name).read_bytes()
 
 
-def test_the_probe_holds_test_pictures(made: Path) -> None:
-    np.testing.assert_array_equal(read(made).probe.image, data.read(None).test[:4])
+def test_the_probe_holds_test_pictures(made: Path, trained: Path) -> None:
+    kept = checkpoint.read(trained).probe
+    np.testing.assert_array_equal(kept, data.read(None).test[all_over(180, most=64)])
+    np.testing.assert_array_equal(read(made).probe.image, kept[all_over(64, most=4)])
 
 
 def test_the_scorers_weights_are_those_of_the_decoder(made: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from export.frozen import CannotImport, Graphs, Source
+from export.frozen import CannotImport, Float32, Graphs, Source, Uint8
 from export.pictures import Real, real_of
 from export.runs import MAX_RUN_PIXELS
 from export.verify import Candidate, Measured, NotEqual, measure, probe_of, require
@@ -191,15 +191,35 @@ def test_a_small_sigma_of_a_converted_head_is_compared_as_sigma(scale_head: str,
     assert (found.differences["logvar"][0] <= TOLERANCE.logvar) is is_equal
 
 
+def test_a_decoder_is_measured_on_latents_of_pictures_and_of_the_prior() -> None:
+    encoded, decoded = [], []
+    exact = source(MODEL)
+
+    def encode(image: Uint8) -> tuple[Float32, Float32 | None]:
+        encoded.append(exact.encode(image)[0])
+        return exact.encode(image)
+
+    def decode(z: Float32) -> Uint8:
+        decoded.append(z)
+        return exact.decode(z)
+
+    measured(dataclasses.replace(exact, encode=encode, decode=decode))
+    is_of_picture = [
+        bool((z == mu).all()) for rows in zip(decoded, encoded, strict=True) for z, mu in zip(*rows, strict=True)
+    ]
+    assert 0.2 < np.mean(is_of_picture) < 0.8
+
+
 def test_the_probe_holds_real_pictures_and_what_the_source_makes_of_them() -> None:
     own = noise(20, (12, 10, 3))
     probe = probe_of(source(MODEL), image=image_of(MODEL), real=real_of(None, own=own, image=image_of(MODEL)))
-    mu, logvar = MODEL.encode(own[:4])
-    np.testing.assert_array_equal(probe.image, own[:4])
+    chosen = own[[0, 6, 13, 19]]
+    mu, logvar = MODEL.encode(chosen)
+    np.testing.assert_array_equal(probe.image, chosen)
     np.testing.assert_array_equal(probe.mu, mu)
     np.testing.assert_array_equal(probe.logvar, logvar)
     np.testing.assert_array_equal(probe.decoded, MODEL.decode(probe.z))
-    np.testing.assert_array_equal(probe.log_likelihood, MODEL.log_likelihood(own[:4], probe.z))
+    np.testing.assert_array_equal(probe.log_likelihood, MODEL.log_likelihood(chosen, probe.z))
 
 
 @pytest.mark.parametrize(("side", "rows"), [(16, 4), (128, 4), (192, 1), (512, 1)])

@@ -79,6 +79,23 @@ def test_the_bound_is_taken_on_fresh_binarisations_and_latents_on_thresholded_pi
     assert of_grey["protocol"]["latents_and_reconstructions_of"] == "binarised at 128 of 255"
 
 
+def test_the_aggregate_is_of_draws_from_the_posteriors_and_not_of_their_means(constant: VAE) -> None:
+    constant.encoder.head.bias.data.zero_()  # each posterior is the prior
+    aggregate = evaluate(constant, np.zeros((300, 2, 3, 1), np.uint8), data="zeros")["aggregate"]
+    assert abs(aggregate["mmd"]) < 4 * aggregate["mmd_spread"]
+    assert aggregate["variance"] == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize(("raw", "share"), [((-9.0, 0.0), 0.5), ((0.0, 9.0), 0.5), ((-9.0, 9.0), 1), ((0.1, -0.1), 0)])
+def test_the_share_at_the_clamp_counts_both_its_ends(raw: tuple[float, float], share: float) -> None:
+    vae = VAE(ModelConfig(2, 3, 1, latent_dim=2, features=2, logvar_range=(-1.0, 1.0))).eval()
+    for weight in vae.parameters():
+        weight.data.zero_()
+    vae.encoder.head.bias.data.copy_(torch.tensor([0.0, 0.0, *raw]))
+    found = evaluate(vae, np.zeros((4, 2, 3, 1), np.uint8), data="zeros")
+    assert found["aggregate"]["logvar_at_clamp"] == share
+
+
 def test_an_autoencoder_has_no_bound(images: np.ndarray) -> None:
     found = evaluate(VAE(ModelConfig(9, 6, 1, features=4, family="autoencoder")).eval(), images, data="blocks")
     assert [found[name] for name in ("elbo", "kl", "kl_per_dimension", "bpd")] == [None] * 4

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from model import prior
 from model.generation import generate
 from model.vae import VAE, ModelConfig
 
@@ -70,6 +72,29 @@ def test_an_autoencoder_keeps_the_fitted_prior_as_it_has_no_other(vae: VAE, imag
     assert found.fitted is not None
     assert found.metrics["rejected"] is None
     assert "neighbour_distance" in found.metrics["fitted"]
+
+
+def test_of_a_sorted_test_part_pictures_are_chosen_by_lot(two_kinds: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prior, "PICTURES_MAX", 20)
+    monkeypatch.setattr(prior, "DRAWS_MAX", 60)
+    ordered = np.sort(pictures(600, seed=0), axis=0)  # the dark ones first
+    chosen, drawn = [], []
+    compare, fit = prior.compare, prior.fit
+
+    def compared(fitted: prior.FittedPrior, *, held_out: np.ndarray, **others: Any) -> prior.Comparison:
+        chosen.append(held_out)
+        return compare(fitted, held_out=held_out, **others)
+
+    def fitted(z: torch.Tensor, *, seed: int) -> prior.FittedPrior:
+        drawn.append(z)
+        return fit(z, seed=seed)
+
+    monkeypatch.setattr(prior, "compare", compared)
+    monkeypatch.setattr(prior, "fit", fitted)
+    generate(two_kinds, training=ordered, test=ordered[100:500], seed=0)
+    assert (len(chosen[0]), len(drawn[0])) == (20, 60)
+    assert 0.2 < (chosen[0] < 128).mean() < 0.8
+    assert 0.2 < (drawn[0][:, 0] < 0).float().mean() < 0.8
 
 
 def test_samples_are_shown_beside_the_training_pictures_nearest_to_them(two_kinds: VAE) -> None:

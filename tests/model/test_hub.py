@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -18,9 +19,13 @@ LETTER = datasets.ClassLabel(names=["a", "b", "c"])
 
 
 @pytest.fixture(autouse=True)
-def _quiet_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _quiet_cache_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
 
 
 def picture(value: int) -> Image.Image:

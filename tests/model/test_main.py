@@ -4,11 +4,13 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from model import checkpoint, data, run
+from model import checkpoint, data, nll, run
 from model.__main__ import app
 from model.checkpoint import DataConfig, RunConfig
 from model.machine import Machine
@@ -427,14 +429,13 @@ def test_another_count_of_threads_warns_and_goes_on(few: Path, stopped_at_4: tup
 
 
 def test_a_disk_that_is_full_ends_the_command_with_a_sentence_and_keeps_the_last_save(
-    few: Path, stopped_at_4: tuple[Path, RunConfig], full_disk: Callable[[int], None]
+    few: Path, stopped_at_4: tuple[Path, RunConfig], full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     folder, config = stopped_at_4
     before = {name: (folder / name).read_bytes() for name in (STATE, "model.safetensors", "config.json")}
     room_bytes = len(before[STATE]) - 1
-    full_disk(room_bytes)
-    done = called("fit", "--data", few, "--out", folder, "--resume")
-    full_disk(-1)
+    with full_disk(room_bytes):
+        done = called("fit", "--data", few, "--out", folder, "--resume")
     assert done.exit_code == 2
     assert re.fullmatch(r"vae-train: \S+: File too large", done.stderr.splitlines()[-1])
     assert {name: (folder / name).read_bytes() for name in before} == before
@@ -447,13 +448,18 @@ def test_a_disk_that_is_full_ends_the_command_with_a_sentence_and_keeps_the_last
 
 
 @pytest.fixture
-def full_disk() -> Callable[[int], None]:
-    """No file of this process may grow beyond so many bytes; -1 lifts that. Python ignores the signal: writes raise."""
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """Meanwhile no file of this process may grow beyond so many bytes. Python ignores the signal: writes raise."""
     resource = pytest.importorskip("resource")
 
-    def limit(room_bytes: int) -> None:
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes if room_bytes >= 0 else hard, hard))
+    @contextmanager
+    def limit(room_bytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
 
@@ -466,6 +472,31 @@ def test_a_run_with_a_validation_part_is_measured_on_other_and_fewer_pictures_to
     done = called("evaluate", tmp_path / "run", "--data", fewer)
     assert done.exit_code == 0, done.stderr
     assert '"data": "fewer"' in done.stdout
+
+
+def test_what_a_run_validated_on_is_held_back_from_its_evaluation_too(tmp_path: Path) -> None:
+    small = ("--epochs", "1", "--features", "4", "--latent-dim", "3")
+    assert called("fit", "--out", tmp_path / "run", "--validation", "300", *small).exit_code == 0
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert written["samples"]["protocol"]["training_images"] == 1317
+    assert called("evaluate", tmp_path / "run").exit_code == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == written
+
+
+def test_an_estimate_of_log_p_has_the_protocol_that_was_asked_for_and_is_not_made_twice(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    flags = ("--nll-images", 5, "--nll-draws", 2, "--nll-samples", "3,2", "--precision", "bf16", "--seed", 4)
+    assert called("evaluate", folder, "--nll", *flags).exit_code == 0
+    found = json.loads((folder / "metrics.json").read_text())["nll"]
+    told = {name: found["protocol"][name] for name in ("n_images", "draws", "samples", "precision", "seed")}
+    assert told == {"n_images": 5, "draws": 2, "samples": [2, 3], "precision": "bf16", "seed": 4}
+    assert found["3"]["nll"] != found["2"]["nll"]
+    monkeypatch.delattr(nll, "_weigh")  # the second time it is read from the run's state
+    assert called("evaluate", folder, "--nll", *flags).exit_code == 0
+    assert json.loads((folder / "metrics.json").read_text())["nll"] == found
 
 
 def test_the_exit_codes_are_those_of_the_process(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_finished_estimate_is_read_back_without_running_the_model(pictures: np
     assert first.metrics() == second.metrics()
 
 
-@pytest.mark.parametrize("change", ["seed", "samples", "n_images", "model_sha256", "data_sha256"])
+@pytest.mark.parametrize("change", ["seed", "samples", "n_images", "draws", "precision", "model_sha256", "data_sha256"])
 def test_another_protocol_starts_anew_and_says_so(
     change: str, pictures: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,7 +244,8 @@ def test_another_protocol_starts_anew_and_says_so(
     elif change == "data_sha256":
         pictures[3] ^= 1
     else:
-        settings[change] = {"seed": 1, "samples": (5, 9), "n_images": 30}[change]
+        others = {"seed": 1, "samples": (5, 9), "n_images": 30, "draws": 2, "precision": "bf16"}
+        settings[change] = others[change]
     found = nll.estimate(vae, pictures, **settings, state=state)
     assert f"{state}: {change} differ" in capsys.readouterr().err
     np.testing.assert_array_equal(found.log_likelihood, nll.estimate(vae, pictures, **settings).log_likelihood)

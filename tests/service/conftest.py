@@ -1,5 +1,6 @@
 """Linear bundles, and real processes that serve them."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,15 @@ from service.settings import Settings
 from tests.service.clock import Clock
 from tests.service.linear import Bundles, Linear, OpenLinear, fitted_prior, linear, open_linear, write_linear
 from tests.serving import Server, serving
+
+
+@pytest.fixture(autouse=True)
+def _collected_as_ever() -> Iterator[None]:
+    """A served application freezes what was loaded, and collects more seldom, for the life of its process."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

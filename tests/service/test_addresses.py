@@ -7,6 +7,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from service import addresses
+from service.app import create_app
+from service.settings import Settings
+from tests.service.linear import Bundles
 from tests.serving import in_process
 
 SEEDED = ["/sample?seed=7&n=3", "/interpolate?seeds=3,14"]
@@ -47,6 +51,25 @@ def test_an_answer_that_is_held_is_not_sent_again(client: httpx.Client, path: st
         assert again.headers[name] == first.headers[name]
     assert "x-request-id" in again.headers
     assert "server-timing" not in again.headers
+
+
+def test_a_tag_differs_with_all_that_an_answers_bytes_hang_on(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(Settings(bundles=(bundles.colour,)))
+    engine = app.state.deployment.models.default.engine
+
+    async def tag() -> str:
+        async with in_process(app) as http:
+            return (await http.get(SEEDED[0])).headers["etag"]
+
+    tags = [asyncio.run(tag()), asyncio.run(tag())]
+    assert tags[0] == tags[1]
+    for place, name in ((addresses, "_VERSION"), (engine.encoder, "provider"), (engine, "precision")):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, "another")
+            tags.append(asyncio.run(tag()))
+    assert len(set(tags)) == 4
 
 
 @pytest.mark.parametrize("sent", ["{tag}", "W/{tag}", '"other", {tag}', '"a",W/{tag} , "b"', "*"])

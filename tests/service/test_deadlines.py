@@ -18,6 +18,7 @@ from service import budget, images
 from service.app import create_app
 from service.settings import Settings
 from tests.service.conftest import Bundles
+from tests.service.linear import Linear
 from tests.service.wire import pixels, png
 from tests.serving import in_process
 
@@ -104,8 +105,8 @@ def test_a_timeout_that_is_no_number_of_milliseconds_is_422(client: httpx.Client
     assert document["errors"][0]["expected"] == "a whole number of milliseconds, at least 1"
 
 
-def test_a_request_within_its_time_is_answered(client: httpx.Client, bundles: Bundles) -> None:
-    image = pixels(1, client.get("/models/colour").json()["image"] and (5, 6, 3))
+def test_a_request_within_its_time_is_answered(client: httpx.Client, colour: Linear) -> None:
+    image = pixels(1, colour.shape)
     headers = {"x-timeout-ms": "20000", "content-type": "image/png"}
     assert client.post("/encode", content=png(image[0]), headers=headers).status_code == 200
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from service import engine as engine_module
 from service import machine
 from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, SCORER, BadBundle, read
 from service.engine import Cost, Engine, resolve_device, rows_of_a_run
+from service.errors import OutOfMemory
 from service.machine import BadEngine, available_cores, require_one_distribution
 from service.models import deploy
 from service.settings import Settings
+from service.stop import Stop
 from tests.service.broken import (
     copied,
     edit_manifest,
@@ -51,6 +54,38 @@ NO_CUDA = "CUDAExecutionProvider" not in ort.get_available_providers()
 @pytest.fixture(scope="module")
 def engine(bundles: Bundles) -> Engine:
     return Engine(read(bundles.colour), device="cpu", threads=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 81920",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "std::bad_alloc",
+    ],
+)
+def test_what_an_engine_says_of_memory_is_told_from_all_else(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    said = [text]
+
+    def run(*_: object) -> None:
+        raise RuntimeError(said[0])
+
+    monkeypatch.setattr(engine.encoder, "_session", SimpleNamespace(run=run))
+    with pytest.raises(OutOfMemory, match=r"encoder\.onnx: the device has no memory for 3 rows now"):
+        engine.encoder.run(pixels(3, (6, 5, 3)))
+    said[0] = "Non-zero status code returned while running Reshape node"
+    with pytest.raises(RuntimeError, match="Reshape"):
+        engine.encoder.run(pixels(3, (6, 5, 3)))
+
+
+def test_a_run_that_is_asked_to_stop_stops_and_the_next_one_runs(engine: Engine) -> None:
+    stop = Stop()
+    stop.ask()
+    with pytest.raises(Exception, match=r"(?i)terminate"):
+        engine.encoder.run(pixels(3, (6, 5, 3)), stop=stop)
+    assert engine.encoder.run(pixels(3, (6, 5, 3)))[0].shape == (3, 4)
 
 
 @pytest.fixture(scope="module")

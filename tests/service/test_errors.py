@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from service.errors import PROBLEMS, Problem
-from tests.service.linear import Linear
+from service.app import create_app
+from service.errors import PROBLEMS, OutOfMemory, Problem
+from service.settings import Settings
+from tests.service.linear import Bundles, Linear
 from tests.service.wire import SAFETENSORS, base64_png, form, pixels, png, read_tensors, tensors
 from tests.serving import in_process
 
@@ -307,6 +309,28 @@ def test_draws_count_as_rows(tight: httpx.Client, colour: Linear) -> None:
     image = pixels(2, colour.shape)
     assert tight.post("/encode?draws=4", files=form(image)).status_code == 200
     problem(tight.post("/encode?draws=5", files=form(image)), 413, "too-large")
+
+
+def test_a_device_without_memory_is_503_and_the_next_request_is_tried(bundles: Bundles) -> None:
+    app = create_app(Settings(bundles=(bundles.colour,)))
+    decoder = app.state.deployment.models.default.decoder
+    run, fails = decoder.run, [True]
+
+    def failing(*rows: object, **options: object) -> object:
+        if fails[0]:
+            raise OutOfMemory("decoder.onnx: the device has no memory for 1 rows now")
+        return run(*rows, **options)
+
+    decoder.run = failing
+
+    async def scenario() -> None:
+        async with in_process(app) as http:
+            document = problem(await http.get("/sample?seed=1"), 503, "out-of-memory")
+            assert document["detail"] == "decoder.onnx: the device has no memory for 1 rows now"
+            fails[0] = False
+            assert (await http.get("/sample?seed=1")).status_code == 200
+
+    asyncio.run(scenario())
 
 
 def test_an_answer_of_too_many_pixels_is_413(tight: httpx.Client) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
+from tests.processes import begun
 from tests.service.conftest import Bundles
 from tests.serving import Server
 
@@ -74,10 +75,10 @@ def test_a_process_whose_engine_is_stuck_is_not_alive(bundles: Bundles, monkeypa
 
 def test_a_process_whose_engine_is_stuck_ends(bundles: Bundles) -> None:
     command = [sys.executable, "-c", STUCK, str(bundles.colour)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with begun(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        with pytest.raises(httpx.TransportError):
+        with pytest.raises((httpx.NetworkError, httpx.ProtocolError)):
             httpx.get(f"{url}/sample", timeout=20)
         _, said = process.communicate(timeout=20)
     assert process.returncode == 1

@@ -338,7 +338,7 @@ DOCUMENTS = {
     "a number beyond float32": (numbers("1e39"), 422),
     "an integer of 100,000 digits": (numbers("9" * 100_000), (400, 422)),
     "minus nothing": (numbers("-0"), 200),
-    "a member 10⁵ times": (b"{" + b'"seed":1,' * 100_000 + b'"z":[[0,0,0,0]]}', (200, 422)),
+    "a member 10⁵ times": (b"{" + b'"scale":1,' * 100_000 + b'"z":[[0,0,0,0]]}', 200),
     "10⁵ members": (b"{" + b",".join(b'"a%d":1' % index for index in range(100_000)) + b"}", 422),
     "half a surrogate": (b'{"z":"\\ud800"}', (400, 422)),
     "a NUL": (b'{"z":"\\u0000"}', 422),

@@ -431,7 +431,7 @@ def test_callers_of_all_sizes_and_verbs_at_once_get_their_own(running: Server, m
 
 
 def test_encoding_together_equals_encoding_apart(running: Server, client: httpx.Client) -> None:
-    """Byte for byte: the same row alone, in a request with others, and beside requests of other sizes."""
+    """The same row alone, in a request with others, and beside requests of other sizes."""
     image = {size: noise(6, size) for size in SIZES}
     apart = {size: np.concatenate([encoded(client, row[None]) for row in rows]) for size, rows in image.items()}
 

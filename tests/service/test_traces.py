@@ -24,6 +24,7 @@ from service.app import create_app
 from service.observation import collector, traces
 from service.observation.collector import BadCollector
 from service.settings import Settings
+from tests.processes import begun
 from tests.service.linear import Bundles
 from tests.service.wire import form, pixels
 from tests.serving import in_process, stopped
@@ -197,6 +198,16 @@ def test_the_process_does_not_start_without_a_collectors_address() -> None:
 # Over sockets
 
 
+@pytest.mark.parametrize("query", ["seed=1", "seed=1&key=5ecre7"])
+def test_no_key_and_nothing_else_that_was_sent_is_in_a_span(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    sent = {"authorization": "Bearer 5ecre7", "cookie": "a=5ecre7", "user-agent": "5ecre7"}
+    _, spans = spans_of(bundles, monkeypatch, "GET", f"/sample?{query}", headers=TRACEPARENT | sent)
+    assert spans
+    assert [span.to_json() for span in spans if "5ecre7" in span.to_json()] == []
+
+
 @pytest.fixture
 def collected() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
     """The address of a collector, and what it has been sent."""
@@ -226,13 +237,9 @@ def test_a_process_sends_its_spans_and_logs_their_trace_in_json(
 ) -> None:
     endpoint, received = collected
     flags = ["--traces", "--access-log", "--log-format", "json", "--shutdown-pause-s", "0", "--port", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service", str(bundles.colour), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SERVICE_NAME": "pictures"},
-    )
-    with process:
+    command = [sys.executable, "-m", "service", str(bundles.colour), *flags]
+    environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SERVICE_NAME": "pictures"}
+    with begun(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stderr
         lines = []
         while "running on " not in (line := orjson.loads(process.stderr.readline()))["message"]:
@@ -262,13 +269,9 @@ def test_a_collector_that_is_gone_does_not_keep_the_process(bundles: Bundles) ->
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
     flags = ["--traces", "--shutdown-pause-s", "0", "--shutdown-timeout-s", "4", "--port", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service", str(bundles.colour), *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": nobody},
-    )
-    with process:
+    command = [sys.executable, "-m", "service", str(bundles.colour), *flags]
+    environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": nobody}
+    with begun(command, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stderr
         while "running on " not in (line := process.stderr.readline()):
             assert line, "it did not start"

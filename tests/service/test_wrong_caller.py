@@ -234,4 +234,5 @@ def test_a_thousand_callers_who_leave_and_run_out_of_time_get_nobody_elses_rows(
             assert_is_own(answer, call)
         ends[call.leaves if answer is None else answer.status] += 1
     assert ends.total() == CALLERS * CALLS
-    assert {200, Leaves.SENDING, Leaves.WAITING, Leaves.READING} <= set(ends)
+    assert {Leaves.SENDING, Leaves.WAITING, Leaves.READING} <= set(ends)
+    assert ends[200] > CALLERS * CALLS // 4  # too few answers would tell little of whose rows they hold

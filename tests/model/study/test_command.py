@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,6 +28,8 @@ from model.study.claims import CLAIMS
 from model.study.page import PICTURES
 from model.study.plan import KINDS, PLAIN, Settings, plan
 from model.training import Learner
+from tests.processes import begun
+from tests.waiting import until
 
 TINY = ("--features", "2", "--latent-dim", "3", "--epochs", "2", "--batch-size", "64", "--sketch", "150")
 NAMES = {f"{kind.name}-{d}" for kind in KINDS for d in (2, 3)} | {f"vae-3-sigma{sigma}" for sigma in (0.1, 0.3, 1)}
@@ -60,13 +61,11 @@ def finished(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study that was stopped once its first run had begun, and then gone on with."""
     folder = tmp_path_factory.mktemp("studies") / "digits"
     command = (sys.executable, "-m", "model", "study", "--data", str(few), "--out", str(folder), *TINY)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as begun:
-        while not any(folder.glob("runs/*/config.json")):
-            assert begun.poll() is None
-            time.sleep(0.05)
-        begun.send_signal(signal.SIGINT)
-        _, said = begun.communicate(timeout=120)
-    assert begun.returncode == 128 + signal.SIGINT, said
+    with begun(command, stderr=subprocess.PIPE) as process:
+        until(lambda: any(folder.glob("runs/*/config.json")) or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, said
     assert said.endswith("Stopped and saved. The same command goes on from there.\n")
     assert not (folder / "index.html").exists()
     done = study("--data", few, "--out", folder, *TINY)

@@ -12,7 +12,7 @@ import typer.main
 
 from model.__main__ import app
 from model.study.claims import CLAIMS
-from model.study.plan import SKETCH, Settings
+from model.study.plan import Settings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "latent-space.md").read_text(encoding="utf-8")
 
@@ -71,4 +71,3 @@ def test_the_defaults_of_the_study_are_those_of_the_page() -> None:
     usual = Settings()
     for name in ("seeds", "latent_dim", "sketch", "batch_size", "precision"):
         assert rows[name.replace("_", "-")] == str(getattr(usual, name))
-    assert usual.sketch == SKETCH
