@@ -7,6 +7,7 @@ import asyncio
 import secrets
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import process_time
@@ -69,9 +70,7 @@ def _measured(path: Path, count: int) -> dict[str, float]:
     }
     if count == 1:
         del cases["known"]
-    us = _side_by_side(
-        {label: lambda app=app, token=token: _requests(app, token) for label, (app, token) in cases.items()}
-    )
+    us = _side_by_side({label: partial(_requests, app, token) for label, (app, token) in cases.items()})
     floor = us.pop("nothing")
     return {f"{label}, {count} key{'s' * (count > 1)}": found - floor for label, found in us.items()}
 

@@ -39,7 +39,7 @@ async def _attack(
         task.cancel()
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     for error in ends:
-        if not isinstance(error, asyncio.CancelledError):
+        if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
             raise error
     return dict(sorted(met.items()))
 

@@ -7,6 +7,7 @@ the same binarised pictures and the same modules. pythae is called as its own sc
 side has a process of its own, and ours keeps freed memory, as `vae-train` does.
 """
 
+import math
 import statistics
 import time
 from argparse import ArgumentParser
@@ -138,7 +139,7 @@ def our_side(vae: VAE, *, samples: int, precision: nll.Precision) -> Turn:
 def apart(means: list[float], others: list[float]) -> float:
     """The distance of two means, in standard errors of repeats."""
     variance = statistics.variance(means) / len(means) + statistics.variance(others) / len(others)
-    return abs(statistics.mean(means) - statistics.mean(others)) / variance**0.5
+    return abs(statistics.mean(means) - statistics.mean(others)) / math.sqrt(variance)
 
 
 def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 import uvloop
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.logging import AccessFormatter
 
@@ -119,7 +120,9 @@ async def _unseen(scope: Scope, _receive: Receive, send: Send) -> None:
 
 
 def _observed(access_log: AccessLog | None) -> ASGIApp:
-    return Observed(_unseen, routes=(_ROUTE,), metrics=Metrics((_ROUTE,)), access_log=access_log, traces=None)
+    return Observed(
+        _unseen, routes=(Route(_ROUTE, _unseen),), metrics=Metrics((_ROUTE,)), access_log=access_log, traces=None
+    )
 
 
 def _logged_by_uvicorn(pipe: BinaryIO) -> ASGIApp:

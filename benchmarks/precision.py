@@ -6,7 +6,7 @@ threads that the service takes, reduced and fp32 in turn.
 """
 
 from argparse import ArgumentParser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ from export.importers.checkpoint import Decoder, Encoder
 from export.precision import Loss, measure_reduced, reduce, variant
 from model import data
 from model.parts import Images
-from model.presets import PRESETS, Preset
+from model.presets import PRESETS
 from model.pyramid import Shape, pyramid
-from model.small import SmallEncoder
 from model.training import Learner, TrainConfig
 from model.vae import VAE, ModelConfig
 from service.bundle import ImageSpec, Variant
@@ -54,7 +53,7 @@ class TransposedDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """As the class says."""
-        features = self.dense(z).reshape(-1, *self.bottom_shape)
+        features: Tensor = self.dense(z).reshape(-1, *self.bottom_shape)
         for convolution, (height, width) in zip(self.up, self.sizes[1:], strict=True):
             features = convolution(functional.relu(features))[:, :, :height, :width]
         return features
@@ -78,7 +77,7 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="to measure (default: all)")
     arguments = parser.parse_args()
     # For this process alone: the package has no network with transposed convolutions.
-    PRESETS["transposed"] = Preset(SmallEncoder, TransposedDecoder, 64, 1, 1, PRESETS["small"].memory_format)
+    PRESETS["transposed"] = replace(PRESETS["small"], decoder=TransposedDecoder, features=64)
     dataset = data.read(arguments.path)
     train, test = enlarged(dataset.train), enlarged(dataset.test)
     found = []

@@ -54,5 +54,5 @@ def _made(name: Name) -> Path:
     if not bundle.exists():
         print(f"making {bundle.relative_to(ROOT)}", file=sys.stderr)
         command = [script("vae-export"), "torch", f"benchmarks.models:{name}", str(bundle), "--name", name]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return bundle

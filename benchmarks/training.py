@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import results
-from model import data
+from model import data, memory
 from model.training import Learner, TrainConfig
 from model.vae import ModelConfig
 
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="what `vae-train fit --data` takes")
     parser.add_argument("--steps", type=int, help="measure so many steps of the epoch (default: all)")
     arguments = parser.parse_args()
+    memory.keep_freed()  # as the command does
     dataset = data.read(arguments.path)
     height, width, channels = dataset.image_shape
     config = ModelConfig(height=height, width=width, channels=channels)

@@ -29,6 +29,7 @@ from benchmarks.subjects import Subject, subject
 from service import answers, bodies, intake, payload, tensors
 from service.app import create_app
 from service.batcher import Done
+from service.bodies import Body
 from service.forms import Form
 from service.intake import Call
 from service.observation.record import Record
@@ -238,7 +239,11 @@ def _costs(app: FastAPI, rounds: int) -> list[Cost]:
     }
     cases: list[tuple[str, Callable[[], object], float]] = [
         ("JSON of z, read", lambda: orjson.loads(text), bodies.JSON_BYTE_US * len(text)),
-        ("z as nested lists", lambda: payload.as_latents(call, nested, where="z"), payload.NESTED_NUMBER_US * z.size),
+        (
+            "z as nested lists",
+            lambda: payload.as_latents(call, nested, where="z"),
+            payload.nested_cost_us(Body(json_bytes=len(text))),
+        ),
         ("z as a tensor", lambda: payload.as_latents(call, z, where="z"), payload.TENSOR_NUMBER_US * z.size),
         ("mu, rounded to float16", lambda: mu.astype(np.float16), answers.CONVERTED_NUMBER_US * mu.size),
         ("safetensors of z, read", lambda: tensors.read(bodies_of["z"]), tensors.reading_cost_us(bodies_of["z"])),

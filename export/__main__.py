@@ -30,7 +30,6 @@ from export.verify import NotEqual
 from model.errors import BadCheckpoint, BadData
 from model.gaussian import SCALE_HEADS
 from service.bundle import BadBundle, Precision, read
-from service.errors import OutOfMemory
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -276,7 +275,6 @@ def _sentences() -> Iterator[None]:
         CannotReduce,
         CannotWrite,
         NotEqual,
-        OutOfMemory,
     ) as error:
         _stop(str(error))
 

@@ -128,7 +128,10 @@ def tolerance(frozen: Frozen, reduced: Graphs, *, loss: Loss, probe: Probe) -> R
 
 
 def variant(frozen: Frozen, reduced: Graphs) -> Variant:
-    """What a variant gains against the same graphs in float32, on this machine and the device that `auto` takes."""
+    """What a variant gains against the same graphs in float32, on this machine and the device that `auto` takes.
+
+    Raises:  BadEngine if that does not start, BadBundle if it has no room
+    """
     device = resolve_device("auto")
     if device == "cuda":
         ort.preload_dlls()
@@ -136,11 +139,12 @@ def variant(frozen: Frozen, reduced: Graphs) -> Variant:
     rows = _rows(height * width)
     image = np.random.default_rng(0).integers(0, 256, (rows, height, width, channels), dtype=np.uint8)
     z = np.zeros_like(_graph(frozen, ENCODER, frozen.graphs.encoder).run(image)[0])
-    runs = {
-        (name, precision): partial(_graph(frozen, name, content, device=device).run, given)
-        for precision, graphs in (("fp32", frozen.graphs), ("reduced", reduced))
-        for name, content, given in ((ENCODER, graphs.encoder, image), (DECODER, graphs.decoder, z))
-    }
+    runs = {}
+    for precision, graphs in (("fp32", frozen.graphs), ("reduced", reduced)):
+        for name, content, given in ((ENCODER, graphs.encoder, image), (DECODER, graphs.decoder, z)):
+            graph = _graph(frozen, name, content, device=device)
+            graph.tried(given)
+            runs[name, precision] = partial(graph.run, given)
     return Variant(
         encoder_speedup=speedup(runs[ENCODER, "fp32"], runs[ENCODER, "reduced"]),
         decoder_speedup=speedup(runs[DECODER, "fp32"], runs[DECODER, "reduced"]),

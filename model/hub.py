@@ -40,7 +40,7 @@ def _loaded(source: str, *arguments: str | None, **options: object) -> Mapping[s
     try:
         import datasets  # an extra, and a second to import
     except ImportError as error:
-        raise BadData(f"{source}: got no package `datasets`, expected it: pip install 'vaeserve[hub]'") from error
+        raise BadData(f"{source}: got no package `datasets`, expected it: install vaeserve[hub]") from error
     try:
         return dict(datasets.load_dataset(*arguments, **options))
     except ConnectionError as error:

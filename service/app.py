@@ -79,7 +79,7 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
     pages.install(app)
     openapi.install(app, keyed=settings.api_keys_file is not None)
     table = [route for route in app.routes if isinstance(route, Route)]
-    app.state.metrics = Metrics([route.path for route in table], tally=tally)
+    app.state.metrics = Metrics([route.path for route in table], tally=tally, workers=max(1, settings.workers))
     app.state.traces = tracing
     app.state.deployment = deploy(settings, cores=cores, metrics=app.state.metrics)
     app.state.reload = Redeployment(app.state)

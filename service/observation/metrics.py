@@ -114,9 +114,10 @@ class Histogram:
 
 
 class Metrics:
-    """All of them. `routes` are the names that a request's path may be counted under."""
+    """All of them. `routes` are the names that a path may be counted under, `workers` how many are to serve."""
 
-    def __init__(self, routes: Iterable[str] = (), *, tally: Tally | None = None) -> None:
+    def __init__(self, routes: Iterable[str] = (), *, tally: Tally | None = None, workers: int = 1) -> None:
+        self._workers = workers
         self._tally = tally = tally or Tally()
         names = sorted({*routes, OTHER})
         self._statuses = {status: str(status) for status in _STATUSES}
@@ -193,6 +194,7 @@ class Metrics:
             yield gauge.family(sums)
         processes = {place: int(pid) for place, pid in enumerate(self._tally.each(self._pid)) if pid}
         yield GaugeMetricFamily("vaeserve_workers", "Processes that serve.", value=len(processes))
+        yield GaugeMetricFamily("vaeserve_workers_wanted", "Processes that are to serve.", value=self._workers)
         yield CounterMetricFamily("vaeserve_worker_ends", "Workers that ended and were replaced.", value=sums[ENDS])
         yield from _of_processes(processes)
 

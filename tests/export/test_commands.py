@@ -16,7 +16,6 @@ import export.make
 from export.__main__ import app
 from model import checkpoint, fingerprints
 from service.bundle import read
-from service.errors import OutOfMemory
 from service.machine import BadEngine
 from tests.service.broken import edit_manifest, flip_byte
 from tests.service.linear import linear, write_linear
@@ -291,15 +290,14 @@ def test_pack_asks_for_a_licence(tmp_path: Path) -> None:
     assert "licence is null, expected one in a bundle that is to be shared" in refusal("pack", tmp_path / "mine")
 
 
-@pytest.mark.parametrize("error", [BadEngine("cuda: no driver"), OutOfMemory("encoder: no room for 16 rows")])
-def test_a_device_that_fails_is_one_sentence(
-    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_a_device_that_does_not_start_is_one_sentence(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object) -> None:
-        raise error
+        raise BadEngine("device cuda: no driver")
 
     monkeypatch.setattr("export.__main__.make", failing)
-    assert refusal("onnx", *pair, tmp_path / "mine") == str(error)
+    assert refusal("onnx", *pair, tmp_path / "mine") == "device cuda: no driver"
 
 
 def test_without_onnxruntime_every_command_says_what_to_install(tmp_path: Path) -> None:
