@@ -2,6 +2,7 @@
 # installs nothing while its lock and pyproject.toml are unchanged.
 #
 #   make serve ARGS='--port 9000'       make test ARGS='-k sample -x'
+#   make test-openvino                  the tests of bf16, in an environment of their own
 #   make soak                           what make test does for seconds, for minutes: random bodies, schemathesis,
 #                                       signals under load, 200,000 requests, hostile clients, overload
 #   make audit                          what the image installs, and whether any of it is known to be vulnerable
@@ -11,6 +12,7 @@ DEV := .venv
 SERVE := .venv-serve
 LOCK := .venv-lock
 SOAK := .venv-soak
+OPENVINO := .venv-openvino
 AUDIT := .venv-audit
 IMAGE := .venv-image
 PIP := -m pip --disable-pip-version-check install -qq
@@ -24,13 +26,17 @@ SETS := dev cpu gpu openvino traces train hub import
 # onnxruntime since 1.29 reports sessions to its maker, on Linux too, unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: serve test soak dev lint bench lock sbom audit clean
+.PHONY: serve test test-openvino soak dev lint bench lock sbom audit clean
 
 serve: $(SERVE)/stamp
 	@$(SERVE)/bin/vae-serve $(ARGS)
 
 test: $(DEV)/stamp
 	$(DEV)/bin/pytest $(ARGS)
+
+# bf16, which `make test` leaves out: its onnxruntime has no OpenVINO.
+test-openvino: $(OPENVINO)/stamp
+	$(OPENVINO)/bin/pytest -rs tests/service/test_bf16.py $(ARGS)
 
 soak: $(DEV)/stamp $(SOAK)/stamp
 	FUZZ_EXAMPLES=40000 SCHEMATHESIS=$(CURDIR)/$(SOAK)/bin/schemathesis $(DEV)/bin/pytest tests/service/test_fuzz.py $(ARGS)
@@ -81,6 +87,13 @@ lock: $(LOCK)/stamp
 $(LOCK)/stamp: Makefile
 	@$(PYTHON) -m venv $(LOCK)
 	@$(LOCK)/bin/python $(PIP) $(UV)
+	@touch $@
+
+$(OPENVINO)/stamp: locks/openvino.txt locks/dev.txt pyproject.toml
+	@$(PYTHON) -m venv $(OPENVINO)
+	@$(OPENVINO)/bin/python $(PIP) -r locks/openvino.txt
+	@$(OPENVINO)/bin/python $(PIP) -c locks/dev.txt pytest hypothesis httpx onnx scikit-learn
+	@$(OPENVINO)/bin/python $(PIP) --no-deps --editable .
 	@touch $@
 
 # schemathesis brings dozens of packages that nothing else here needs.
