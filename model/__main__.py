@@ -23,7 +23,7 @@ from model.run import NllRequest
 from model.schedules import BETA_SCHEDULES
 from model.study.plan import Settings as StudySettings
 from model.study.plan import plan as plan_study
-from model.training import PRECISIONS, TrainConfig
+from model.training import PRECISIONS, TrainConfig, require_compatible
 from model.vae import FAMILIES, LIKELIHOODS, ModelConfig
 
 app = typer.Typer(
@@ -32,6 +32,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# What torch says of memory, on a CPU and on a GPU, and numpy.
+_IS_OF_MEMORY = re.compile(r"(?i)memory")
 
 DataPath = Annotated[
     Path | None,
@@ -189,6 +192,9 @@ def fit(
     with _sentences():
         stored = checkpoint.read_config(out) if resume else None
         training = _training_config(_given(training_options), stored=stored)
+        if stored is None:  # what does not hang on the pictures is refused before they are read, which may take hours
+            require_compatible(ModelConfig(height=1, width=1, channels=1, **_of_likelihood(model_options)), training)
+            run.require_free(out)
         machine = join(device, processes=training.processes)
         shape = {"height": None, "width": None, "channels": channels}
         if size is not None:
@@ -226,6 +232,9 @@ def fit(
         if resume and machine.is_main:
             for change in run.changed_machine(out, learner):
                 print(f"vae-train: warning: {change}; the last digits may differ from now on", file=sys.stderr)
+        if machine.is_main and not resume:
+            for cut in run.cut_warm_ups(learner):
+                print(f"vae-train: warning: {cut}", file=sys.stderr)
         outcome = run.train(out, learner, dataset, save_every_s=save_every)
         if not machine.is_main:
             return
@@ -236,7 +245,7 @@ def fit(
                 file=sys.stderr,
             )
             raise typer.Exit(128 + outcome.signal_number)
-        _report(run.measure(out, dataset=dataset), folder=out)
+        _report(run.measure(out, dataset=dataset, machine=machine), folder=out)
 
 
 @app.command()
@@ -244,7 +253,8 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A checkpoint folder.")],
     data_path: DataPath = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of z per picture for the elbo.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Where the draws start.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Where the draws start.")] = 0,
+    device: Annotated[str, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}.")] = "auto",
     nll: Annotated[
         bool, typer.Option("--nll", help="Estimate log p(x) too: takes long, goes on where it stopped.")
     ] = False,
@@ -273,6 +283,7 @@ def evaluate(
             is_wanted=nll, images=nll_images, draws=nll_draws, samples=nll_samples, precision=precision
         )
         stored = checkpoint.read_config(folder)
+        machine = join(device, processes=1)
         dataset = _read(
             data_path,
             size=(stored.model.height, stored.model.width),
@@ -280,7 +291,7 @@ def evaluate(
         )
         if len(dataset.train) == stored.data.n_train + stored.data.n_validation:  # other data has no such part
             dataset = data.with_validation(dataset, stored.data.n_validation, seed=stored.data.validation_seed)
-        metrics = run.measure(folder, dataset=dataset, draws=draws, seed=seed, nll=request)
+        metrics = run.measure(folder, dataset=dataset, draws=draws, seed=seed, nll=request, machine=machine)
         print(json.dumps(metrics, indent=2))
 
 
@@ -354,10 +365,15 @@ def _read(path: Path | None, *, size: tuple[int, int] | None, channels: int | No
 
 def _model_config(dataset: data.Dataset, options: dict[str, Any], *, stored: RunConfig | None) -> ModelConfig:
     height, width, channels = dataset.image_shape
-    if options.get("likelihood", "gaussian") != "gaussian":
-        options = {"sigma": None, **options}
+    options = _of_likelihood(options)
     options |= {"height": height, "width": width, "channels": channels}
     return ModelConfig(**options) if stored is None else dataclasses.replace(stored.model, **options)
+
+
+def _of_likelihood(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; only a gaussian has a sigma by default."""
+    given = _given(options)
+    return {"sigma": None, **given} if given.get("likelihood", "gaussian") != "gaussian" else given
 
 
 def _training_config(options: dict[str, Any], *, stored: RunConfig | None) -> TrainConfig:
@@ -432,6 +448,12 @@ def _sentences() -> Iterator[None]:
         raise typer.Exit(2) from error
     except (BadSetting, BadData, BadCheckpoint) as error:
         print(f"vae-train: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, Died) or not _IS_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+            raise
+        said = " ".join(str(error).split())[:200] or "out of memory"
+        print(f"vae-train: {said}; --batch-size, --accumulate and --size make it less", file=sys.stderr)
         raise typer.Exit(2) from error
     except (NotANumber, Died) as error:
         print(f"vae-train: {error}", file=sys.stderr)

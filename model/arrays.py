@@ -1,6 +1,7 @@
 """Pictures that are arrays already: scikit-learn's digits, IDX folders and npz files, taken as they are."""
 
 import gzip
+import lzma
 import math
 import zipfile
 import zlib
@@ -84,7 +85,10 @@ def npz(path: Path) -> Parts:
             for member in members:
                 with archive.open(member) as file:
                     arrays[member.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    # Of an encrypted member zipfile raises RuntimeError; a header may claim an array that no memory holds.
+    except (
+        OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError
+    ) as error:  # fmt: skip
         raise BadData(f"{path}: got something else, expected an .npz file without pickled objects ({error})") from error
     name = _images_name(path, arrays)
     images = _image_array(path, name, arrays[name])

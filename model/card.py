@@ -77,7 +77,7 @@ def write(
         history=history,
         machine=machine or {},
     )
-    write_whole(folder / "card.md", text.encode())
+    write_whole(folder / "card.md", text.encode(errors="backslashreplace"))  # names of files may be any bytes
 
 
 def render(

@@ -123,8 +123,12 @@ def write_config(folder: Path, config: RunConfig, *, probe: Images) -> None:
 
     Shapes:  probe (n, h, w, c)
     """
-    _write_tensors(folder / _PROBE, {"images": torch.from_numpy(np.ascontiguousarray(probe))})
-    _write_json(folder / _CONFIG, {"format": FORMAT, **dataclasses.asdict(config)})
+    write_together(
+        {
+            folder / _PROBE: _tensors({"images": torch.from_numpy(np.ascontiguousarray(probe))}),
+            folder / _CONFIG: _json({"format": FORMAT, **dataclasses.asdict(config)}),
+        }
+    )
 
 
 def save(folder: Path, learner: Learner) -> None:
@@ -168,8 +172,13 @@ def load_state(folder: Path, learner: Learner) -> None:
     """
     path = folder / _STATE
     if path.exists():
-        tensors = _read_tensors(path)
-        _check_shapes(path, got=tensors, expected=learner.state())
+        tensors, expected = _read_tensors(path), learner.state()
+        noise = tensors.get("noise")
+        if noise is not None and noise.ndim == 2 and noise.shape[1] != expected["noise"].shape[1]:
+            was = machine_facts(folder).get("device", "another device")
+            expected_kind = f"the same kind of device, not {learner.machine.device.type}: others draw other noise"
+            raise BadCheckpoint(f"{path}: got the state of a run on {was}, expected {expected_kind}")
+        _check_shapes(path, got=tensors, expected=expected)
         learner.load_state(tensors)
 
 

@@ -211,10 +211,18 @@ def _overfitting(config: RunConfig, metrics: Mapping[str, Any], history: Sequenc
     validation = [record["validation"]["elbo"] for record in history if record.get("validation")]
     if not validation or not kl or config.model.family == "autoencoder":
         return None
-    best, last, training = max(validation), validation[-1], history[-1]["elbo"]
+    best, last, training = max(validation), validation[-1], _of_the_last_epoch(history, "elbo")
     sentence = f"At its end, elbo is {training:,.2f} nats in training, {last:,.2f} in validation ({best:,.2f} at best)."
     is_fine = max(best, training) - last <= _LOST_SHARE * kl
     return Check("Overfitting", is_fine, sentence)
+
+
+def _of_the_last_epoch(history: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The mean over the last epoch of what its lines say, of which the last one may be of a few pictures."""
+    ends = [0.0, *(float(line["epoch"]) for line in history)]
+    shares = [(float(line[name]), end - before) for line, before, end in zip(history, ends[:-1], ends[1:], strict=True)]
+    last = [share for share, end in zip(shares, ends[1:], strict=True) if end > ends[-1] - 1]
+    return sum(value * share for value, share in last) / sum(share for _, share in last)
 
 
 def _test_pictures(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
@@ -224,4 +232,7 @@ def _test_pictures(config: RunConfig, metrics: Mapping[str, Any]) -> Check | Non
     sentence = f"Figures are over {images:,} of {config.data.n_test:,} test pictures of {config.data.name}."
     if name != config.data.name:
         sentence = f"Figures are over {images:,} pictures of {name}; the run learnt from {config.data.name}."
+    elif figure(metrics, "protocol", "of_the_run") is False:
+        sentence += " They are not those that the run was started with: it may have been trained on some of them."
+        return Check("Test pictures", False, sentence)
     return Check("Test pictures", images == config.data.n_test and name == config.data.name, sentence)

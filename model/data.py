@@ -130,14 +130,14 @@ def _read_folder(folder: Path, *, size: tuple[int, int] | None, channels: int | 
 def _read_zip(path: Path, *, size: tuple[int, int] | None, channels: int | None) -> Dataset:
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
         raise BadData(f"{path}: got something else, expected a zip of pictures ({error})") from error
     with archive:
         return _fitted(path.stem, folders.in_zip(archive), size=size, channels=channels)
 
 
 def _fitted(name: str, files: PictureFiles, *, size: tuple[int, int] | None, channels: int | None) -> Dataset:
-    if not files:
+    if not any(files.values()):
         raise BadData(f"{name}: got no pictures, expected files named {', '.join('*' + s for s in SUFFIXES)}")
     parts, skipped = fitting.fit(name, files, size=size, channels=channels)
     return replace(_dataset(name, parts), skipped=tuple(skipped.named), n_skipped=skipped.n)

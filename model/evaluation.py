@@ -11,7 +11,7 @@ from model.aggregate import clamp_share, discrepancy_to_prior, moments
 from model.gaussian import DiagonalGaussian
 from model.likelihoods import Likelihood
 from model.objectives import elbo_terms
-from model.parts import Images
+from model.parts import Images, rows_at_once
 from model.similarity import mse, psnr, ssim
 from model.training import pixels
 from model.vae import VAE, ModelConfig
@@ -36,8 +36,9 @@ def evaluate(vae: VAE, images: Images, *, data: str, draws: int = 1, seed: int =
     device = next(vae.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     recon, kl, mu, logvar, likeness = [], [], [], [], []
-    for start in range(0, len(images), _BATCH_SIZE):
-        x = pixels(images[start : start + _BATCH_SIZE]).to(device)
+    n = rows_at_once(vae.config.image_shape, most=_BATCH_SIZE)
+    for start in range(0, len(images), n):
+        x = pixels(images[start : start + n]).to(device)
         for _ in range(draws):
             eps = torch.randn(len(x), vae.config.latent_dim, generator=generator, device=device)
             terms = elbo_terms(vae, vae.likelihood.draw(x, generator), eps)

@@ -11,7 +11,7 @@ from model.vae import VAE
 
 def of_model(vae: VAE) -> str:
     """SHA-256 of a model's config and tensors."""
-    tensors = {name: tensor.contiguous() for name, tensor in vae.state_dict().items()}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in vae.state_dict().items()}
     return hashlib.sha256(repr(vae.config).encode() + safetensors.torch.save(tensors)).hexdigest()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from model import prior
 from model.coverage import NEAREST, check_copies, coverage
 from model.errors import BadSetting
-from model.parts import Images
+from model.parts import Images, rows_at_once
 from model.pictures import Nearest, to_uint8
 from model.prior import FittedPrior
 from model.training import pixels
@@ -84,8 +84,9 @@ def _draws(vae: VAE, training: Images, generator: torch.Generator) -> Tensor:
     chosen = torch.randperm(len(training), generator=generator)[: prior.DRAWS_MAX].numpy()
     device = next(vae.parameters()).device
     rows = []
-    for start in range(0, len(chosen), _BATCH_SIZE):
-        x = pixels(training[np.sort(chosen)[start : start + _BATCH_SIZE]]).to(device)
+    n = rows_at_once(vae.config.image_shape, most=_BATCH_SIZE)
+    for start in range(0, len(chosen), n):
+        x = pixels(training[np.sort(chosen)[start : start + n]]).to(device)
         posterior = vae.encode(vae.likelihood.settle(x))
         eps = torch.randn(posterior.mu.shape, generator=generator)
         rows.append(posterior.sample(eps.to(device)).cpu())
@@ -94,7 +95,8 @@ def _draws(vae: VAE, training: Images, generator: torch.Generator) -> Tensor:
 
 def _decode(vae: VAE, z: Tensor) -> Images:
     device = next(vae.parameters()).device
-    return np.concatenate([to_uint8(vae.decode(rows.to(device)).cpu()) for rows in torch.split(z, _BATCH_SIZE)])
+    n = rows_at_once(vae.config.image_shape, most=_BATCH_SIZE)
+    return np.concatenate([to_uint8(vae.decode(rows.to(device)).cpu()) for rows in torch.split(z, n)])
 
 
 def _protocol(real: Images, training: Images, *, seed: int) -> dict[str, Any]:

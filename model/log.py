@@ -24,9 +24,9 @@ class Log:
     def __init__(self, folder: Path, learner: Learner) -> None:
         self._learner = learner
         self._path = folder / _FILE
-        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= learner.step]
-        self._spent_s = json.loads(kept[-1])["seconds"] if kept else 0.0
-        write_whole(self._path, "".join(f"{line}\n" for line in kept).encode())
+        kept = [line for line in read_history(folder) if line["step"] <= learner.step]
+        self._spent_s = kept[-1]["seconds"] if kept else 0.0
+        write_whole(self._path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
         self._board = SummaryWriter(folder / _FOLDER, purge_step=learner.step + 1)
         self._reports: list[StepReport] = []
         self._began = time.monotonic()
@@ -81,10 +81,15 @@ class Log:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log, in the order of its steps; none if it has no log."""
-    return [json.loads(line) for line in _lines(folder / _FILE)]
+    """The lines of a run's log, in the order of its steps; none if it has no log.
 
-
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a log; a line that a kill cut short is none."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    A line that a kill cut short is none, and one that a machine lost as it stopped ends the log.
+    """
+    path = folder / _FILE
+    lines = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model import sheets
 from model.files import write_whole
-from model.parts import Images, all_over
+from model.parts import Images, all_over, rows_at_once
 from model.sheets import Sheet, grid, tile_size
 from model.training import pixels
 from model.vae import VAE
@@ -175,7 +175,7 @@ def neighbours(found: Nearest) -> Sheet:
     captions = [f"{distance:#.3g}".rstrip(".") for distance in found.distances[order]]
     return Sheet(
         title="Nearest training pictures",
-        note=f"Prior samples over the training picture nearest to each: {len(order):,} of {n:,}, the nearest pairs"
+        note=f"Samples over the training picture nearest to each: {len(order):,} of {n:,}, the nearest pairs"
         f" first. Below each pair its distance; the median of all is {np.median(found.distances):.3g}.",
         tiles=_pairs(found.samples[order], found.training[order], columns=columns),
         row_labels=("sample", "training") * pairs,
@@ -243,8 +243,9 @@ def means(vae: VAE, images: Images) -> Tensor:
 
     Shapes:  images (n, h, w, c) -> (n, latent_dim)
     """
-    starts = range(0, len(images), _BATCH_SIZE)
-    return torch.cat([_encode(vae, _settled(vae, images[start : start + _BATCH_SIZE])) for start in starts])
+    n = rows_at_once(vae.config.image_shape, most=_BATCH_SIZE)
+    starts = range(0, len(images), n)
+    return torch.cat([_encode(vae, _settled(vae, images[start : start + n])) for start in starts])
 
 
 def ranked(weights: npt.NDArray[np.floating[Any]]) -> list[int]:
@@ -259,7 +260,8 @@ def decode(vae: VAE, z: Tensor) -> Tensor:
 
     Shapes:  z (n, latent_dim) -> (n, c, h, w) in [0, 1]
     """
-    return torch.cat([vae.decode(rows.to(_device(vae))).cpu() for rows in torch.split(z, _BATCH_SIZE)])
+    n = rows_at_once(vae.config.image_shape, most=_BATCH_SIZE)
+    return torch.cat([vae.decode(rows.to(_device(vae))).cpu() for rows in torch.split(z, n)])
 
 
 def to_uint8(x: Tensor) -> Images:

@@ -44,14 +44,47 @@ def start(folder: Path, config: RunConfig, *, dataset: Dataset, machine: Machine
     Raises:  BadSetting if the folder holds something already
     """
     learner = Learner(config.model, training=config.training, n_images=len(dataset.train), machine=machine)
-    is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     # All processes look before one writes.
-    if learner.machine.any(is_taken):
-        raise BadSetting(f"{folder}: got a place with something in it, expected a new folder, or --resume to go on")
+    if learner.machine.any(_is_taken(folder)):
+        raise _taken(folder)
     if learner.machine.is_main:
         rows = all_over(len(dataset.test), most=checkpoint.PROBE_ROWS)
         checkpoint.write_config(folder, config, probe=dataset.test[rows])
     return learner
+
+
+def require_free(folder: Path) -> None:
+    """Nothing, if a run can be started in a folder.
+
+    Raises:  BadSetting if it holds something already
+    """
+    if _is_taken(folder):
+        raise _taken(folder)
+
+
+def _is_taken(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _taken(folder: Path) -> BadSetting:
+    return BadSetting(f"{folder}: got a place with something in it, expected a new folder, or --resume to go on")
+
+
+def cut_warm_ups(learner: Learner) -> list[str]:
+    """What of the settings the run is too short for, a sentence each."""
+    training = learner.training
+    cut = []
+    if training.lr_warmup_steps >= learner.steps:
+        cut.append(
+            f"lr_warmup_steps is {training.lr_warmup_steps} and the run has {learner.steps} steps:"
+            f" the learning rate never comes to {training.learning_rate:g}"
+        )
+    if learner.vae.config.family == "vae" and training.kl_warmup_epochs >= training.epochs and training.beta:
+        cut.append(
+            f"kl_warmup_epochs is {training.kl_warmup_epochs:g} and the run has {training.epochs} epochs:"
+            f" the KL term never has its full weight"
+        )
+    return cut
 
 
 def resume(folder: Path, config: RunConfig, *, machine: Machine | None = None) -> Learner:
@@ -160,7 +193,13 @@ class NllRequest:
 
 
 def measure(
-    folder: Path, *, dataset: Dataset, draws: int = 1, seed: int = 0, nll: NllRequest | None = None
+    folder: Path,
+    *,
+    dataset: Dataset,
+    draws: int = 1,
+    seed: int = 0,
+    nll: NllRequest | None = None,
+    machine: Machine | None = None,
 ) -> dict[str, Any]:
     """The metrics of the checkpoint in a folder, written into it with a fitted prior, pictures and a card.
 
@@ -175,9 +214,12 @@ def measure(
     if dataset.image_shape != found.config.image_shape:
         got, expected = dataset.image_shape, found.config.image_shape
         raise BadData(f"{dataset.name}: got pictures of shape {got}, expected {expected} as {folder} was trained on")
+    if machine is not None:
+        found.vae.to(machine.device)
     if nll is not None:  # refused now, if it cannot be, and not after minutes of other figures
         protocol_of(found.vae, dataset.test, **nll.settings(), seed=seed)
     metrics = evaluate(found.vae, dataset.test, data=dataset.name, draws=draws, seed=seed)
+    metrics["protocol"]["of_the_run"] = dataset.sha256 == found.data.sha256
     generation = generate(found.vae, training=dataset.train, test=dataset.test, seed=seed)
     metrics["samples"] = generation.metrics if generation else None
     metrics["nll"] = (
@@ -216,7 +258,9 @@ def _report(
     folder: Path, found: Checkpoint, dataset: Dataset, *, metrics: dict[str, Any], generation: Generation | None
 ) -> None:
     """`pictures/` and `card.md`."""
-    history = read_history(folder)
+    saved = checkpoint.saved_step(folder)
+    # What was logged after the last save is of weights that are lost.
+    history = [line for line in read_history(folder) if saved is None or line["step"] <= saved]
     fitted_z = None
     if generation and generation.fitted:
         fitted_z = generation.fitted.sample(_SHOWN, generator=torch.Generator().manual_seed(0))

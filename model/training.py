@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from model.errors import BadSetting, NotANumber
 from model.machine import Machine, deterministic
 from model.objectives import elbo_terms, importance_weighted, mean_loss
-from model.parts import Images
+from model.parts import Images, rows_at_once
 from model.schedules import BETA_SCHEDULES, BetaSchedule, epoch_order, learning_rate, scheduled_beta
 from model.vae import VAE, ModelConfig
 
@@ -189,7 +189,8 @@ class Learner:
         """
         generator = torch.Generator(self.machine.device).manual_seed(self.training.seed)
         recon = kl = 0.0
-        for rows in torch.split(torch.from_numpy(images), _VALIDATION_ROWS):
+        n = rows_at_once(self.vae.config.image_shape, most=_VALIDATION_ROWS)
+        for rows in torch.split(torch.from_numpy(images), n):
             with deterministic(self.machine), self._networks_precision():
                 x = self.average.likelihood.draw(to_x(rows.to(self.machine.device)), generator)
                 eps = torch.randn(len(x), self.vae.config.latent_dim, generator=generator, device=x.device)
@@ -215,7 +216,7 @@ class Learner:
         sums = torch.zeros(3, device=self.machine.device)
         for rows in batch[self.machine.rank :: self.machine.processes].tensor_split(training.accumulate):
             if len(rows) > 0:
-                x = to_x(held[rows.to(held.device)].to(self.machine.device, non_blocking=True))
+                x = to_x(held[rows.to(held.device)].to(self.machine.device))
                 sums += self._accumulate(x, share=len(rows) / len(batch), beta=beta, in_last_phase=in_last_phase)
         for weight in self.vae.parameters():
             if weight.grad is None:  # as of a process that has no picture of this batch, and yet takes part
@@ -335,16 +336,28 @@ def _adamw(vae: VAE, training: TrainConfig) -> torch.optim.AdamW:
 
 
 def _held(images: Images, device: torch.device) -> Tensor:
-    """The pictures on the device if they fit, else in memory that a GPU copies from quickly: (n, h, w, c) uint8."""
+    """The pictures on the device if they fit, else where they are: (n, h, w, c) uint8."""
     tensor = torch.from_numpy(images)
     if device.type == "cpu":
         return tensor
     free, _ = torch.cuda.mem_get_info(device)
-    return tensor.to(device) if tensor.nbytes <= _SHARE_OF_GPU * free else tensor.pin_memory()
+    return tensor.to(device) if tensor.nbytes <= _SHARE_OF_GPU * free else tensor
 
 
 def _check_together(model: ModelConfig, training: TrainConfig, *, n_images: int, machine: Machine) -> None:
     """What a model, its training and the machine must agree on.
+
+    Raises:  BadSetting
+    """
+    require_compatible(model, training)
+    if training.processes != machine.processes:
+        raise BadSetting(f"processes: got {machine.processes} on this machine, expected {training.processes}")
+    if training.processes > n_images:
+        raise BadSetting(f"processes: got {training.processes}, expected at most one per picture, {n_images}")
+
+
+def require_compatible(model: ModelConfig, training: TrainConfig) -> None:
+    """Nothing, if a model can be trained so.
 
     Raises:  BadSetting
     """
@@ -355,7 +368,3 @@ def _check_together(model: ModelConfig, training: TrainConfig, *, n_images: int,
         raise BadSetting(
             "iw_epochs: got some with sigma optimal, which is so for the elbo; expected sigma learned, or 0"
         )
-    if training.processes != machine.processes:
-        raise BadSetting(f"processes: got {machine.processes} on this machine, expected {training.processes}")
-    if training.processes > n_images:
-        raise BadSetting(f"processes: got {training.processes}, expected at most one per picture, {n_images}")

@@ -1,6 +1,8 @@
 """Each kind of array file with real little files, and each way in which they can be wrong."""
 
 import gzip
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +185,23 @@ def test_arrays_are_not_resized(idx: Path) -> None:
         data.read(idx, size=(8, 8))
     with pytest.raises(BadData, match=r"expected \(7, 5, 3\)"):
         data.read(idx, channels=3)
+
+
+def test_an_array_that_no_memory_holds_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**50, 8, 8)})
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+    with pytest.raises(BadData, match=r"huge\.npz: got something else, expected an \.npz file"):
+        data.read(tmp_path / "huge.npz")
+
+
+def test_a_member_under_a_password_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "locked.npz"
+    np.savez(path, images=np.zeros((4, 8, 8), np.uint8))
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(BadData, match="is encrypted, password required"):
+        data.read(path)

@@ -91,6 +91,23 @@ def test_a_run_that_stopped_early_or_overfits_is_named() -> None:
     assert _looks(GOOD, history=worse) == ["Overfitting"]
 
 
+def test_overfitting_is_judged_by_the_last_epoch_and_not_by_its_last_step() -> None:
+    lines = [
+        *HISTORY[:1],
+        {"epoch": 1.9, "elbo": -90.0, "validation": None},
+        {"epoch": 2.0, "elbo": -60.0, "validation": {"elbo": -88.5}},  # of a batch that was easy
+    ]
+    assert _looks(GOOD, history=lines) == []
+    found = next(check for check in checks(_config(), GOOD, history=lines) if check.name == "Overfitting")
+    assert "elbo is -87.00 nats in training" in found.found
+
+
+def test_other_pictures_under_the_same_name_are_named() -> None:
+    metrics = _with("protocol", GOOD["protocol"] | {"of_the_run": False})
+    assert _looks(metrics) == ["Test pictures"]
+    assert _looks(_with("protocol", GOOD["protocol"] | {"of_the_run": True})) == []
+
+
 def test_no_prior_to_sample_from_is_said() -> None:
     assert _looks({}, history=[], family="autoencoder") == ["An autoencoder has no prior"]
     assert _looks(_with("samples/fitted", {"coverage": 0.9}), family="autoencoder") == []

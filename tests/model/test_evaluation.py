@@ -9,6 +9,7 @@ import torch
 
 from model import evaluation
 from model.evaluation import bits_per_dimension, evaluate
+from model.parts import rows_at_once
 from model.vae import VAE, ModelConfig
 
 
@@ -131,3 +132,9 @@ def test_a_uniform_mass_over_256_levels_has_8_bits_also_as_a_dequantised_density
             weight.zero_()  # logits 0 are a uniform density, and the posterior is the prior
     found = evaluate(vae, np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), np.uint8), data="a")
     assert found["bpd"] == pytest.approx(8, abs=1e-5)
+
+
+def test_fewer_large_pictures_are_looked_at_together() -> None:
+    assert rows_at_once((28, 28, 1), most=500) == 500
+    assert rows_at_once((256, 256, 3), most=500) == 21
+    assert rows_at_once((4096, 4096, 3), most=500) == 1

@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from model.log import Log
+from model.log import Log, read_history
 from model.training import Learner, StepReport, TrainConfig
 from model.vae import ModelConfig
 
@@ -196,3 +196,12 @@ def test_the_steps_of_a_real_run_are_what_a_line_says(tmp_path: Path, images: np
             assert line["elbo"] == pytest.approx(-(line["recon"] + line["kl"]))
             assert (line["bound"] is None) == (epoch == 0)
             assert math.isfinite(line["images_per_s"])
+
+
+def test_a_line_that_a_machine_lost_ends_the_log(tmp_path: Path, learner: Learner) -> None:
+    whole = json.dumps({"step": 100, "seconds": 3.0})
+    (tmp_path / "metrics.jsonl").write_bytes(f"{whole}\n".encode() + bytes(20) + f"\n{whole}\n".encode())
+    assert read_history(tmp_path) == [{"step": 100, "seconds": 3.0}]
+    learner.step = 250
+    Log(tmp_path, learner)
+    assert (tmp_path / "metrics.jsonl").read_text() == f"{whole}\n"

@@ -387,6 +387,55 @@ def test_the_bar_of_an_autoencoder_shows_no_bound(few: Path, tmp_path: Path, unm
     assert "elbo" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--likelihood", "normal"), "likelihood: got 'normal', expected one of"),
+        (("--depth", "3"), "depth: got 3, expected at most 1 with small"),
+        (("--family", "autoencoder", "--iw-samples", "2", "--iw-epochs", "1"), "iw_epochs: got some with an autoenc"),
+        (("--out", "{run}"), "expected a new folder, or --resume to go on"),
+    ],
+)
+def test_what_no_picture_would_put_right_is_refused_before_one_is_read(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sentence: str
+) -> None:
+    monkeypatch.delattr(data, "read")
+    given = [str(finished) if argument == "{run}" else argument for argument in arguments]
+    done = called("fit", "--out", tmp_path / "new", *given)
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Unable to allocate 9 TiB"), RuntimeError("not enough memory: you tried to allocate 9 bytes")],
+)
+def test_memory_that_is_not_there_is_one_sentence(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "train", failing)
+    done = called("fit", "--data", few, "--out", tmp_path / "run", *TINY)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == f"vae-train: {error}; --batch-size, --accumulate and --size make it less"
+    monkeypatch.setattr(run, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("another")))
+    assert isinstance(called("fit", "--data", few, "--out", tmp_path / "other", *TINY).exception, RuntimeError)
+
+
+def test_a_run_too_short_for_its_warm_ups_says_so_at_its_start(few: Path, tmp_path: Path, unmeasured: None) -> None:
+    settings = (*TINY, "--epochs", "1", "--kl-warmup-epochs", "2", "--lr-warmup-steps", "50", "--batch-size", "9")
+    done = called("fit", "--data", few, "--out", tmp_path / "run", *settings)
+    assert done.exit_code == 0
+    assert (
+        "warning: lr_warmup_steps is 50 and the run has 2 steps: the learning rate never comes to 0.002" in done.stderr
+    )
+    assert "warning: kl_warmup_epochs is 2 and the run has 1 epochs: the KL term never has" in done.stderr
+    enough = (*TINY, "--kl-warmup-epochs", "1", "--lr-warmup-steps", "1", "--batch-size", "9")
+    assert "warning" not in called("fit", "--data", few, "--out", tmp_path / "other", *enough).stderr
+
+
 def test_a_number_that_is_none_ends_the_command_with_a_sentence_and_exit_code_1(few: Path, tmp_path: Path) -> None:
     """A learning rate without sense: after one step no term is finite."""
     options = ("--lr-warmup-steps", "0", "--learning-rate", "1e30", "--batch-size", "2")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from model import checkpoint, fingerprints, run
@@ -333,6 +334,38 @@ def test_an_estimate_that_cannot_be_is_refused_before_anything_is_measured(
     with pytest.raises(BadSetting, match=r"^(n_images|samples|draws): got "):
         run.measure(tmp_path, dataset=dataset, nll=request_)
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_steps_beyond_the_last_save_are_not_those_of_the_weights_that_are_measured(
+    tmp_path: Path, config: RunConfig, dataset: Dataset
+) -> None:
+    """As a kill leaves them: the log is written before the weights."""
+    learner = run.start(tmp_path, config, dataset=dataset)
+    run.train(tmp_path, learner, dataset)
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({**lines(tmp_path)[-1], "step": 10_000, "epoch": 2_500.0}) + "\n")
+    run.measure(tmp_path, dataset=dataset)
+    assert "12 steps in" in (tmp_path / "card.md").read_text()
+
+
+def test_figures_tell_whether_their_pictures_are_those_of_the_run(
+    tmp_path: Path, config: RunConfig, dataset: Dataset
+) -> None:
+    own = dataclasses.replace(config, data=dataclasses.replace(config.data, sha256=dataset.sha256))
+    run.train(tmp_path, run.start(tmp_path, own, dataset=dataset), dataset)
+    assert run.measure(tmp_path, dataset=dataset)["protocol"]["of_the_run"] is True
+    others = dataclasses.replace(dataset, test=dataset.test[::-1].copy())
+    assert run.measure(tmp_path, dataset=others)["protocol"]["of_the_run"] is False
+
+
+def test_a_state_from_another_kind_of_device_says_so(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
+    checkpoint.save(tmp_path, run.start(tmp_path, config, dataset=dataset))
+    path = tmp_path / "state" / "training.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors | {"noise": torch.zeros(1, 16, dtype=torch.uint8)}, path)
+    (tmp_path / "state" / "machine.json").write_text(json.dumps({"device": "NVIDIA H200"}))
+    with pytest.raises(BadCheckpoint, match=r"got the state of a run on NVIDIA H200, expected the same kind of device"):
+        run.resume(tmp_path, config)
 
 
 def test_the_probe_of_a_run_comes_from_all_over_the_test_part(
