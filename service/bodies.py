@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service import images, multipart, tensors
 from service.budget import spend
-from service.callers import Deadline
+from service.deadline import Deadline
 from service.errors import BadBody, SlowBody, TooLarge, UnsupportedType, invalid, shown, too_large
 from service.settings import Settings
 
@@ -100,24 +100,27 @@ def _require_pace(size: int, *, began: float, settings: Settings) -> None:
         )
 
 
-async def parse(body: bytes, headers: Mapping[str, str], *, takes: frozenset[str], max_parts: int) -> Body:
+async def parse(
+    body: bytes, headers: Mapping[str, str], *, takes: frozenset[str], max_parts: int, deadline: Deadline
+) -> Body:
     """What the body says, by its content type.
 
-    Raises:  BadBody, UnsupportedType, Invalid for what the verb does not take, TooLarge for too many pictures
+    Raises:  BadBody, UnsupportedType, Invalid for what the verb does not take, TooLarge for too many pictures,
+             DeadlinePassed
     """
     if not body:
         return EMPTY
     media_type = _media_type(headers)
     if media_type == _JSON:
-        return await spend(JSON_BYTE_US * len(body), _json, body, takes, max_parts)
+        return await spend(JSON_BYTE_US * len(body), deadline, _json, body, takes, max_parts)
     if media_type == tensors.MEDIA_TYPE and takes:
-        document = await spend(tensors.reading_cost_us(body), tensors.read, body)
+        document = await spend(tensors.reading_cost_us(body), deadline, tensors.read, body)
         return _members(document, takes, where="tensor", max_parts=max_parts)
     if "images" in takes:
         if media_type in images.MEDIA_TYPES:
             return Body(pictures=(Named("body", body),))
         if media_type == "multipart/form-data":
-            return await _multipart(body, headers, max_parts=max_parts)
+            return await _multipart(body, headers, max_parts=max_parts, deadline=deadline)
     raise UnsupportedType(
         f"Content-Type: got {media_type or 'none'}, this verb reads {', '.join(readable_types(takes))}"
     )
@@ -175,9 +178,9 @@ def picture_bytes(item: Named) -> bytes:
     raise invalid(item.where, got=shown(text, most=40), expected="a picture as base64, or as a base64 data: URI")
 
 
-async def _multipart(body: bytes, headers: Mapping[str, str], *, max_parts: int) -> Body:
+async def _multipart(body: bytes, headers: Mapping[str, str], *, max_parts: int, deadline: Deadline) -> Body:
     cost_us = multipart.reading_cost_us(body)
-    parts = await spend(cost_us, multipart.read, body, headers["content-type"], max_files=max_parts)
+    parts = await spend(cost_us, deadline, multipart.read, body, headers["content-type"], max_files=max_parts)
     pictures: list[Named] = []
     options: list[tuple[str, Named]] = []
     for part in parts:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from service.deadline import Deadline
 from service.machine import available_cores
 
 P = ParamSpec("P")
@@ -30,14 +31,35 @@ def loop_budget_us(cores: int) -> float:
     return LOOP_BUDGET_US if cores > 1 else _LONE_CORE_BUDGET_US
 
 
-async def spend(cost_us: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of `work`, run on the event loop where its cost fits the budget and in a thread otherwise.
+async def spend(cost_us: float, deadline: Deadline, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of `work`, run on the event loop where its cost fits the budget and in a thread otherwise. At the
+    deadline work that waits for a thread is given up; what a thread has begun it ends, and nobody takes it.
 
-    Units:  cost_us microseconds, as each codec states it for its input
+    Units:   cost_us microseconds, as each codec states it for its input
+    Raises:  DeadlinePassed
     """
     if cost_us <= LOOP_BUDGET_US:
         return work(*args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_threads, partial(work, *args, **kwargs))
+    loop = asyncio.get_running_loop()
+    if deadline.left_s() <= 0:
+        raise deadline.passed()
+    done = loop.run_in_executor(_threads, partial(work, *args, **kwargs))
+    is_late = False
+
+    def give_up() -> None:
+        nonlocal is_late
+        is_late = True
+        done.cancel()
+
+    timer = loop.call_later(deadline.left_s(), give_up)
+    try:
+        return await done
+    except asyncio.CancelledError:
+        if is_late:
+            raise deadline.passed() from None
+        raise
+    finally:
+        timer.cancel()
 
 
 async def in_turns(pieces: Iterable[T]) -> tuple[T, ...]:

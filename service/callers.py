@@ -7,6 +7,7 @@ from time import perf_counter
 from starlette.types import Receive
 
 from service.batcher import Done
+from service.deadline import Deadline
 from service.errors import DeadlinePassed
 
 # A caller whose answer takes longer than this is listened to, so that its rows are dropped when it leaves.
@@ -26,7 +27,7 @@ class Patience:
         self._waiting: deque[_Attendant] = deque()
         self._is_looking = False
 
-    async def attended(self, reply: "asyncio.Future[Done]", receive: Receive, *, deadline: "Deadline") -> Done:
+    async def attended(self, reply: "asyncio.Future[Done]", receive: Receive, *, deadline: Deadline) -> Done:
         """The reply, unless the deadline comes first; when it is slow, listening meanwhile for the caller to leave.
 
         Raises:  CallerGone, DeadlinePassed
@@ -64,27 +65,6 @@ class Patience:
         self._is_looking = False
         if self._waiting:
             self._look_in(self._waiting[0].began - long_ago)
-
-
-class Deadline:
-    """The moment by which a request is answered, in one way or the other.
-
-    Units:  began as perf_counter gives it
-    """
-
-    __slots__ = ("_at", "_timeout_ms")
-
-    def __init__(self, began: float, *, timeout_ms: int) -> None:
-        self._timeout_ms = timeout_ms
-        self._at = began + timeout_ms / 1000
-
-    def left_s(self) -> float:
-        """Seconds until then, negative once it has passed."""
-        return self._at - perf_counter()
-
-    def passed(self) -> DeadlinePassed:
-        """The problem of a request whose time is over."""
-        return DeadlinePassed(f"deadline: {self._timeout_ms} ms passed before the answer could be made")
 
 
 class _Attendant:

@@ -5,9 +5,14 @@
 
 import reprlib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import ClassVar
 
+import numpy as np
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
+
+# Of a list or an object in a sentence.
+_SHOWN = 7
 
 
 class Fault(TypedDict):
@@ -254,7 +259,18 @@ def invalid(where: str, *, got: object, expected: str) -> Invalid:
 
 def shown(value: object, *, most: int = 200) -> str:
     """A value as an error shows it, however much of it there is, and however deep."""
-    return (reprlib.repr(value) if isinstance(value, list | dict) else str(value))[:most]
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    return (reprlib.repr(_beginning(value)) if isinstance(value, list | dict) else str(value))[:most]
+
+
+def _beginning(value: object, depth: int = 3) -> object:
+    """As much of nested lists and objects as is shown; reprlib sorts all members of an object to show a few."""
+    if depth and isinstance(value, list):
+        return [_beginning(item, depth - 1) for item in value[:_SHOWN]]
+    if depth and isinstance(value, dict):
+        return {name: _beginning(item, depth - 1) for name, item in islice(value.items(), _SHOWN)}
+    return value if not isinstance(value, list | dict) else type(value)()
 
 
 def too_large(what: str, *, got: int, limit: int, unit: str) -> TooLarge:

@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from io import BytesIO
-from math import ceil, inf, isqrt
-from typing import Literal, TypeVar
+from math import ceil, inf, isqrt, prod
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,12 @@ from PIL import (
     ImageOps,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,
-    TiffImagePlugin,
+    TiffImagePlugin,  # noqa: F401
     WebPImagePlugin,  # noqa: F401
 )
 
-from service import png
-from service.errors import BadBody, invalid, too_large
+from service import declared, png
+from service.errors import BadBody, OutOfMemory, invalid, too_large
 
 T = TypeVar("T")
 Uint8 = NDArray[np.uint8]
@@ -56,13 +56,8 @@ _STEPPING_STONES = {"LAB": "RGB", "La": "LA"}
 # What Pillow may hold of a PNG's comments, which come inflated.
 PngImagePlugin.MAX_TEXT_MEMORY = 2**22
 
-# libjpeg walks through the whole picture for each scan, of which cameras and encoders make ten or so.
-_MOST_SCANS = 100
-_SCAN = b"\xff\xda"
-
-# A tile may be larger than the picture, whose edges it then crosses; all tiles together are not much larger.
-_TILE_SIDES = (322, 323)
-_TILED_TIMES = 4
+# A field of it that Pillow asks for becomes an object for each of its numbers.
+_MOST_EXIF_BYTES = 2**20
 
 # Of what is odd about a file, and would fill the log with words that the client chose.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -73,11 +68,37 @@ def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
 
     Raises:  BadBody if it is none of FORMATS, or more work than its pixels are; TooLarge if it has more than max_pixels
     """
+    return open_as(look(data, where=where, max_pixels=max_pixels), data, where=where, max_pixels=max_pixels)
+
+
+class Look(NamedTuple):
+    """What is known of a picture before it is opened: itself, where it is a plain PNG, and its pixels, 0 where its file
+    does not say so at once.
+    """
+
+    plain: png.Plain | None
+    pixels: int
+
+
+def look(data: bytes, *, where: str, max_pixels: int) -> Look:
+    """What the first bytes of a file tell.
+
+    Raises:  as `open_picture`
+    """
     plain = png.read(data)
     if plain is None:
-        return _opened_by_pillow(data, where=where, max_pixels=max_pixels)
-    require_pixels(plain, where=where, max_pixels=max_pixels)
-    return plain
+        return Look(None, declared.pixels(data, where=where, max_pixels=max_pixels))
+    if plain.width * plain.height > max_pixels:
+        raise too_large(where, got=plain.width * plain.height, limit=max_pixels, unit="pixels")
+    return Look(plain, plain.width * plain.height)
+
+
+def open_as(found: Look, data: bytes, *, where: str, max_pixels: int) -> Opened:
+    """A picture that was looked at, with its header read.
+
+    Raises:  as `open_picture`
+    """
+    return found.plain or _opened_by_pillow(data, where=where, max_pixels=max_pixels)
 
 
 def _opened_by_pillow(data: bytes, *, where: str, max_pixels: int) -> Image.Image:
@@ -88,31 +109,19 @@ def _opened_by_pillow(data: bytes, *, where: str, max_pixels: int) -> Image.Imag
     except Image.DecompressionBombError as error:
         told = re.search(r"\d+", str(error))  # of a frame, which may be larger than the picture
         raise too_large(where, got=int(told[0]) if told else max_pixels + 1, limit=max_pixels, unit="pixels") from error
+    except MemoryError as error:
+        raise _out_of_memory(where) from error
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them trip over
         raise BadBody(f"{where}: not a picture in one of {', '.join(FORMATS)}") from error
-    require_pixels(picture, where=where, max_pixels=max_pixels)
-    if picture.format in {"JPEG", "MPO"} and data.count(_SCAN) > _MOST_SCANS:
-        raise BadBody(f"{where}: got a JPEG of {data.count(_SCAN)} scans, expected at most {_MOST_SCANS}")
-    if isinstance(picture, TiffImagePlugin.TiffImageFile) and _tiled_pixels(picture) > _TILED_TIMES * max_pixels:
-        raise BadBody(f"{where}: got a TIFF whose tiles are far larger than its picture")
+    if picture.width * picture.height > max_pixels:  # which a file may tell otherwise than at its beginning
+        raise too_large(where, got=picture.width * picture.height, limit=max_pixels, unit="pixels")
+    if len(picture.info.get("exif", b"")) > _MOST_EXIF_BYTES:
+        raise BadBody(f"{where}: got {len(picture.info['exif'])} bytes of EXIF, expected at most {_MOST_EXIF_BYTES}")
     return picture
 
 
-def _tiled_pixels(picture: TiffImagePlugin.TiffImageFile) -> int:
-    """Pixels of all tiles together, which are decoded whole, also where they reach beyond the picture."""
-    width, height = (picture.tag_v2.get(tag) for tag in _TILE_SIDES)
-    if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
-        return 0
-    return ceil(picture.width / width) * width * ceil(picture.height / height) * height
-
-
-def require_pixels(picture: Opened, *, where: str, max_pixels: int) -> None:
-    """Nothing, if a picture has at most so many pixels.
-
-    Raises:  TooLarge
-    """
-    if picture.width * picture.height > max_pixels:
-        raise too_large(where, got=picture.width * picture.height, limit=max_pixels, unit="pixels")
+def _out_of_memory(where: str) -> OutOfMemory:
+    return OutOfMemory(f"{where}: there is no memory for the picture now")
 
 
 def to_rows(pictures: Iterable[Opened], *, shape: tuple[int, int, int], where: Sequence[str]) -> Uint8:
@@ -183,6 +192,8 @@ def _sound(decode: Callable[[], T], *, where: str) -> T:
     """
     try:
         return decode()
+    except MemoryError as error:
+        raise _out_of_memory(where) from error
     except Exception as error:  # as in open_picture
         raise BadBody(f"{where}: the picture's data is broken or incomplete") from error
 
@@ -218,16 +229,16 @@ def opening_cost_us(n: int, *, n_bytes: int) -> float:
     return 30 * n + 0.005 * n_bytes
 
 
-def decoding_cost_us(pictures: Sequence[png.Plain | None], *, n_bytes: int) -> float:
-    """What `to_rows` will cost, with room for a conversion and for what long files may hold after their pixels; what
-    Pillow alone can read, None here, may cost anything.
+def decoding_cost_us(picture: png.Plain | None, *, n_bytes: int, shape: tuple[int, ...] | None) -> float:
+    """What a picture will cost of `to_rows`, with room for a conversion and for what a long file may hold after its
+    pixels; what Pillow alone can read, None here, may cost anything.
+
+    Shapes:  shape (h, w, c) of the row, None where it has the picture's size
     """
-    values = 0
-    for picture in pictures:
-        if picture is None:
-            return inf
-        values += picture.width * picture.height * len(picture.mode)
-    return 15 * len(pictures) + 0.01 * values + 0.002 * n_bytes
+    if picture is None:
+        return inf
+    cost = 15 + 0.01 * picture.width * picture.height * len(picture.mode) + 0.002 * n_bytes
+    return cost if shape in (None, picture.shape) else cost + 20 + 0.02 * prod(shape or ())
 
 
 def grid(images: Uint8, columns: int) -> Uint8:

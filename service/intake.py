@@ -1,8 +1,9 @@
 """A request, read and checked before any job exists: its model, its options, its payload, the form of its answer."""
 
+import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
@@ -16,8 +17,9 @@ from service import bodies, forms, sizes
 from service.access.keys import Key
 from service.batcher import Done, Queue
 from service.bodies import Body, Named
-from service.budget import LOOP_BUDGET_US, spend
-from service.callers import Deadline
+from service.budget import spend
+from service.callers import CallerGone
+from service.deadline import Deadline
 from service.errors import Fault, Invalid, invalid, shown, too_large
 from service.models import Deployment, Model
 from service.observation import record
@@ -103,16 +105,35 @@ class Call(NamedTuple, Generic[O]):
         """The result of `work`, on the event loop or in a thread as `budget.spend` decides.
 
         Units:   cost_us microseconds
-        Raises:  DeadlinePassed if the request's time was over before a thread was free
+        Raises:  DeadlinePassed
         """
-        if cost_us <= LOOP_BUDGET_US:
-            return work(*args, **kwargs)
+        return await spend(cost_us, self.deadline, work, *args, **kwargs)
 
-        def in_time() -> T:
-            self._require_time()
-            return work(*args, **kwargs)
+    async def require_caller(self) -> None:
+        """Nothing, if somebody still waits for the answer.
 
-        return await spend(cost_us, in_time)
+        Raises:  CallerGone, DeadlinePassed
+        """
+        self._require_time()
+        if await self.request.is_disconnected():
+            raise CallerGone
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """A turn at what takes so much memory that one request at a time does it.
+
+        Raises:  DeadlinePassed
+        """
+        try:
+            async with asyncio.timeout(max(0.0, self.deadline.left_s())) as waiting:
+                await self.deployment.large.acquire()
+                waiting.reschedule(None)
+        except TimeoutError:
+            raise self.deadline.passed() from None
+        try:
+            yield
+        finally:
+            self.deployment.large.release()
 
     def _require_time(self) -> None:
         if self.deadline.left_s() < 0:
@@ -139,7 +160,9 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
     if request.method == "POST":
         deployment.lane.require_room(1)  # or else nothing is gained from reading on
         content = await bodies.receive(request, headers, settings=settings, deadline=deadline)
-        body = await bodies.parse(content, headers, takes=verb.takes, max_parts=settings.max_request_rows)
+        body = await bodies.parse(
+            content, headers, takes=verb.takes, max_parts=settings.max_request_rows, deadline=deadline
+        )
     options = _options(verb, _query(request) + body.options)
     model = deployment.models.find(options.model)
     record.of(request.scope).model = model.label

@@ -1,5 +1,6 @@
 """The models that this process serves, found by `name` or `name@digest`."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -131,12 +132,15 @@ class Models:
 
 @dataclass(frozen=True)
 class Deployment:
-    """What every request can see: the settings, the models, the lane they share and the patience of their callers."""
+    """What every request can see: the settings, the models, the lane they share, the patience of their callers, and
+    whose turn it is to decode a large picture.
+    """
 
     settings: Settings
     models: Models
     lane: Lane
     patience: Patience = field(default_factory=Patience)
+    large: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def is_wedged(self) -> bool:

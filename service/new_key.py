@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.access.keys import PREFIX, BadKeys, Scope, line
+from service.access.keys import LEAST_ROWS_PER_S, PREFIX, BadKeys, Scope, line
 
 _BYTES = 32
 
@@ -18,7 +18,8 @@ def make(
     name: Annotated[str, typer.Argument(help="Whose it is: up to 64 letters, digits, - and _.", show_default=False)],
     scope: Annotated[list[Scope] | None, typer.Option(help="What it is good for; may be given twice.")] = None,
     rows_per_s: Annotated[
-        float | None, typer.Option(min=0.001, help="Engine rows a second that it may use. Without it: no bound.")
+        float | None,
+        typer.Option(min=LEAST_ROWS_PER_S, help="Engine rows a second that it may use. Without it: no bound."),
     ] = None,
 ) -> None:
     """Make a key."""

@@ -1,20 +1,30 @@
 """A request's pictures and latents, as rows that its model takes."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images, png, sizes
+from service import images, sizes
 from service.bodies import Body, Named
-from service.errors import invalid
+from service.errors import invalid, too_large
 from service.intake import Call
 from service.schemas import Options
 
 # What a number of `z` takes to become a finite float32, by `python -m benchmarks.wire`.
 TENSOR_NUMBER_US = 0.002
 NESTED_NUMBER_US = 0.1
+
+# Of a request, all pictures together: so many times what one may have.
+_PICTURES_TIMES = 16
+
+# What of a request is decoded before another one has its turn at the thread.
+_SHARE_US = 20_000.0
+
+# Larger pictures are decoded one at a time: 20 bytes a pixel, as some formats and modes take, are 80 MB here.
+_LARGE_PIXELS = 4_000_000
 
 _UNEVEN = "lists of unequal lengths, or too deep"
 
@@ -29,39 +39,89 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
     Shapes:  -> (n, h, w, c)
     """
     n_bytes = sum(len(picture.value) for picture in pictures)
-    plain = await call.spend(images.opening_cost_us(len(pictures), n_bytes=n_bytes), _plain, pictures)
-    where = [picture.where for picture in pictures]
+    cost = images.opening_cost_us(len(pictures), n_bytes=n_bytes)
+    looks = await call.spend(cost, _looked_at, pictures, call.deployment.settings.max_picture_pixels)
     spec = call.model.manifest.image
-    cost = images.decoding_cost_us(plain, n_bytes=n_bytes)
-    opened = _opened(call, pictures, plain)
-    if not spec.is_open:
-        return await call.spend(cost, images.to_rows, opened, shape=spec.default_shape, where=where)
-    return await call.spend(
-        cost, images.to_rows_of_their_size, opened, channels=spec.channels, stride=spec.stride, where=where
-    )
+    shares = list(_shares(pictures, looks, shape=None if spec.is_open else spec.default_shape))
+    if len(shares) == 1:
+        return await _rows(call, shares[0], n=len(pictures))
+    rows: NDArray[np.uint8] | None = None
+    for share in shares:
+        await call.require_caller()
+        part = await _rows(call, share, n=len(pictures))
+        if rows is None:
+            rows = np.empty((len(pictures), *part.shape[1:]), np.uint8)
+        elif part.shape[1:] != rows.shape[1:]:
+            got, expected = images.size_in_words(part.shape[1:]), images.size_in_words(rows.shape[1:])
+            raise invalid(share.pictures[0].where, got=got, expected=f"{expected} as {pictures[0].where}")
+        rows[share.first : share.first + len(part)] = part
+    assert rows is not None, "there was a picture"  # noqa: S101
+    return rows
 
 
-def _plain(pictures: Sequence[Named]) -> list[png.Plain | None]:
-    """Those that are plain PNGs, which cost what they seem to."""
-    return [png.read(picture.value) for picture in pictures]
+class _Share(NamedTuple):
+    """Pictures of a request, from the first of them on, that are decoded at one go."""
+
+    first: int
+    pictures: Sequence[Named]
+    looks: Sequence[images.Look]
+    cost_us: float
 
 
-def _opened(
-    call: Call[Options], pictures: Sequence[Named], plain: Sequence[png.Plain | None]
-) -> Iterator[images.Opened]:
-    """Pictures, one after the other while the request has time. Nothing is kept of one when the next is opened.
+def _looked_at(pictures: Sequence[Named], max_pixels: int) -> list[images.Look]:
+    """What is known of each without opening it.
 
-    Raises:  DeadlinePassed; Invalid or TooLarge where sizes are open and the model does not take one
+    Raises:  BadBody, TooLarge
+    """
+    looks = [images.look(data, where=where, max_pixels=max_pixels) for where, data in pictures]
+    total, limit = sum(found.pixels for found in looks), _PICTURES_TIMES * max_pixels
+    if total > limit:
+        raise too_large("pictures", got=total, limit=limit, unit="pixels")
+    return looks
+
+
+def _shares(
+    pictures: Sequence[Named], looks: Sequence[images.Look], *, shape: tuple[int, ...] | None
+) -> Iterator[_Share]:
+    """All pictures, as many at a time as are soon decoded, so that requests take turns; alone what may take long."""
+    costs = [
+        images.decoding_cost_us(found.plain, n_bytes=len(picture.value), shape=shape)
+        for picture, found in zip(pictures, looks, strict=True)
+    ]
+    first, cost_us = 0, costs[0]
+    for index in range(1, len(pictures)):
+        if cost_us + costs[index] > _SHARE_US:
+            yield _Share(first, pictures[first:index], looks[first:index], cost_us)
+            first, cost_us = index, 0.0
+        cost_us += costs[index]
+    yield _Share(first, pictures[first:], looks[first:], cost_us)
+
+
+async def _rows(call: Call[Options], share: _Share, *, n: int) -> NDArray[np.uint8]:
+    """The rows of a share of the n pictures of a request."""
+    async with call.alone() if max(found.pixels for found in share.looks) > _LARGE_PIXELS else nullcontext():
+        spec, opened = call.model.manifest.image, _opened(call, share, n)
+        where = [picture.where for picture in share.pictures]
+        if not spec.is_open:
+            return await call.spend(share.cost_us, images.to_rows, opened, shape=spec.default_shape, where=where)
+        return await call.spend(
+            share.cost_us,
+            images.to_rows_of_their_size,
+            opened,
+            channels=spec.channels,
+            stride=spec.stride,
+            where=where,
+        )
+
+
+def _opened(call: Call[Options], share: _Share, n: int) -> Iterator[images.Opened]:
+    """The pictures of a share of n, one after the other. Nothing is kept of one when the next is opened.
+
+    Raises:  Invalid or TooLarge where sizes are open and the model does not take one
     """
     max_pixels = call.deployment.settings.max_picture_pixels
-    for (where, data), found in zip(pictures, plain, strict=True):
-        if call.deadline.left_s() < 0:
-            raise call.deadline.passed()
-        if found is None:
-            yield _taken(call, images.open_picture(data, where=where, max_pixels=max_pixels), where, len(pictures))
-        else:
-            images.require_pixels(found, where=where, max_pixels=max_pixels)
-            yield _taken(call, found, where, len(pictures))
+    for (where, data), found in zip(share.pictures, share.looks, strict=True):
+        yield _taken(call, images.open_as(found, data, where=where, max_pixels=max_pixels), where, n)
 
 
 def _taken(call: Call[Options], picture: images.Opened, where: str, n: int) -> images.Opened:

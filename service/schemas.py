@@ -4,16 +4,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from service.errors import Fault
+from service.errors import Fault, too_large
 from service.latents import MAX_SEED
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Dimension = Annotated[int, Field(ge=0)]
 
 
+# Seeds or dimensions in one list; each is a row at least, of which a request has fewer.
+_MOST_LISTED = 65_536
+
+
 def _split(value: object) -> object:
-    """`seeds=3,14` and `dims=0,3` as they stand in a query."""
-    return value.split(",") if isinstance(value, str) else value
+    """`seeds=3,14` and `dims=0,3` as they stand in a query, if they are no more than any request may cost rows.
+
+    Raises:  TooLarge
+    """
+    listed = value.split(",", _MOST_LISTED) if isinstance(value, str) else value
+    if isinstance(listed, list) and len(listed) > _MOST_LISTED:
+        raise too_large("rows", got=len(listed), limit=_MOST_LISTED, unit="rows")
+    return listed
 
 
 class Options(BaseModel):
@@ -98,7 +108,9 @@ class TraverseOptions(PathOptions):
 
     seed: Seed | None = Field(None, description="Seed whose first latent is the start.")
     dims: Annotated[tuple[Dimension, ...], Field(fail_fast=True), BeforeValidator(_split)] | None = Field(
-        None, min_length=1, description="Dimensions of the latent, a line each, as `0,3,5`; else the 8 most active."
+        None,
+        min_length=1,
+        description="Dimensions of the latent, a line each, as `0,3,5`; else the 8 most active.",
     )
     span: float = Field(3.0, gt=0, le=1000, allow_inf_nan=False, description="Lines lead from -span to span.")
     steps: int = Field(9, ge=2, description="Pictures in a line, both ends included.")

@@ -27,6 +27,9 @@ LOOK_EVERY_S = 1.0
 # With this a key begins, so that programs that look for secrets in code and logs know one; a name does not.
 PREFIX = "vae_"
 
+# Far less than a row a day; of still less, shares for workers and waiting times are no numbers any more.
+LEAST_ROWS_PER_S = 0.001
+
 _NAME = re.compile(rf"(?!{PREFIX})[A-Za-z0-9_-]{{1,64}}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _FIELDS = ("sha256", "scopes", "rows_per_s")
@@ -199,8 +202,13 @@ def _scopes(sent: Any, *, where: str) -> frozenset[Scope]:
 def _rate(sent: Any, *, where: str) -> float | None:
     if sent is None:
         return None
-    if isinstance(sent, bool) or not isinstance(sent, int | float) or not 0 < sent <= sys.float_info.max:
-        raise BadKeys(f"{where}: rows_per_s: got {str(sent)[:32]}, expected engine rows a second, more than 0")
+    if (
+        isinstance(sent, bool)
+        or not isinstance(sent, int | float)
+        or not LEAST_ROWS_PER_S <= sent <= sys.float_info.max
+    ):
+        expected = f"expected engine rows a second, {LEAST_ROWS_PER_S} or more"
+        raise BadKeys(f"{where}: rows_per_s: got {str(sent)[:32]}, {expected}")
     return float(sent)
 
 

@@ -59,8 +59,9 @@ class Server(uvicorn.Server):
             return
         self._leaving = True
         self._app.state.draining = True
-        self.server_state.default_headers.append(_CLOSE)  # of answers from now on
-        self.config.encoded_headers.append(_CLOSE)  # from which uvicorn makes those anew every second
+        # Of requests that come from now on. Those of a connection that came before hold the list that was.
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        self.config.encoded_headers = [*self.config.encoded_headers, _CLOSE]  # of which uvicorn makes those each second
         for connection in self.server_state.connections:
             if isinstance(connection, Protocol) and connection.is_busy:  # which took its headers before
                 connection.shutdown()

@@ -1,5 +1,6 @@
 """The verbs that answer with numbers: /encode and /score."""
 
+from math import prod
 from time import perf_counter
 
 import numpy as np
@@ -10,7 +11,7 @@ from starlette.responses import Response
 
 from service import answers, intake, latents, payload
 from service.batcher import Done, Queue
-from service.errors import ModelCannot
+from service.errors import ModelCannot, too_large
 from service.forms import LATENT_FORMS
 from service.intake import Call, Verb
 from service.latents import Purpose
@@ -37,6 +38,7 @@ async def encode(request: Request) -> Response:
     _check_posterior(call, "draws", number=options.draws)
     image = await payload.some_images_of(call)
     call.check_rows(call.engine_rows(len(image) * max(1, options.draws), image.shape[1:]))
+    _check_draws(call, image, options.draws)
     decoded_at = perf_counter()
     with call.admit(call.engine_rows(len(image), image.shape[1:])):
         done = await call.run(call.model.encoder, image)
@@ -82,6 +84,18 @@ async def score(request: Request) -> Response:
     if seed is not None and options.seed is None:
         response.headers["x-seed"] = str(seed)
     return response
+
+
+def _check_draws(call: Call[EncodeOptions], image: NDArray[np.uint8], draws: int) -> None:
+    """Refuse draws that would be more numbers than an answer may have pixels.
+
+    Raises:  TooLarge
+    """
+    height, width = image.shape[1:3]
+    numbers = len(image) * draws * prod(call.model.manifest.latent_shape_of(height, width))
+    limit = call.deployment.settings.max_answer_pixels
+    if numbers > limit:
+        raise too_large("answer", got=numbers, limit=limit, unit="numbers")
 
 
 def _check_posterior(call: Call[Options], option: str, *, number: int) -> None:

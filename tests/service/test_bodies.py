@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from service import bodies
-from service.callers import Deadline
+from service.deadline import Deadline
 from service.errors import DeadlinePassed, SlowBody, TooLarge, UnsupportedType
 from service.settings import Settings
 

@@ -1,19 +1,67 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 import pytest
 
+from service import budget
 from service.budget import LOOP_BUDGET_US, in_turns, spend
+from service.deadline import Deadline
+from service.errors import DeadlinePassed
+
+LATER = Deadline(perf_counter(), timeout_ms=10**9)
 
 
 def test_work_within_the_budget_runs_on_the_event_loop_and_other_work_in_a_thread() -> None:
     async def threads() -> list[int]:
-        return [await spend(cost, threading.get_ident) for cost in (0, LOOP_BUDGET_US, LOOP_BUDGET_US + 1)]
+        return [await spend(cost, LATER, threading.get_ident) for cost in (0, LOOP_BUDGET_US, LOOP_BUDGET_US + 1)]
 
     small, largest, larger = asyncio.run(threads())
     assert small == largest == threading.get_ident()
     assert larger != threading.get_ident()
+
+
+def test_at_the_deadline_work_that_runs_or_waits_is_given_up_and_what_waits_never_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, begun = threading.Event(), []
+
+    def work(name: str) -> str:
+        begun.append(name)
+        assert gate.wait(20)
+        return name
+
+    async def scenario(executor: ThreadPoolExecutor) -> None:
+        monkeypatch.setattr(budget, "_threads", executor)
+        soon = Deadline(perf_counter(), timeout_ms=50)
+        ends = await asyncio.gather(
+            *(spend(1e9, soon, work, name) for name in ("runs", "waits")), return_exceptions=True
+        )
+        assert [type(end) for end in ends] == [DeadlinePassed, DeadlinePassed]
+        with pytest.raises(DeadlinePassed):
+            await spend(1e9, soon, work, "late")
+        gate.set()
+        assert await spend(1e9, LATER, work, "next") == "next"
+        assert begun == ["runs", "next"]
+
+    with ThreadPoolExecutor(1) as executor:
+        asyncio.run(scenario(executor))
+
+
+def test_a_caller_who_is_cancelled_is_not_told_of_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+
+    async def scenario() -> None:
+        task = asyncio.create_task(spend(1e9, LATER, gate.wait, 20))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.set()
+
+    asyncio.run(scenario())
 
 
 def test_pieces_of_work_are_done_in_order_with_turns_for_others_in_between() -> None:

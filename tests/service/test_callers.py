@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from service import callers
-from service.callers import CallerGone, Deadline, Patience
+from service.callers import CallerGone, Patience
+from service.deadline import Deadline
 from service.errors import DeadlinePassed
 
 

@@ -6,6 +6,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from PIL import Image
+from starlette.requests import Request
 
-from service import budget, images
+from service import budget, images, payload
 from service.app import create_app
 from service.settings import Settings
 from tests.service.conftest import Bundles
-from tests.service.linear import Linear
+from tests.service.linear import Linear, open_linear, write_linear
 from tests.service.wire import pixels, png
 from tests.serving import in_process
 
@@ -175,7 +177,161 @@ def test_what_waits_for_a_thread_is_not_begun_once_the_time_is_over(
                 )
                 await asyncio.sleep(0.4)
                 assert (await client.get("/metrics")).status_code == 200, "which waits for none of them"
+                assert asking.done(), "the answer does not wait for a thread to come free"
                 gate.set()
                 return await asking
 
         problem(asyncio.run(scenario()), 504, "deadline-passed")
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0.0) -> tuple[list[int], list[int]]:
+    """The widths of pictures as Pillow has decoded them, and at each how many were being decoded."""
+    widths, at_once, running = [], [], [0]
+    upright = images._upright  # noqa: SLF001
+
+    def watched(picture: Image.Image) -> Image.Image:
+        running[0] += 1
+        widths.append(picture.width)
+        at_once.append(running[0])
+        time.sleep(seconds)
+        running[0] -= 1
+        return upright(picture)
+
+    monkeypatch.setattr(images, "_upright", watched)
+    return widths, at_once
+
+
+def alpha(width: int, height: int = 30, *, colour: tuple[int, int, int, int] = (10, 20, 30, 40)) -> bytes:
+    """A file that Pillow's own reader is needed for."""
+    file = BytesIO()
+    Image.new("RGBA", (width, height), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+async def encoded(client: httpx.AsyncClient, *files: bytes) -> httpx.Response:
+    return await client.post("/encode", files=[("images", file) for file in files])
+
+
+def test_requests_of_many_pictures_and_of_few_take_turns(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths, _ = noted(monkeypatch, seconds=0.05)
+
+    async def scenario() -> list[httpx.Response]:
+        async with in_process(app) as client:
+            many = asyncio.create_task(encoded(client, *[alpha(40)] * 8))
+            while not widths:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            few = await encoded(client, alpha(50))
+            return [few, await many]
+
+    with ThreadPoolExecutor(1) as only:
+        monkeypatch.setattr(budget, "_threads", only)
+        assert [answer.status_code for answer in asyncio.run(scenario())] == [200, 200]
+    assert widths.index(50) < 4
+    assert widths.count(40) == 8
+
+
+def test_large_pictures_are_decoded_one_at_a_time(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "_LARGE_PIXELS", 40 * 30)
+    _, at_once = noted(monkeypatch, seconds=0.05)
+
+    async def scenario(width: int) -> int:
+        at_once.clear()
+        async with in_process(app) as client:
+            answers = await asyncio.gather(*(encoded(client, alpha(width)) for _ in range(4)))
+        assert all(answer.status_code == 200 for answer in answers)
+        return max(at_once)
+
+    with ThreadPoolExecutor(4) as several:
+        monkeypatch.setattr(budget, "_threads", several)
+        assert asyncio.run(scenario(41)) == 1
+        assert asyncio.run(scenario(40)) > 1
+
+
+def test_who_waits_for_the_turn_of_a_large_picture_is_answered_at_the_deadline(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "_LARGE_PIXELS", 1)
+    noted(monkeypatch, seconds=0.5)
+
+    async def scenario() -> list[httpx.Response]:
+        async with in_process(app) as client:
+            first = asyncio.create_task(encoded(client, alpha(40)))
+            await asyncio.sleep(0.1)
+            files = [("images", alpha(40))]
+            late = await client.post("/encode", files=files, headers={"x-timeout-ms": "100"})
+            return [late, await first, await encoded(client, alpha(40))]
+
+    late, *others = asyncio.run(scenario())
+    problem(late, 504, "deadline-passed")
+    assert [answer.status_code for answer in others] == [200, 200]
+
+
+def test_nothing_more_is_decoded_for_a_caller_who_has_left(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths, _ = noted(monkeypatch)
+
+    async def has_left(_request: Request) -> bool:
+        return len(widths) == 2
+
+    monkeypatch.setattr(Request, "is_disconnected", has_left)
+
+    async def scenario() -> None:
+        async with in_process(app) as client:
+            with pytest.raises(AssertionError):  # httpx gets no answer
+                await encoded(client, *[alpha(40)] * 8)
+
+    asyncio.run(scenario())
+    assert len(widths) == 2
+
+
+def test_pictures_that_are_decoded_apart_are_rows_in_their_order(app: FastAPI) -> None:
+    colours = [(9 * i, 200 - 9 * i, 5 * i, 255) for i in range(12)]
+    plain = [png(pixels(1, (6, 5, 3))[0] // (i + 1)) for i in range(12)]
+    files = [file for i, colour in enumerate(colours) for file in (alpha(40, colour=colour), plain[i])]
+
+    async def scenario() -> None:
+        async with in_process(app) as client:
+            together = (await encoded(client, *files)).json()["mu"]
+            alone = [(await encoded(client, file)).json()["mu"][0] for file in files]
+            np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+
+    asyncio.run(scenario())
+
+
+def test_all_pictures_of_a_request_together_have_a_bound(bundles: Bundles) -> None:
+    app = create_app(Settings(bundles=(bundles.colour,), max_picture_pixels=1200))
+
+    async def scenario() -> None:
+        async with in_process(app) as client:
+            assert (await encoded(client, *[alpha(40)] * 16)).status_code == 200
+            document = problem(await encoded(client, *[alpha(40)] * 17), 413, "too-large")
+            assert document["detail"] == "pictures: got 20,400 pixels, the limit is 19,200"
+
+    asyncio.run(scenario())
+
+
+def test_pictures_of_other_sizes_are_found_apart_too(tmp_path: Path) -> None:
+    write_linear(tmp_path / "open", open_linear())
+    app = create_app(Settings(bundles=(tmp_path / "open",)))
+
+    async def scenario() -> None:
+        async with in_process(app) as client:
+            assert (await encoded(client, alpha(16, 16), alpha(16, 16))).status_code == 200
+            document = problem(await encoded(client, alpha(16, 16), alpha(16, 16), alpha(20, 16)), 422, "invalid")
+            told = "form.images[2]: got height 16, width 20, expected height 16, width 16 as form.images[0]"
+            assert document["detail"] == told
+
+    asyncio.run(scenario())
+
+
+def test_no_memory_for_a_picture_is_no_fault_of_the_picture(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_picture: Image.Image) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_upright", failing)
+
+    async def scenario() -> None:
+        async with in_process(app) as client:
+            document = problem(await encoded(client, alpha(40)), 503, "out-of-memory")
+            assert document["detail"] == "form.images[0]: there is no memory for the picture now"
+
+    asyncio.run(scenario())

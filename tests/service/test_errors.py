@@ -333,6 +333,19 @@ def test_a_device_without_memory_is_503_and_the_next_request_is_tried(bundles: B
     asyncio.run(scenario())
 
 
+def test_draws_of_more_numbers_than_an_answer_may_have_are_413(bundles: Bundles, colour: Linear) -> None:
+    app = create_app(Settings(bundles=(bundles.colour,), max_answer_pixels=100))
+
+    async def scenario() -> None:
+        async with in_process(app) as http:
+            files = form(pixels(1, colour.shape))
+            assert (await http.post("/encode?draws=25", files=files)).status_code == 200
+            document = problem(await http.post("/encode?draws=26", files=files), 413, "too-large")
+            assert document["detail"] == "answer: got 104 numbers, the limit is 100"
+
+    asyncio.run(scenario())
+
+
 def test_an_answer_of_too_many_pixels_is_413(tight: httpx.Client) -> None:
     assert tight.get("/sample?n=5&scale=2").status_code == 200
     document = problem(tight.get("/sample?n=6&scale=2"), 413, "too-large")

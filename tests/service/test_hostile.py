@@ -261,6 +261,21 @@ def jpeg_of_scans(count: int) -> bytes:
     return whole[:-2] + last * count + whole[-2:]
 
 
+def jpeg_of_segments(segment: bytes, count: int) -> bytes:
+    """A JPEG with a segment before its others, again and again."""
+    whole = jpeg(8, 8)
+    return whole[:2] + segment * count + whole[2:]
+
+
+def tiff_of_strips(count: int) -> bytes:
+    """A TIFF of two pixels whose strips' places are a byte each."""
+    fields = [(256, 3, 1, 1), (257, 3, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 1, count, 200),
+              (277, 3, 1, 1), (278, 3, 1, 1), (279, 3, 1, 2)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", *field) for field in fields)
+    whole = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(fields)) + entries + bytes(4)
+    return whole.ljust(200, b"\0") + bytes(count)
+
+
 # Tensors whose headers do not tell the truth
 
 
@@ -305,6 +320,14 @@ PICTURES = {
     "GIF of 65535 pixels a side": (gif(65535, 65535), "image/gif", 413),
     "GIF of 43 bytes whose frames are kept": (gif(60_000, 60_000, disposal=2), "image/gif", 413),
     "JPEG of 1,000 scans": (jpeg_of_scans(1_000), "image/jpeg", 400),
+    "JPEG of 40,000 pieces of EXIF": (
+        jpeg_of_segments(b"\xff\xe1\x00\x12Exif\0\0" + bytes(10), 40_000),
+        "image/jpeg",
+        400,
+    ),
+    "JPEG of 200,000 empty segments": (jpeg_of_segments(b"\xff\xe5\x00\x02", 200_000), "image/jpeg", 400),
+    "JPEG after a megabyte of nothing": (jpeg_of_segments(bytes(1), 1_000_000), "image/jpeg", 400),
+    "TIFF of a million strips": (tiff_of_strips(1_000_000), "image/tiff", 400),
     "TIFF of tiles far larger than it": (tiff(640, 16, tile=(16, 2_500_000)), "image/tiff", 400),
     "TIFF of a tile of a billion pixels": (tiff(640, 16, tile=(40_000, 30_000)), "image/tiff", 400),
     "TIFF of tiles of nothing": (tiff(640, 16, tile=(0, 0)), "image/tiff", (200, 400)),
@@ -341,6 +364,10 @@ DOCUMENTS = {
     "a member 10⁵ times": (b"{" + b'"scale":1,' * 100_000 + b'"z":[[0,0,0,0]]}', 200),
     "10⁵ members": (b"{" + b",".join(b'"a%d":1' % index for index in range(100_000)) + b"}", 422),
     "half a surrogate": (b'{"z":"\\ud800"}', (400, 422)),
+    "an object of thousands in the place of a number": (
+        b'{"columns":{%b},"z":[[0,0,0,0]]}' % b",".join(b'"a%d":1' % index for index in range(100_000)),
+        422,
+    ),
     "a NUL": (b'{"z":"\\u0000"}', 422),
     "bytes that are no UTF-8": (b'{"z":"\xc3\x28"}', 400),
     "a byte order mark": (b"\xef\xbb\xbf" + Z, 400),

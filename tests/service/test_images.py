@@ -321,20 +321,23 @@ def test_one_small_picture_fits_the_event_loops_budget_and_a_long_file_does_not(
     """A file may hold very many chunks before its pixels or after them, whatever size it says that it has."""
     for shape in ((28, 28, 1), (64, 64, 3)):
         data = png(pixels(1, shape)[0])
-        opened = [plain.read(data)]
+        opened = plain.read(data)
         assert images.opening_cost_us(1, n_bytes=len(data)) < LOOP_BUDGET_US
-        assert images.decoding_cost_us(opened, n_bytes=len(data)) < LOOP_BUDGET_US
+        assert images.decoding_cost_us(opened, n_bytes=len(data), shape=shape) < LOOP_BUDGET_US
         assert images.opening_cost_us(1, n_bytes=100_000) > LOOP_BUDGET_US
-        assert images.decoding_cost_us(opened, n_bytes=100_000) > LOOP_BUDGET_US
+        assert images.decoding_cost_us(opened, n_bytes=100_000, shape=shape) > LOOP_BUDGET_US
 
 
 def test_opening_and_decoding_cost_more_with_every_picture_value_and_byte() -> None:
     files = [saved(picture(pixels(1, shape)[0]), "PNG") for shape in (GREY, COLOUR, (12, 5, 3))]
-    grey, colour, high = ([plain.read(data)] for data in files)
+    grey, colour, high = (plain.read(data) for data in files)
     alpha = plain.read(saved(Image.new("RGBA", (5, 6)), "PNG"))
     assert alpha is None, "which only Pillow's own reader can open, and that may cost anything"
-    decoding = [images.decoding_cost_us(one, n_bytes=0) for one in (grey, colour, high, grey + high, [alpha])]
+    decoding = [images.decoding_cost_us(one, n_bytes=0, shape=None) for one in (grey, colour, high, alpha)]
     assert decoding == sorted(set(decoding))
+    fitted = [images.decoding_cost_us(colour, n_bytes=0, shape=shape) for shape in (COLOUR, (7, 5, 3), (512, 512, 3))]
+    assert fitted == sorted(set(fitted))
+    assert fitted[-1] > LOOP_BUDGET_US, "a small picture that is enlarged is as much work as a large one"
     assert (
         images.opening_cost_us(1, n_bytes=0)
         < images.opening_cost_us(1, n_bytes=9)

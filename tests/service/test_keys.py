@@ -112,15 +112,18 @@ BAD = {
     f'a = {{ sha256 = "{HASH}", scopes = "read" }}': "a: scopes: got a text, expected a list of read and admin",
     f'a = {{ sha256 = "{HASH}", scopes = ["read", "write"] }}': "a: scopes: got 'write', expected read or admin",
     f'a = {{ sha256 = "{HASH}", scopes = [[]] }}': "a: scopes: got '[]', expected read or admin",
-    f"a = {{ {GOOD}, rows_per_s = 0 }}": "a: rows_per_s: got 0, expected engine rows a second, more than 0",
-    f"a = {{ {GOOD}, rows_per_s = -1.5 }}": "a: rows_per_s: got -1.5, expected engine rows a second, more than 0",
-    f"a = {{ {GOOD}, rows_per_s = nan }}": "a: rows_per_s: got nan, expected engine rows a second, more than 0",
-    f"a = {{ {GOOD}, rows_per_s = inf }}": "a: rows_per_s: got inf, expected engine rows a second, more than 0",
-    f"a = {{ {GOOD}, rows_per_s = {10**400} }}": (
-        f"a: rows_per_s: got {str(10**400)[:32]}, expected engine rows a second, more than 0"
+    f"a = {{ {GOOD}, rows_per_s = 0 }}": "a: rows_per_s: got 0, expected engine rows a second, 0.001 or more",
+    f"a = {{ {GOOD}, rows_per_s = -1.5 }}": "a: rows_per_s: got -1.5, expected engine rows a second, 0.001 or more",
+    f"a = {{ {GOOD}, rows_per_s = 5e-324 }}": (
+        "a: rows_per_s: got 5e-324, expected engine rows a second, 0.001 or more"
     ),
-    f"a = {{ {GOOD}, rows_per_s = true }}": "a: rows_per_s: got True, expected engine rows a second, more than 0",
-    f'a = {{ {GOOD}, rows_per_s = "9" }}': "a: rows_per_s: got 9, expected engine rows a second, more than 0",
+    f"a = {{ {GOOD}, rows_per_s = nan }}": "a: rows_per_s: got nan, expected engine rows a second, 0.001 or more",
+    f"a = {{ {GOOD}, rows_per_s = inf }}": "a: rows_per_s: got inf, expected engine rows a second, 0.001 or more",
+    f"a = {{ {GOOD}, rows_per_s = {10**400} }}": (
+        f"a: rows_per_s: got {str(10**400)[:32]}, expected engine rows a second, 0.001 or more"
+    ),
+    f"a = {{ {GOOD}, rows_per_s = true }}": "a: rows_per_s: got True, expected engine rows a second, 0.001 or more",
+    f'a = {{ {GOOD}, rows_per_s = "9" }}': "a: rows_per_s: got 9, expected engine rows a second, 0.001 or more",
 }
 
 

@@ -58,7 +58,7 @@ def test_the_lines_of_the_operations_page_make_a_file_of_keys_for_its_owner_alon
     [
         (["two words"], "new_key: name: got a name of 9 characters, expected up to 64 letters, digits, - and _, not "),
         (["x", "--scope", "write"], "Invalid value for '--scope'"),
-        (["x", "--rows-per-s", "inf"], "new_key: x: rows_per_s: got inf, expected engine rows a second, more than 0"),
+        (["x", "--rows-per-s", "inf"], "new_key: x: rows_per_s: got inf, expected engine rows a second, 0.001 or more"),
         (["x", "--rows-per-s", "0"], "Invalid value for '--rows-per-s'"),
     ],
 )

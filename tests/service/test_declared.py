@@ -1,0 +1,177 @@
+"""What files say of their pictures, and what a header may not cost."""
+
+import struct
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service import declared
+from service.errors import BadBody, TooLarge
+from tests.service.wire import saved
+
+LIMIT = 1_000_000
+
+
+def pixels(data: bytes) -> int:
+    return declared.pixels(data, where="body", max_pixels=LIMIT)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content
+
+
+def jpeg(*extra: bytes) -> bytes:
+    """A JPEG with more before its other segments."""
+    whole = saved(Image.new("RGB", (40, 30), "red"), "JPEG")
+    return whole[:2] + b"".join(extra) + whole[2:]
+
+
+def tiff(*fields: tuple[int, int, int, bytes], order: str = "<", rest: bytes = b"") -> bytes:
+    """A classic TIFF of these fields: tag, type, count, value."""
+    head = (b"II\x2a\x00" if order == "<" else b"MM\x00\x2a") + struct.pack(order + "I", 8)
+    entries = b"".join(struct.pack(order + "HHI4s", tag, kind, count, value) for tag, kind, count, value in fields)
+    return head + struct.pack(order + "H", len(fields)) + entries + bytes(4) + rest
+
+
+def number(value: int) -> bytes:
+    return struct.pack("<I", value)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 30), (300, 7)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1"])
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("PNG", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"big_tiff": True}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True, "exif": Image.Exif().tobytes(), "comment": b"\xff\xd8"}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"exif": b"Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00"}),
+    ],
+)
+def test_a_file_says_how_many_pixels_it_has(
+    size: tuple[int, int], mode: str, file_format: str, options: dict[str, object]
+) -> None:
+    picture = Image.new(mode, size)
+    if mode in ("P", "1") and file_format in ("JPEG", "WEBP"):
+        picture = picture.convert("RGB")
+    assert pixels(saved(picture, file_format, **options)) == size[0] * size[1]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"II*\x00", b"BM", b"GIF89a", b"RIFF", b"x"]
+)
+def test_what_says_nothing_has_none(data: bytes) -> None:
+    assert pixels(data) == 0
+
+
+@pytest.mark.parametrize("cut", range(0, 200, 7))
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "BMP", "TIFF", "JPEG", "WEBP"])
+def test_a_file_that_is_cut_is_left_to_pillow(file_format: str, cut: int) -> None:
+    assert pixels(saved(Image.new("RGB", (40, 30)), file_format)[:cut]) >= 0
+
+
+# JPEG
+
+
+def test_a_jpeg_may_have_a_colour_profile_of_many_segments_and_what_a_phone_writes() -> None:
+    profile = [segment(0xE2, b"ICC_PROFILE\x00" + bytes([index, 255]) + bytes(60_000)) for index in range(255)]
+    assert pixels(jpeg(*profile, segment(0xE1, b"Exif\x00\x00" + bytes(60_000)), segment(0xFE, b"a comment"))) == 1200
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [segment(0xE1, b"Exif\x00\x00" + bytes(10))] * 65,
+        [segment(0xE5, b"")] * 1_001,
+        [b"\xff\xd0"] * 1_001,
+        [bytes(70_000)],
+        [b"\xff" * 70_000],
+        [b"\xff\x00" * 70_000],
+    ],
+    ids=["exif", "empty segments", "bare markers", "zeros", "padding", "stuffing"],
+)
+def test_a_jpeg_whose_header_is_work_without_end_is_refused(extra: list[bytes]) -> None:
+    with pytest.raises(BadBody, match="got a JPEG whose header has no end in sight"):
+        pixels(jpeg(*extra))
+
+
+def test_bytes_behind_a_jpeg_that_look_like_scans_are_none() -> None:
+    """As in the film behind a phone's picture: FF DA stands there by chance, once in 65,536 bytes."""
+    film = b"".join(b"\xff\xda" + np.random.default_rng(seed).bytes(30) for seed in range(2_000))
+    assert pixels(jpeg() + film) == 1200
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused() -> None:
+    whole = saved(Image.new("L", (64, 64)), "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    with pytest.raises(BadBody, match=r"got a JPEG of \d{3} scans, expected at most 100"):
+        pixels(whole[:-2] + last * 200 + whole[-2:])
+
+
+# TIFF
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [(273, 1, 8_000_000, number(0))],
+        [(279, 1, 70_000, number(0))],
+        [(324, 3, 70_000, number(0))],
+        [(320, 3, 70_000, number(0))],
+        [(274, 3, 30_000_000, number(0))],
+    ],
+    ids=["strips of bytes", "lengths of bytes", "tiles", "a palette", "orientations"],
+)
+def test_a_tiff_whose_fields_become_millions_of_objects_is_refused(fields: list[tuple[int, int, int, bytes]]) -> None:
+    with pytest.raises(BadBody, match=r"got a TIFF with [\d]+ numbers in one field, expected at most 65536"):
+        pixels(tiff((256, 3, 1, number(1)), (257, 3, 1, number(2)), *fields))
+
+
+@pytest.mark.parametrize("kind", [1, 2, 6, 7, 8, 9, 16, 17, 99])
+@pytest.mark.parametrize("tag", [256, 257, 322, 323])
+def test_a_side_that_two_readers_could_read_in_two_ways_is_refused(tag: int, kind: int) -> None:
+    sides = [(side, 3, 1, number(9)) for side in (256, 257, 322, 323) if side != tag]
+    with pytest.raises(BadBody, match="whose sides are not told once each"):
+        pixels(tiff(*sides, (tag, kind, 1, number(9))))
+    with pytest.raises(BadBody, match="whose sides are not told once each"):
+        pixels(tiff(*sides, (tag, 3, 1, number(9)), (tag, 3, 1, number(90))))
+
+
+def test_tiles_count_as_they_lie_whichever_way_the_picture_is_turned() -> None:
+    def scan(width: int, height: int) -> bytes:
+        sides = ((256, 4, 1, number(width)), (257, 4, 1, number(height)))
+        return tiff(*sides, (274, 3, 1, number(6)), (322, 4, 1, number(30_000)), (323, 4, 1, number(16)))
+
+    assert pixels(scan(30_000, 33)) == 990_000
+    with pytest.raises(BadBody, match="whose tiles are far larger than its picture"):
+        pixels(scan(33, 30_000))
+
+
+def test_a_tiff_of_thousands_of_fields_is_refused() -> None:
+    with pytest.raises(BadBody, match="got a TIFF of 5000 fields, expected at most 4096"):
+        pixels(tiff(*[(40_000, 3, 1, number(1))] * 5_000))
+
+
+def test_a_tiff_that_pillow_reads_otherwise_than_libtiff_is_refused() -> None:
+    with pytest.raises(BadBody, match="got a BigTIFF in big-endian order"):
+        pixels(b"MM\x00\x2b\x00\x08\x00\x00" + bytes(64))
+
+
+# WebP
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_of_too_many_pixels_is_refused_before_it_has_room(lossless: bool) -> None:
+    file = BytesIO()
+    Image.new("RGB", (1001, 1000)).save(file, "WEBP", lossless=lossless)
+    with pytest.raises(TooLarge, match="body: got 1,001,000 pixels, the limit is 1,000,000"):
+        pixels(file.getvalue())
