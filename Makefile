@@ -126,6 +126,6 @@ $(IMAGE)/stamp: locks/cpu.txt locks/traces.txt pyproject.toml $(AUDIT)/stamp
 	@touch $@
 
 clean:
-	rm -rf $(DEV) $(SERVE) $(LOCK) $(SOAK) $(AUDIT) $(IMAGE)
+	rm -rf $(DEV) $(SERVE) $(LOCK) $(SOAK) $(OPENVINO) $(AUDIT) $(IMAGE)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 
 # What torch says of memory, on a CPU and on a GPU, and numpy.
-_IS_OF_MEMORY = re.compile(r"(?i)memory")
+_IS_OF_MEMORY = re.compile(r"(?i)MemoryError|out of memory|not enough memory|allocate memory|bad_alloc")
 
 DataPath = Annotated[
     Path | None,
@@ -453,7 +453,10 @@ def _sentences() -> Iterator[None]:
         if isinstance(error, Died) or not _IS_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
             raise
         said = " ".join(str(error).split())[:200] or "out of memory"
-        print(f"vae-train: {said}; --batch-size, --accumulate and --size make it less", file=sys.stderr)
+        print(
+            f"vae-train: {said}; smaller pictures (--size) or batches (--batch-size, --accumulate) take less",
+            file=sys.stderr,
+        )
         raise typer.Exit(2) from error
     except (NotANumber, Died) as error:
         print(f"vae-train: {error}", file=sys.stderr)

@@ -133,6 +133,7 @@ def _protocol(vae: VAE, images: Images, *, data: str, draws: int, seed: int) -> 
         "bound_on": "fresh binarisations" if binarises else "dequantised" if config.dequantised else "as they are",
         "latents_and_reconstructions_of": "binarised at 128 of 255" if binarises else "as they are",
         "weights": "average",
+        "device": next(vae.parameters()).device.type,
         "model_sha256": fingerprints.of_model(vae),
         "data_sha256": fingerprints.of_images(images),
     }

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from service.deadline import Deadline
 from service.machine import available_cores
+from service.turns import Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,10 +42,35 @@ async def spend(cost_us: float, deadline: Deadline, work: Callable[P, T], *args:
     """
     if cost_us <= LOOP_BUDGET_US:
         return work(*args, **kwargs)
-    loop = asyncio.get_running_loop()
     if deadline.left_s() <= 0:
         raise deadline.passed()
-    done = loop.run_in_executor(_threads, partial(work, *args, **kwargs))
+    return await _in_time(deadline, asyncio.wrap_future(_threads.submit(partial(work, *args, **kwargs))))
+
+
+async def spend_in_turn(turns: Turns, weight: int, deadline: Deadline, work: Callable[[], T]) -> T:
+    """The result of work that takes much memory, run in a thread when there is room for it. What a thread has begun
+    keeps its room until it ends, also where nobody waits for it any more.
+
+    Raises:  DeadlinePassed
+    """
+    loop = asyncio.get_running_loop()
+    weight = await _in_time(deadline, asyncio.ensure_future(turns.take(weight)))
+
+    def give_back(_done: object) -> None:
+        with suppress(RuntimeError):  # a loop that has ended
+            loop.call_soon_threadsafe(turns.give, weight)
+
+    begun = _threads.submit(work)
+    begun.add_done_callback(give_back)
+    return await _in_time(deadline, asyncio.wrap_future(begun))
+
+
+async def _in_time(deadline: Deadline, done: "asyncio.Future[T]") -> T:
+    """What a future gives, unless the deadline comes first: then it is cancelled.
+
+    Raises:  DeadlinePassed
+    """
+    loop = asyncio.get_running_loop()
     is_late = False
 
     def give_up() -> None:

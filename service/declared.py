@@ -1,31 +1,29 @@
 """What a file says of its picture before anything is made of it: how many pixels, and that reading on costs no more."""
 
-import struct
+import re
 from collections.abc import Callable
-from math import ceil
+from functools import partial
 
+from service import tiff
 from service.errors import BadBody, too_large
 
 # Cameras and editors write ten or so before the pixels, and up to 255 for a colour profile.
 _MOST_SEGMENTS = 1_000
-# Pillow puts them together one by one. One holds what cameras say.
-_MOST_EXIF_SEGMENTS = 64
+# What cameras and editors say of a picture, which Pillow takes apart and puts together: bytes, and what a short one
+# counts as, since each is put to all before.
+_MOST_DESCRIBED, _LEAST_DESCRIBED = 2**20, 2**14
 # Bytes between segments, which Pillow passes over one by one.
-_MOST_BETWEEN = 2**16
+_MOST_BETWEEN = 2**12
+_FILL = re.compile(rb"\xff{2,}")
 # libjpeg walks through the whole picture for each scan, of which encoders make ten or so.
 _MOST_SCANS = 100
 
-# Of one field of a TIFF. Pillow makes an object of each number, and some of each strip and tile.
-_MOST_NUMBERS = 2**16
-_MOST_FIELDS = 2**12
-# A tile may be larger than the picture, whose edges it then crosses; all tiles together are not much larger.
-_TILED_TIMES = 4
-
-_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323
-_SIDES = frozenset({_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT})
-_PLACES = frozenset({273, 279, 324, 325})  # of strips and tiles, and their lengths
-_BYTES = frozenset({1, 2, 7})  # types of fields that stay bytes: BYTE, ASCII, UNDEFINED
-_SHORT, _LONG = 3, 4
+# Of a PNG; the pixels alone come in thousands.
+_MOST_CHUNKS = 2**16
+# Of what stands before a GIF's first picture.
+_MOST_BLOCKS = 2**12
+# Pillow unpacks a BMP of runs pixel by pixel, in Python.
+_MOST_RUN_PIXELS = 2**20
 
 
 def pixels(data: bytes, *, where: str, max_pixels: int) -> int:
@@ -45,17 +43,18 @@ def _jpeg(data: bytes, where: str, _max_pixels: int) -> int:
 
     Source:  ITU-T T.81, annex B
     """
-    at, between, segments, exif, found = 2, 0, 0, 0, 0
-    while segments <= _MOST_SEGMENTS and exif <= _MOST_EXIF_SEGMENTS and between <= _MOST_BETWEEN:
+    at, between, segments, described, found = 2, 0, 0, 0, 0
+    while segments <= _MOST_SEGMENTS and described <= _MOST_DESCRIBED and between <= _MOST_BETWEEN:
         start = data.find(b"\xff", at)
         if start < 0 or start + 1 >= len(data):
             return found  # Pillow finds that it ends
-        between += start - at
         marker = data[start + 1]
         if marker in (0x00, 0xFF):  # no marker, but what may stand before one
-            between += 1
-            at = start + 1 + (marker == 0x00)
+            run = _FILL.match(data, start)
+            at = start + 2 if run is None else run.end() - 1
+            between += at - start
             continue
+        between += start - at
         segments += 1
         if marker == 0xDA:
             _require_few_scans(data, where)
@@ -63,15 +62,18 @@ def _jpeg(data: bytes, where: str, _max_pixels: int) -> int:
         if 0xD0 <= marker <= 0xD9:
             at = start + 2
             continue
+        if marker == 0xC8 or (marker >= 0xF0 and marker != 0xFE):  # inside which Pillow would look for others
+            raise BadBody(f"{where}: got a JPEG with the reserved marker FF{marker:02X}, expected none")
         length = int.from_bytes(data[start + 2 : start + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xCC):
             height, width = int.from_bytes(data[start + 5 : start + 7]), int.from_bytes(data[start + 7 : start + 9])
             found = height * width
-        exif += marker == 0xE1 and data.startswith(b"Exif", start + 4)
+        if marker == 0xED or (marker == 0xE1 and data.startswith(b"Exif", start + 4)):
+            described += max(length, _LEAST_DESCRIBED)
         at = start + 2 + max(length, 2)
     raise BadBody(
-        f"{where}: got a JPEG whose header has no end in sight, expected its picture after {_MOST_SEGMENTS}"
-        " segments at most"
+        f"{where}: got a JPEG whose header has no end in sight, expected its picture after at most {_MOST_SEGMENTS}"
+        f" segments, with {_MOST_DESCRIBED} bytes of EXIF and resources"
     )
 
 
@@ -84,40 +86,7 @@ def _require_few_scans(data: bytes, where: str) -> None:
 
 
 def _tiff(data: bytes, where: str, max_pixels: int) -> int:
-    """Reads the fields of the first picture.
-
-    Source:  TIFF 6.0, Adobe 1992, section 2; BigTIFF as libtiff has it
-    """
-    if data.startswith(b"MM\x00\x2b"):  # of which Pillow reads other fields than libtiff
-        raise BadBody(f"{where}: got a BigTIFF in big-endian order, expected little-endian")
-    order = "<" if data.startswith(b"II") else ">"
-    is_big = data[2] == 43
-    start, count, field = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
-    try:
-        (at,) = struct.unpack_from(order + start, data, 8 if is_big else 4)
-        (n_fields,) = struct.unpack_from(order + count, data, at)
-        if n_fields > _MOST_FIELDS:
-            raise BadBody(f"{where}: got a TIFF of {n_fields} fields, expected at most {_MOST_FIELDS}")
-        at += struct.calcsize(order + count)
-        size = struct.calcsize(order + field)
-        fields = [struct.unpack_from(order + field, data, at + size * index) for index in range(n_fields)]
-    except struct.error:
-        return 0  # Pillow finds that it ends
-    sides: dict[int, int] = {}
-    for tag, kind, number, value in fields:
-        if number > _MOST_NUMBERS and (tag in _PLACES or kind not in _BYTES):
-            raise BadBody(f"{where}: got a TIFF with {number} numbers in one field, expected at most {_MOST_NUMBERS}")
-        if tag in _SIDES:
-            if kind not in (_SHORT, _LONG) or number != 1 or tag in sides:
-                raise BadBody(f"{where}: got a TIFF whose sides are not told once each, as numbers of 16 or 32 bits")
-            (sides[tag],) = struct.unpack_from(order + ("H" if kind == _SHORT else "I"), value)
-    width, height = sides.get(_WIDTH, 0), sides.get(_HEIGHT, 0)
-    tile_width, tile_height = sides.get(_TILE_WIDTH, 0), sides.get(_TILE_HEIGHT, 0)
-    if tile_width and tile_height:
-        tiled = ceil(width / tile_width) * tile_width * ceil(height / tile_height) * tile_height
-        if tiled > _TILED_TIMES * max_pixels:
-            raise BadBody(f"{where}: got a TIFF whose tiles are far larger than its picture")
-    return width * height
+    return tiff.pixels(data, where=where, max_pixels=max_pixels)
 
 
 def _webp(data: bytes, where: str, max_pixels: int) -> int:
@@ -145,18 +114,54 @@ def _canvas_of_webp(data: bytes) -> int:
     return 0
 
 
-def _gif(data: bytes, _where: str, _max_pixels: int) -> int:
-    return int.from_bytes(data[6:8], "little") * int.from_bytes(data[8:10], "little")
+def _gif(data: bytes, where: str, _max_pixels: int) -> int:
+    """Walks to the first picture.
+
+    Source:  GIF89a, CompuServe 1990
+    """
+    screen = int.from_bytes(data[6:8], "little") * int.from_bytes(data[8:10], "little")
+    flags = data[10] if len(data) > 10 else 0
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    blocks = 0
+    while data[at : at + 1] == b"!":
+        at += 2
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+            blocks += 1
+            if blocks > _MOST_BLOCKS:
+                raise BadBody(f"{where}: got a GIF of more than {_MOST_BLOCKS} blocks before its picture, expected few")
+        at += 1
+    return screen
 
 
-def _bmp(data: bytes, _where: str, _max_pixels: int) -> int:
-    if int.from_bytes(data[14:18], "little") == 12:
-        return int.from_bytes(data[18:20], "little") * int.from_bytes(data[20:22], "little")
-    width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
-    return abs(width * height)
+def _bmp(data: bytes, where: str, max_pixels: int) -> int:
+    little = partial(int.from_bytes, byteorder="little")
+    if little(data[14:18]) == 12:
+        width, height, bits, compression = little(data[18:20]), little(data[20:22]), little(data[24:26]), 0
+    else:
+        width, height = (little(data[at : at + 4], signed=True) for at in (18, 22))
+        bits, compression = little(data[28:30]), little(data[30:34])
+    found, line_bytes = abs(width * height), abs(width) * bits // 8
+    if found > max_pixels:  # which Pillow finds too
+        return found
+    if line_bytes > tiff.MOST_LINE_BYTES:
+        raise BadBody(f"{where}: got a BMP of lines of {line_bytes} bytes, expected at most {tiff.MOST_LINE_BYTES}")
+    if compression in (1, 2) and found > _MOST_RUN_PIXELS:
+        raise BadBody(f"{where}: got a BMP of {found} pixels in runs, expected at most {_MOST_RUN_PIXELS}")
+    return found
 
 
-def _png(data: bytes, _where: str, _max_pixels: int) -> int:
+def _png(data: bytes, where: str, _max_pixels: int) -> int:
+    """Walks from chunk to chunk.
+
+    Source:  PNG, third edition, W3C 2025
+    """
+    at, chunks = 8, 0
+    while at < len(data):
+        at += 12 + int.from_bytes(data[at : at + 4])
+        chunks += 1
+        if chunks > _MOST_CHUNKS:
+            raise BadBody(f"{where}: got a PNG of more than {_MOST_CHUNKS} chunks, expected fewer")
     return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) if data[12:16] == b"IHDR" else 0
 
 

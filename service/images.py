@@ -71,6 +71,10 @@ def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
     return open_as(look(data, where=where, max_pixels=max_pixels), data, where=where, max_pixels=max_pixels)
 
 
+# What a file need not say at its beginning.
+UNTOLD_PIXELS = 1_000_000
+
+
 class Look(NamedTuple):
     """What is known of a picture before it is opened: itself, where it is a plain PNG, and its pixels, 0 where its file
     does not say so at once.
@@ -98,7 +102,15 @@ def open_as(found: Look, data: bytes, *, where: str, max_pixels: int) -> Opened:
 
     Raises:  as `open_picture`
     """
-    return found.plain or _opened_by_pillow(data, where=where, max_pixels=max_pixels)
+    if found.plain is not None:
+        return found.plain
+    picture = _opened_by_pillow(data, where=where, max_pixels=max_pixels)
+    expected = max(found.pixels, UNTOLD_PIXELS)
+    if picture.width * picture.height > expected:  # as of a frame that is larger than its screen
+        raise BadBody(
+            f"{where}: got a picture of {picture.width * picture.height} pixels, its file says {found.pixels}"
+        )
+    return picture
 
 
 def _opened_by_pillow(data: bytes, *, where: str, max_pixels: int) -> Image.Image:
@@ -225,7 +237,7 @@ def _pixels(picture: Image.Image) -> Uint8:
 
 
 def opening_cost_us(n: int, *, n_bytes: int) -> float:
-    """What `png.read` will cost for n pictures, with room for what long files may hold before their pixels."""
+    """What `look` will cost for n pictures, with room for what long files may hold before their pixels."""
     return 30 * n + 0.005 * n_bytes
 
 

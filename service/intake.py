@@ -1,9 +1,8 @@
 """A request, read and checked before any job exists: its model, its options, its payload, the form of its answer."""
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
@@ -17,7 +16,7 @@ from service import bodies, forms, sizes
 from service.access.keys import Key
 from service.batcher import Done, Queue
 from service.bodies import Body, Named
-from service.budget import spend
+from service.budget import spend, spend_in_turn
 from service.callers import CallerGone
 from service.deadline import Deadline
 from service.errors import Fault, Invalid, invalid, shown, too_large
@@ -118,22 +117,12 @@ class Call(NamedTuple, Generic[O]):
         if await self.request.is_disconnected():
             raise CallerGone
 
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """A turn at what takes so much memory that one request at a time does it.
+    async def spend_in_turn(self, weight: int, work: Callable[[], T]) -> T:
+        """The result of `work` in a thread, once there is room for so many pixels as `budget.spend_in_turn` says.
 
         Raises:  DeadlinePassed
         """
-        try:
-            async with asyncio.timeout(max(0.0, self.deadline.left_s())) as waiting:
-                await self.deployment.large.acquire()
-                waiting.reschedule(None)
-        except TimeoutError:
-            raise self.deadline.passed() from None
-        try:
-            yield
-        finally:
-            self.deployment.large.release()
+        return await spend_in_turn(self.deployment.large, weight, self.deadline, work)
 
     def _require_time(self) -> None:
         if self.deadline.left_s() < 0:

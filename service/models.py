@@ -1,6 +1,5 @@
 """The models that this process serves, found by `name` or `name@digest`."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from service.machine import available_cores
 from service.observation.metrics import Metrics
 from service.prior import FittedPrior
 from service.settings import Settings
+from service.turns import Turns
 
 
 class Model:
@@ -133,14 +133,18 @@ class Models:
 @dataclass(frozen=True)
 class Deployment:
     """What every request can see: the settings, the models, the lane they share, the patience of their callers, and
-    whose turn it is to decode a large picture.
+    the room for pixels that are decoded at a time.
     """
 
     settings: Settings
     models: Models
     lane: Lane
     patience: Patience = field(default_factory=Patience)
-    large: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @cached_property
+    def large(self) -> Turns:
+        """Room for the pixels of large pictures, as many in all as one may have."""
+        return Turns(self.settings.max_picture_pixels)
 
     @property
     def is_wedged(self) -> bool:

@@ -1,7 +1,7 @@
 """A request's pictures and latents, as rows that its model takes."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ _PICTURES_TIMES = 16
 # What of a request is decoded before another one has its turn at the thread.
 _SHARE_US = 20_000.0
 
-# Larger pictures are decoded one at a time: 20 bytes a pixel, as some formats and modes take, are 80 MB here.
+# Larger pictures are decoded as there is room: 20 bytes a pixel, as some formats and modes take, are 80 MB here.
 _LARGE_PIXELS = 4_000_000
 
 _UNEVEN = "lists of unequal lengths, or too deep"
@@ -74,9 +74,10 @@ def _looked_at(pictures: Sequence[Named], max_pixels: int) -> list[images.Look]:
     Raises:  BadBody, TooLarge
     """
     looks = [images.look(data, where=where, max_pixels=max_pixels) for where, data in pictures]
-    total, limit = sum(found.pixels for found in looks), _PICTURES_TIMES * max_pixels
-    if total > limit:
-        raise too_large("pictures", got=total, limit=limit, unit="pixels")
+    # Of plain ones the rows are bounded, and they cost what they seem to. One that is too large is refused by itself.
+    total = sum(min(found.pixels, max_pixels) for found in looks if found.plain is None)
+    if total > _PICTURES_TIMES * max_pixels:
+        raise too_large("pictures", got=total, limit=_PICTURES_TIMES * max_pixels, unit="pixels")
     return looks
 
 
@@ -99,19 +100,16 @@ def _shares(
 
 async def _rows(call: Call[Options], share: _Share, *, n: int) -> NDArray[np.uint8]:
     """The rows of a share of the n pictures of a request."""
-    async with call.alone() if max(found.pixels for found in share.looks) > _LARGE_PIXELS else nullcontext():
-        spec, opened = call.model.manifest.image, _opened(call, share, n)
-        where = [picture.where for picture in share.pictures]
-        if not spec.is_open:
-            return await call.spend(share.cost_us, images.to_rows, opened, shape=spec.default_shape, where=where)
-        return await call.spend(
-            share.cost_us,
-            images.to_rows_of_their_size,
-            opened,
-            channels=spec.channels,
-            stride=spec.stride,
-            where=where,
-        )
+    spec, opened = call.model.manifest.image, _opened(call, share, n)
+    where = [picture.where for picture in share.pictures]
+    if spec.is_open:
+        work = partial(images.to_rows_of_their_size, opened, channels=spec.channels, stride=spec.stride, where=where)
+    else:
+        work = partial(images.to_rows, opened, shape=spec.default_shape, where=where)
+    pixels = max(found.pixels for found in share.looks)
+    if pixels > _LARGE_PIXELS:
+        return await call.spend_in_turn(pixels, work)
+    return await call.spend(share.cost_us, work)
 
 
 def _opened(call: Call[Options], share: _Share, n: int) -> Iterator[images.Opened]:

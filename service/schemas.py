@@ -11,7 +11,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Dimension = Annotated[int, Field(ge=0)]
 
 
-# Seeds or dimensions in one list; each is a row at least, of which a request has fewer.
+# Seeds or dimensions in one list, whatever rows a request may have.
 _MOST_LISTED = 65_536
 
 

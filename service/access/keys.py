@@ -27,7 +27,7 @@ LOOK_EVERY_S = 1.0
 # With this a key begins, so that programs that look for secrets in code and logs know one; a name does not.
 PREFIX = "vae_"
 
-# Far less than a row a day; of still less, shares for workers and waiting times are no numbers any more.
+# Less would make shares for workers and waiting times that are no numbers any more.
 LEAST_ROWS_PER_S = 0.001
 
 _NAME = re.compile(rf"(?!{PREFIX})[A-Za-z0-9_-]{{1,64}}")

@@ -419,7 +419,10 @@ def test_memory_that_is_not_there_is_one_sentence(
     monkeypatch.setattr(run, "train", failing)
     done = called("fit", "--data", few, "--out", tmp_path / "run", *TINY)
     assert done.exit_code == 2
-    assert done.stderr.splitlines()[-1] == f"vae-train: {error}; --batch-size, --accumulate and --size make it less"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"vae-train: {error}; smaller pictures (--size) or batches (--batch-size, --accumulate) take less"
+    )
     monkeypatch.setattr(run, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("another")))
     assert isinstance(called("fit", "--data", few, "--out", tmp_path / "other", *TINY).exception, RuntimeError)
 

@@ -184,23 +184,6 @@ def test_what_waits_for_a_thread_is_not_begun_once_the_time_is_over(
         problem(asyncio.run(scenario()), 504, "deadline-passed")
 
 
-def noted(monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0.0) -> tuple[list[int], list[int]]:
-    """The widths of pictures as Pillow has decoded them, and at each how many were being decoded."""
-    widths, at_once, running = [], [], [0]
-    upright = images._upright  # noqa: SLF001
-
-    def watched(picture: Image.Image) -> Image.Image:
-        running[0] += 1
-        widths.append(picture.width)
-        at_once.append(running[0])
-        time.sleep(seconds)
-        running[0] -= 1
-        return upright(picture)
-
-    monkeypatch.setattr(images, "_upright", watched)
-    return widths, at_once
-
-
 def alpha(width: int, height: int = 30, *, colour: tuple[int, int, int, int] = (10, 20, 30, 40)) -> bytes:
     """A file that Pillow's own reader is needed for."""
     file = BytesIO()
@@ -213,15 +196,26 @@ async def encoded(client: httpx.AsyncClient, *files: bytes) -> httpx.Response:
 
 
 def test_requests_of_many_pictures_and_of_few_take_turns(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths, _ = noted(monkeypatch, seconds=0.05)
+    gate, widths = threading.Event(), list[int]()
+    upright = images._upright  # noqa: SLF001
+
+    def watched(picture: Image.Image) -> Image.Image:
+        widths.append(picture.width)
+        assert gate.wait(20)
+        return upright(picture)
+
+    monkeypatch.setattr(images, "_upright", watched)
 
     async def scenario() -> list[httpx.Response]:
         async with in_process(app) as client:
             many = asyncio.create_task(encoded(client, *[alpha(40)] * 8))
             while not widths:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-            few = await encoded(client, alpha(50))
-            return [few, await many]
+            few = asyncio.create_task(encoded(client, alpha(50)))
+            for _ in range(20):  # until the other one stands in line
+                await asyncio.sleep(0.01)
+            gate.set()
+            return [await few, await many]
 
     with ThreadPoolExecutor(1) as only:
         monkeypatch.setattr(budget, "_threads", only)
@@ -230,44 +224,78 @@ def test_requests_of_many_pictures_and_of_few_take_turns(app: FastAPI, monkeypat
     assert widths.count(40) == 8
 
 
-def test_large_pictures_are_decoded_one_at_a_time(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_are_decoded_as_there_is_room_for_their_pixels(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(payload, "_LARGE_PIXELS", 40 * 30)
-    _, at_once = noted(monkeypatch, seconds=0.05)
+    app = create_app(Settings(bundles=(bundles.colour,), max_picture_pixels=2_000))
+    both = threading.Barrier(2)
+    upright, met = images._upright, list[bool]()  # noqa: SLF001
 
-    async def scenario(width: int) -> int:
-        at_once.clear()
+    def meeting(picture: Image.Image) -> Image.Image:
+        try:
+            both.wait(2)
+            met.append(True)
+        except threading.BrokenBarrierError:
+            both.reset()
+            met.append(False)
+        return upright(picture)
+
+    monkeypatch.setattr(images, "_upright", meeting)
+
+    async def scenario(width: int) -> set[bool]:
+        met.clear()
         async with in_process(app) as client:
-            answers = await asyncio.gather(*(encoded(client, alpha(width)) for _ in range(4)))
+            answers = await asyncio.gather(*(encoded(client, alpha(width)) for _ in range(2)))
         assert all(answer.status_code == 200 for answer in answers)
-        return max(at_once)
+        return set(met)
+
+    with ThreadPoolExecutor(2) as several:
+        monkeypatch.setattr(budget, "_threads", several)
+        assert asyncio.run(scenario(40)) == {True}
+        assert asyncio.run(scenario(41)) == {False}
+
+
+def test_a_picture_has_its_room_until_it_is_decoded_though_nobody_waits_for_it(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "_LARGE_PIXELS", 1)
+    app = create_app(Settings(bundles=(bundles.colour,), max_picture_pixels=2_000))
+    gate, begun = threading.Event(), list[int]()
+    upright = images._upright  # noqa: SLF001
+
+    def held(picture: Image.Image) -> Image.Image:
+        begun.append(picture.width)
+        assert gate.wait(20)
+        return upright(picture)
+
+    monkeypatch.setattr(images, "_upright", held)
+
+    async def scenario() -> None:
+        async with in_process(app) as client:
+            hurry = {"x-timeout-ms": "300"}
+            late = [await client.post("/encode", files=[("images", alpha(40))], headers=hurry) for _ in range(2)]
+            for answer in late:
+                problem(answer, 504, "deadline-passed")
+            assert begun == [40], "the second one had no room"
+            gate.set()
+            assert (await encoded(client, alpha(50))).status_code == 200
+            assert begun == [40, 50]
 
     with ThreadPoolExecutor(4) as several:
         monkeypatch.setattr(budget, "_threads", several)
-        assert asyncio.run(scenario(41)) == 1
-        assert asyncio.run(scenario(40)) > 1
-
-
-def test_who_waits_for_the_turn_of_a_large_picture_is_answered_at_the_deadline(
-    app: FastAPI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(payload, "_LARGE_PIXELS", 1)
-    noted(monkeypatch, seconds=0.5)
-
-    async def scenario() -> list[httpx.Response]:
-        async with in_process(app) as client:
-            first = asyncio.create_task(encoded(client, alpha(40)))
-            await asyncio.sleep(0.1)
-            files = [("images", alpha(40))]
-            late = await client.post("/encode", files=files, headers={"x-timeout-ms": "100"})
-            return [late, await first, await encoded(client, alpha(40))]
-
-    late, *others = asyncio.run(scenario())
-    problem(late, 504, "deadline-passed")
-    assert [answer.status_code for answer in others] == [200, 200]
+        asyncio.run(scenario())
 
 
 def test_nothing_more_is_decoded_for_a_caller_who_has_left(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths, _ = noted(monkeypatch)
+    widths = list[int]()
+    upright = images._upright  # noqa: SLF001
+
+    def watched(picture: Image.Image) -> Image.Image:
+        widths.append(picture.width)
+        return upright(picture)
+
+    monkeypatch.setattr(images, "_upright", watched)
 
     async def has_left(_request: Request) -> bool:
         return len(widths) == 2

@@ -1,0 +1,150 @@
+"""The fields of a TIFF, looked through before Pillow and libtiff make anything of them."""
+
+import struct
+from itertools import pairwise
+from math import ceil
+from typing import NamedTuple
+
+from service.errors import BadBody
+
+# Of one field. Pillow makes an object of each number, and some of each strip and tile.
+MOST_NUMBERS = 2**16
+_MOST_FIELDS = 2**12
+# A tile may be larger than the picture, whose edges it then crosses; all tiles together are not much larger.
+_TILED_TIMES = 4
+# A line of pixels that are not compressed is gathered piece by piece until it is whole.
+MOST_LINE_BYTES = 2**22
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION = 256, 257, 258, 259
+_STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
+_SIDES = (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT)
+_PLACES = frozenset({_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES})
+_INNER = (34665, 34853, 40965)  # directories of their own: EXIF, GPS, interoperability
+_NONE = 1  # of compressions
+
+# Types that stay bytes: BYTE, ASCII, UNDEFINED; and those that say how many pixels or where.
+_BYTES = frozenset({1, 2, 7})
+_SHORT, _LONG, _LONG8 = 3, 4, 16
+_FORMATS = {1: "B", _SHORT: "H", _LONG: "I", _LONG8: "Q"}
+
+
+class _Field(NamedTuple):
+    kind: int
+    number: int
+    at: int
+    """Where its numbers stand."""
+
+
+class _Tiff:
+    """A file and how it is read."""
+
+    def __init__(self, data: bytes, where: str) -> None:
+        self._data, self._where = data, where
+        self._order = "<" if data.startswith(b"II") else ">"
+        self.is_big = data[2] == 43
+
+    def first(self) -> dict[int, _Field]:
+        """The fields of the first picture, those of its inner directories looked through too.
+
+        Raises:  BadBody
+        """
+        found = self._fields(self._unpack("Q", 8) if self.is_big else self._unpack("I", 4))
+        exif = self._fields(*self.numbers(found.get(_INNER[0]))[:1])
+        for tag in _INNER[1:]:
+            self._fields(*(self.numbers(found.get(tag)) or self.numbers(exif.get(tag)))[:1])
+        return found
+
+    def numbers(self, field: _Field | None) -> tuple[int, ...]:
+        """Those of a field, as far as it is one of whole numbers, and there."""
+        form = _FORMATS.get(field.kind) if field else None
+        if field is None or form is None:
+            return ()
+        try:
+            return struct.unpack_from(f"{self._order}{field.number}{form}", self._data, field.at)
+        except struct.error:
+            return ()
+
+    def refused(self, got: str, expected: str) -> BadBody:
+        """What is wrong with it."""
+        return BadBody(f"{self._where}: got a TIFF {got}, expected {expected}")
+
+    def _unpack(self, form: str, at: int) -> int | None:
+        try:
+            (value,) = struct.unpack_from(self._order + form, self._data, at)
+        except struct.error:
+            return None
+        return int(value)
+
+    def _fields(self, at: int | None = None) -> dict[int, _Field]:
+        """The fields of a directory, as many as are there; Pillow takes those of one that is cut short."""
+        count = None if at is None else self._unpack("Q" if self.is_big else "H", at)
+        if at is None or count is None:
+            return {}
+        if count > _MOST_FIELDS:
+            raise self.refused(f"of {count} fields", f"at most {_MOST_FIELDS}")
+        found: dict[int, _Field] = {}
+        wide = "Q" if self.is_big else "I"
+        head, size, inline = (8, 20, 8) if self.is_big else (2, 12, 4)
+        for place in range(at + head, at + head + size * count, size):
+            tag, kind = self._unpack("H", place), self._unpack("H", place + 2)
+            number, value = self._unpack(wide, place + 4), self._unpack(wide, place + size - inline)
+            if tag is None or kind is None or number is None or value is None:
+                break
+            if number > MOST_NUMBERS and (tag in _PLACES or kind not in _BYTES):
+                raise self.refused(f"with {number} numbers in one field", f"at most {MOST_NUMBERS}")
+            if tag in found and tag in _SIDES:
+                raise self.refused("that tells a side twice", "it once")
+            fits = struct.calcsize(_FORMATS.get(kind, "Q")) * number <= inline
+            found[tag] = _Field(kind, number, place + size - inline if fits else value)
+        return found
+
+
+def pixels(data: bytes, *, where: str, max_pixels: int) -> int:
+    """Pixels of the first picture.
+
+    Raises:  BadBody where reading on would cost more than they do
+    Source:  TIFF 6.0, Adobe 1992; BigTIFF as libtiff has it
+    """
+    tiff = _Tiff(data, where)
+    if data.startswith(b"MM\x00\x2b"):  # of which Pillow reads other fields than libtiff
+        raise tiff.refused("of 64 bits in big-endian order", "little-endian")
+    fields = tiff.first()
+    whole = {_SHORT, _LONG, _LONG8} if tiff.is_big else {_SHORT, _LONG}
+    for tag in _SIDES:
+        if tag in fields and (fields[tag].kind not in whole or fields[tag].number != 1):
+            raise tiff.refused("whose sides are no numbers of 16 or 32 bits", "one each")
+
+    def number(tag: int, default: int) -> int:
+        return max(tiff.numbers(fields.get(tag)) or (default,))
+
+    width, height = number(_WIDTH, 0), number(_HEIGHT, 0)
+    tile = number(_TILE_WIDTH, 0), number(_TILE_HEIGHT, 0)
+    has_tiles = all(tile)
+    block_width, block_height = tile if has_tiles else (width, min(number(_ROWS, height) or height, height))
+    across, down = (
+        ceil(side / block) if block else 0 for side, block in ((width, block_width), (height, block_height))
+    )
+    if has_tiles and across * block_width * down * block_height > _TILED_TIMES * max_pixels:
+        raise tiff.refused("whose tiles are far larger than its picture", "tiles that it fills")
+    if number(_COMPRESSION, _NONE) == _NONE and width * height <= max_pixels:  # more of them Pillow refuses
+        _require_plain_blocks(
+            tiff,
+            offsets=tiff.numbers(fields.get(_TILES if has_tiles else _STRIPS)),
+            most=across * down * (number(_SAMPLES, 1) if number(_PLANAR, 1) == 2 else 1),
+            line_bytes=ceil(block_width * number(_BITS, 1) / 8),
+            samples=number(_SAMPLES, 1),
+        )
+    return width * height
+
+
+def _require_plain_blocks(tiff: _Tiff, *, offsets: tuple[int, ...], most: int, line_bytes: int, samples: int) -> None:
+    """Nothing, if strips or tiles that are not compressed are no more than there are, each of a line or more: Pillow
+    reads from one to where the next begins, and puts together what makes no line.
+    """
+    if line_bytes * samples > MOST_LINE_BYTES:
+        raise tiff.refused(f"of lines of {line_bytes * samples} bytes", f"at most {MOST_LINE_BYTES}")
+    if len(offsets) > most:
+        raise tiff.refused(f"of {len(offsets)} strips or tiles", f"{most}, which its picture fills")
+    if any(after - before < line_bytes for before, after in pairwise(sorted(set(offsets)))):
+        raise tiff.refused("whose strips or tiles lie upon each other", "each to have room for a line")

@@ -1,0 +1,43 @@
+"""Room for so much work at a time: who wants more than is left waits, first come first served."""
+
+import asyncio
+from collections import deque
+
+
+class Turns:
+    """Room of one event loop.
+
+    Units:  whatever the work is weighed in
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = self._left = room
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, weight: int) -> int:
+        """Room for work of a weight, more than there ever is counting as all of it; what is to be given back."""
+        weight = min(weight, self._room)
+        if not self._waiting and weight <= self._left:
+            self._left -= weight
+            return weight
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((weight, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give(weight)  # it came as nobody waited any more
+            else:
+                self._waiting.remove((weight, turn))
+                self.give(0)  # those behind may have room
+            raise
+        return weight
+
+    def give(self, weight: int) -> None:
+        """Give room back, to whoever is next."""
+        self._left += weight
+        while self._waiting and self._waiting[0][0] <= self._left:
+            weight, turn = self._waiting.popleft()
+            if not turn.done():
+                self._left -= weight
+                turn.set_result(None)

@@ -1,0 +1,67 @@
+"""Room for so much at a time."""
+
+import asyncio
+
+import pytest
+
+from service.turns import Turns
+
+
+def test_who_finds_no_room_waits_and_comes_in_order() -> None:
+    async def scenario() -> list[str]:
+        turns, log = Turns(10), list[str]()
+
+        async def work(name: str, weight: int, gate: asyncio.Event) -> None:
+            taken = await turns.take(weight)
+            log.append(name)
+            await gate.wait()
+            turns.give(taken)
+
+        gates = {name: asyncio.Event() for name in "abcde"}
+        tasks = [
+            asyncio.create_task(work(name, weight, gates[name]))
+            for name, weight in (("a", 6), ("b", 6), ("c", 1), ("d", 99), ("e", 1))
+        ]
+        for name in "abcde":
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            log.append(f"end {name}")
+            gates[name].set()
+        await asyncio.gather(*tasks)
+        return log
+
+    # c would have room beside a, but b came before it; d, of more than there is, waits for all of it.
+    assert asyncio.run(scenario()) == ["a", "end a", "b", "c", "end b", "end c", "d", "end d", "e", "end e"]
+
+
+def test_who_gives_up_takes_no_room_and_lets_those_behind_in() -> None:
+    async def scenario() -> None:
+        turns = Turns(10)
+        held = await turns.take(6)
+        large, small = (asyncio.create_task(turns.take(weight)) for weight in (10, 4))
+        await asyncio.sleep(0)
+        assert not small.done()
+        large.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await large
+        assert await small == 4
+        turns.give(held)
+        turns.give(4)
+        assert await turns.take(10) == 10
+
+    asyncio.run(scenario())
+
+
+def test_a_turn_that_comes_as_its_owner_gives_up_goes_to_the_next() -> None:
+    async def scenario() -> None:
+        turns = Turns(10)
+        held = await turns.take(10)
+        first, second = (asyncio.create_task(turns.take(10)) for _ in range(2))
+        await asyncio.sleep(0)
+        turns.give(held)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second == 10
+
+    asyncio.run(scenario())
