@@ -42,6 +42,10 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
     cost = images.opening_cost_us(len(pictures), n_bytes=n_bytes)
     looks = await call.spend(cost, _looked_at, pictures, call.deployment.settings.max_picture_pixels)
     spec = call.model.manifest.image
+    only = looks[0].plain if len(pictures) == 1 and looks[0].pixels <= _LARGE_PIXELS else None
+    if only is not None and not spec.is_open:  # as most requests are, on the shortest way
+        cost = images.decoding_cost_us(only, n_bytes=n_bytes, shape=spec.default_shape)
+        return await call.spend(cost, images.to_rows, (only,), shape=spec.default_shape, where=(pictures[0].where,))
     shares = list(_shares(pictures, looks, shape=None if spec.is_open else spec.default_shape))
     if len(shares) == 1:
         return await _rows(call, shares[0], n=len(pictures))
@@ -75,7 +79,7 @@ def _looked_at(pictures: Sequence[Named], max_pixels: int) -> list[images.Look]:
     """
     looks = [images.look(data, where=where, max_pixels=max_pixels) for where, data in pictures]
     # Of plain ones the rows are bounded, and they cost what they seem to. One that is too large is refused by itself.
-    total = sum(min(found.pixels, max_pixels) for found in looks if found.plain is None)
+    total = sum([min(found.pixels, max_pixels) for found in looks if found.plain is None])
     if total > _PICTURES_TIMES * max_pixels:
         raise too_large("pictures", got=total, limit=_PICTURES_TIMES * max_pixels, unit="pixels")
     return looks
