@@ -85,10 +85,6 @@ def _require_few_scans(data: bytes, where: str) -> None:
         raise BadBody(f"{where}: got a JPEG of {scans} scans, expected at most {_MOST_SCANS}")
 
 
-def _tiff(data: bytes, where: str, max_pixels: int) -> int:
-    return tiff.pixels(data, where=where, max_pixels=max_pixels)
-
-
 def _webp(data: bytes, where: str, max_pixels: int) -> int:
     """The canvas, for which Pillow makes room at once."""
     canvas = _canvas_of_webp(data)
@@ -171,11 +167,11 @@ _READERS: dict[bytes, Callable[[bytes, str, int], int]] = {
     b"RIFF": _webp,
     b"GIF8": _gif,
     b"BM": _bmp,
-    b"II\x2a\x00": _tiff,
-    b"MM\x00\x2a": _tiff,
-    b"II\x2b\x00": _tiff,
-    b"MM\x00\x2b": _tiff,
+    b"II\x2a\x00": tiff.pixels,
+    b"MM\x00\x2a": tiff.pixels,
+    b"II\x2b\x00": tiff.pixels,
+    b"MM\x00\x2b": tiff.pixels,
     # As Pillow takes them too.
-    b"II\x00\x2a": _tiff,
-    b"MM\x2a\x00": _tiff,
+    b"II\x00\x2a": tiff.pixels,
+    b"MM\x2a\x00": tiff.pixels,
 }

@@ -72,7 +72,7 @@ def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
 
 
 # What a file need not say at its beginning.
-UNTOLD_PIXELS = 1_000_000
+_UNTOLD_PIXELS = 1_000_000
 
 
 class Look(NamedTuple):
@@ -105,7 +105,7 @@ def open_as(found: Look, data: bytes, *, where: str, max_pixels: int) -> Opened:
     if found.plain is not None:
         return found.plain
     picture = _opened_by_pillow(data, where=where, max_pixels=max_pixels)
-    expected = max(found.pixels, UNTOLD_PIXELS)
+    expected = max(found.pixels, _UNTOLD_PIXELS)
     if picture.width * picture.height > expected:  # as of a frame that is larger than its screen
         raise BadBody(
             f"{where}: got a picture of {picture.width * picture.height} pixels, its file says {found.pixels}"

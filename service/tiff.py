@@ -100,7 +100,7 @@ class _Tiff:
         return found
 
 
-def pixels(data: bytes, *, where: str, max_pixels: int) -> int:
+def pixels(data: bytes, where: str, max_pixels: int) -> int:
     """Pixels of the first picture.
 
     Raises:  BadBody where reading on would cost more than they do

@@ -195,16 +195,22 @@ async def encoded(client: httpx.AsyncClient, *files: bytes) -> httpx.Response:
     return await client.post("/encode", files=[("images", file) for file in files])
 
 
-def test_requests_of_many_pictures_and_of_few_take_turns(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, widths = threading.Event(), list[int]()
+def held_back(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[int]]:
+    """What lets Pillow's pictures be decoded, and the widths of those that have begun to be."""
+    gate, begun = threading.Event(), list[int]()
     upright = images._upright  # noqa: SLF001
 
-    def watched(picture: Image.Image) -> Image.Image:
-        widths.append(picture.width)
+    def held(picture: Image.Image) -> Image.Image:
+        begun.append(picture.width)
         assert gate.wait(20)
         return upright(picture)
 
-    monkeypatch.setattr(images, "_upright", watched)
+    monkeypatch.setattr(images, "_upright", held)
+    return gate, begun
+
+
+def test_requests_of_many_pictures_and_of_few_take_turns(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, widths = held_back(monkeypatch)
 
     async def scenario() -> list[httpx.Response]:
         async with in_process(app) as client:
@@ -261,15 +267,7 @@ def test_a_picture_has_its_room_until_it_is_decoded_though_nobody_waits_for_it(
 ) -> None:
     monkeypatch.setattr(payload, "_LARGE_PIXELS", 1)
     app = create_app(Settings(bundles=(bundles.colour,), max_picture_pixels=2_000))
-    gate, begun = threading.Event(), list[int]()
-    upright = images._upright  # noqa: SLF001
-
-    def held(picture: Image.Image) -> Image.Image:
-        begun.append(picture.width)
-        assert gate.wait(20)
-        return upright(picture)
-
-    monkeypatch.setattr(images, "_upright", held)
+    gate, begun = held_back(monkeypatch)
 
     async def scenario() -> None:
         async with in_process(app) as client:
