@@ -80,7 +80,8 @@ class ResidualEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw outputs, before any conversion or clamp."""
-        features = self.pixels(x.contiguous())
+        # A copy: one channel counts as contiguous in either order, and torch would go on in the one with a slow norm.
+        features = self.pixels(x.clone(memory_format=torch.contiguous_format))
         for blocks, size, down in zip(self.blocks, self.sizes, [*self.down, nn.Identity()], strict=True):
             features = down(blocks(features, size))
         outputs: Tensor = self.head(_active(self.norm(features)).flatten(1))
@@ -134,8 +135,10 @@ def _enlarged(features: Tensor, size: tuple[int, int]) -> Tensor:
         return features
     if not features.is_contiguous():
         return functional.interpolate(features, scale_factor=2.0, mode="nearest")[:, :, : size[0], : size[1]]
-    # Of such features torch's `interpolate` makes copies in the other layout and back, which cost more than enlarging.
-    return features.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[:, :, : size[0], : size[1]]
+    # Of such features torch's `interpolate` makes copies in the other layout and back, which cost more than enlarging;
+    # so does the gradient of `repeat_interleave`, a sum over pairs where this one adds two halves.
+    wide = torch.stack((features, features), dim=4).flatten(3)
+    return torch.stack((wide, wide), dim=3).flatten(2, 3)[:, :, : size[0], : size[1]]
 
 
 def _enlarged_and_convolved(features: Tensor, convolution: nn.Conv2d, size: tuple[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from model.mlp import GatedLayer
 from model.presets import PRESETS
 from model.pyramid import Shape, pyramid
 from model.residual import ResidualBlock
+from model.training import to_x
 from model.vae import VAE, ModelConfig
 
 SHAPES = [(28, 28, 1), (32, 32, 3), (65, 47, 3), (8, 8, 1), (1, 1, 1), (5, 90, 2)]
@@ -202,7 +203,7 @@ def test_a_gated_layer_keeps_the_scale_of_what_it_passes_on() -> None:
 @pytest.mark.parametrize("size", [(8, 10), (7, 10), (7, 9), (4, 5)], ids=str)
 def test_a_residual_block_enlarges_by_copies_and_crops(size: tuple[int, int]) -> None:
     block = stirred_block(3, 5)
-    features = torch.randn(2, 3, 4, 5)
+    features = torch.randn(2, 3, 4, 5, requires_grad=True)
     scale = 1 if size == (4, 5) else 2
 
     def enlarged(small: torch.Tensor) -> torch.Tensor:
@@ -210,4 +211,22 @@ def test_a_residual_block_enlarges_by_copies_and_crops(size: tuple[int, int]) ->
 
     change = block.first(enlarged(functional.silu(block.first_norm(features))))
     expected = enlarged(block.skip(features)) + block.second(functional.silu(block.second_norm(change)))
-    torch.testing.assert_close(block(features, size), expected)
+    found = block(features, size)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(found.shape)
+    gradients = [torch.autograd.grad((sums * weights).sum(), features)[0] for sums in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_of_a_residual_encoder_lie_in_one_order_wherever_pictures_come_from(channels: int) -> None:
+    """One channel lies in both orders at once, and torch would take the one that group norm is slow in."""
+    vae = VAE(ModelConfig(8, 8, channels, preset="residual", features=8, latent_dim=3))
+    orders = []
+    vae.encoder.get_submodule("pixels").register_forward_hook(
+        lambda _, __, features: orders.append(features.is_contiguous())
+    )
+    images = torch.zeros(2, 8, 8, channels, dtype=torch.uint8)
+    vae.encode(to_x(images))
+    vae.encode(to_x(images).contiguous())
+    assert orders == [True, True]
