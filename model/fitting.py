@@ -1,12 +1,14 @@
 """Encoded pictures to rows of one size, as the service fits them: upright, on black, in its colours, cover-cropped."""
 
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -21,6 +23,11 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _STEPPING_STONES = {"LAB": "RGB", "La": "LA"}
 # Where an orientation may stand. Asking a PNG whose header has none would decode it all, to look behind its pixels.
 _ORIENTATIONS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+
+# Pillow decodes and scales outside the interpreter's lock. Of the largest pictures so many take some gigabytes.
+_THREADS = min(8, os.cpu_count() or 1)
+# Files that a thread reads before it hands on: one small picture takes less time than handing on.
+_FILES_A_TURN = 16
 
 # Such a picture takes 0.7 GB with its alpha. Pillow refuses what is larger by its own default.
 MAX_PIXELS = 178_956_970
@@ -38,6 +45,8 @@ class PictureFile:
 
 
 PictureFiles = Mapping[str, Sequence[PictureFile]]  # by the names of the parts
+
+_Read = TypeVar("_Read")
 
 
 class Skipped:
@@ -75,7 +84,6 @@ def fit(
     Raises:  BadData if pictures have several sizes and none is given, or if more than 1 % of them are broken
     """
     skipped = Skipped(source, n_files=sum(map(len, files.values())))
-    may_crop = size is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow warns from half of MAX_PIXELS on
         if size is None or channels is None:
@@ -86,28 +94,31 @@ def fit(
         if min(size) < 1 or channels not in (1, 3):
             raise BadData(f"got size {size} and {channels} channels, expected sides from 1 and 1 or 3 channels")
         parts = {
-            part: _fit_part(part_files, size=size, channels=channels, may_crop=may_crop, skipped=skipped)
+            part: _fit_part(part_files, size=size, channels=channels, skipped=skipped)
             for part, part_files in files.items()
         }
     return parts, skipped
 
 
-def _fit_part(
-    files: Sequence[PictureFile], *, size: tuple[int, int], channels: int, may_crop: bool, skipped: Skipped
-) -> Part:
+def _fit_part(files: Sequence[PictureFile], *, size: tuple[int, int], channels: int, skipped: Skipped) -> Part:
     shape = (len(files), *size, channels)
     try:
         images = np.empty(shape, np.uint8)
     except (MemoryError, ValueError) as error:  # the latter beyond any address
         got = f"{len(files)} pictures of {size[0]}x{size[1]}, {math.prod(shape) / 2**30:,.0f} GiB"
         raise BadData(f"got {got}, expected what fits into memory; --size HxW makes them smaller") from error
+
+    def read(row: int, file: PictureFile) -> None:
+        images[row] = _fitted(file, size=size, channels=channels)
+
     labels: list[int | None] = []
-    for file in tqdm(files, "reading", unit=" pictures", disable=None):
-        try:
-            images[len(labels)] = _fitted(file, size=size, channels=channels, may_crop=may_crop)
-        except BadData as reason:
+    rows = tqdm(_each(files, read), "reading", total=len(files), unit=" pictures", disable=None)
+    for row, (file, reason) in enumerate(rows):
+        if isinstance(reason, BadData):
             skipped.add(file, reason)
         else:
+            if row > len(labels):  # no row is left empty for a picture that was skipped
+                images[len(labels)] = images[row]
             labels.append(file.label)
     known = [label for label in labels if label is not None]
     return Part(images[: len(labels)], np.array(known, np.int64) if known and len(known) == len(labels) else None)
@@ -122,17 +133,39 @@ class _Look:
 
 
 def _looks(files: Sequence[PictureFile], skipped: Skipped) -> Iterator[tuple[PictureFile, _Look]]:
-    for file in files:
-        try:
-            with _reading(file) as picture:
-                may_turn = picture.format in ("TIFF", "MPO") or not _ORIENTATIONS.isdisjoint(picture.info)
-                turned = may_turn and picture.getexif().get(0x0112) in (5, 6, 7, 8)  # orientations on their side
-                size = picture.size if turned else picture.size[::-1]
-                look = _Look(size, is_grey=picture.mode in ("1", "L", "LA", "I;16", "I;16B", "I;16L"))
-        except BadData as reason:
-            skipped.add(file, reason)
+    for file, look in _each(files, _look):
+        if isinstance(look, BadData):
+            skipped.add(file, look)
         else:
             yield file, look
+
+
+def _look(_: int, file: PictureFile) -> _Look:
+    with _reading(file) as picture:
+        may_turn = picture.format in ("TIFF", "MPO") or not _ORIENTATIONS.isdisjoint(picture.info)
+        turned = may_turn and picture.getexif().get(0x0112) in (5, 6, 7, 8)  # orientations on their side
+        size = picture.size if turned else picture.size[::-1]
+        return _Look(size, is_grey=picture.mode in ("1", "L", "LA", "I;16", "I;16B", "I;16L"))
+
+
+def _each(
+    files: Sequence[PictureFile], read: Callable[[int, PictureFile], _Read]
+) -> Iterator[tuple[PictureFile, _Read | BadData]]:
+    """What is read of each file, or why it cannot be, in their order; several threads read ahead."""
+
+    def read_some(start: int) -> list[_Read | BadData]:
+        found: list[_Read | BadData] = []
+        for row, file in enumerate(files[start : start + _FILES_A_TURN], start):
+            try:
+                found.append(read(row, file))
+            except BadData as reason:
+                found.append(reason)
+        return found
+
+    starts = range(0, len(files), _FILES_A_TURN)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="reading") as threads:
+        for start, found in zip(starts, threads.map(read_some, starts), strict=True):
+            yield from zip(files[start : start + _FILES_A_TURN], found, strict=True)
 
 
 def _agreed(source: str, looks: Sequence[_Look], *, size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
@@ -146,7 +179,7 @@ def _agreed(source: str, looks: Sequence[_Look], *, size: tuple[int, int] | None
     return (height, width), 1 if all(look.is_grey for look in looks) else 3
 
 
-def _fitted(file: PictureFile, *, size: tuple[int, int], channels: int, may_crop: bool) -> Images:
+def _fitted(file: PictureFile, *, size: tuple[int, int], channels: int) -> Images:
     """One picture as the service would hand it to the model.
 
     Shapes:  -> (h, w, c)
@@ -165,9 +198,6 @@ def _fitted(file: PictureFile, *, size: tuple[int, int], channels: int, may_crop
             picture = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
         picture = picture.convert("L" if channels == 1 else "RGB")
         if picture.size != (width, height):
-            if not may_crop:  # as by an orientation behind the pixels, where no header tells of it
-                got = f"{picture.height}x{picture.width} once it is upright"
-                raise BadData(f"got {got}, expected {height}x{width} as its header says; --size HxW fits it")
             picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
         return np.asarray(picture).reshape(height, width, channels)
 

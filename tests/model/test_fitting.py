@@ -1,5 +1,6 @@
 """What becomes of one picture, and of one that cannot be read; tests/test_fitting.py compares it to the service."""
 
+import threading
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -94,12 +95,14 @@ def late_orientation(picture: Image.Image) -> bytes:
     return file.getvalue()[:end] + late + file.getvalue()[end:]
 
 
-def test_a_picture_whose_header_does_not_tell_that_it_lies_on_its_side_is_not_cropped_unasked(tmp_path: Path) -> None:
+def test_a_picture_whose_header_does_not_tell_that_it_lies_on_its_side_is_read_alike_with_and_without_a_size(
+    tmp_path: Path,
+) -> None:
     for index in range(2):
         (tmp_path / f"{index}.png").write_bytes(late_orientation(grey(4, 8)))
-    expected = r"got 8x4 once it is upright, expected 4x8 as its header says; --size HxW fits it"
-    with pytest.raises(BadData, match=expected):
-        data.read(tmp_path)
+    unasked = data.read(tmp_path)
+    assert unasked.image_shape == (4, 8, 1)
+    assert data.read(tmp_path, size=(4, 8)).sha256 == unasked.sha256
     assert data.read(tmp_path, size=(8, 4)).image_shape == (8, 4, 1)
 
 
@@ -118,6 +121,44 @@ def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
     for index in range(2):
         Image.fromarray(ramp).save(tmp_path / f"{index}.png")
     assert np.array_equal(data.read(tmp_path).train[0, :, :, 0], (ramp >> 8).astype(np.uint8))
+
+
+def level(i: int) -> PictureFile:
+    """A picture of one pixel that is as bright as its number; numbers 7 and 127 are broken."""
+    file = BytesIO()
+    Image.new("L", (1, 1), i).save(file, "PNG")
+    return PictureFile(name=f"{i}.png", label=i, open=_opener(b"broken" if i in (7, 127) else file.getvalue()))
+
+
+@pytest.mark.parametrize("size", [(1, 1), None])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_pictures_keep_their_order_and_their_labels(
+    threads: int, size: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "_THREADS", threads)
+    parts, skipped = fitting.fit("levels", {"train": [level(i) for i in range(250)]}, size=size, channels=1)
+    whole = [i for i in range(250) if i not in (7, 127)]
+    assert parts["train"].images.ravel().tolist() == whole
+    assert parts["train"].labels is not None
+    assert parts["train"].labels.tolist() == whole
+    assert [line.partition(":")[0] for line in skipped.named] == ["7.png", "127.png"]
+
+
+def test_pictures_are_read_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_THREADS", 2)
+    both = threading.Barrier(2, timeout=60)
+
+    def opened() -> BytesIO:
+        both.wait()  # for the other half: one thread alone would wait in vain
+        return BytesIO(content)
+
+    file = BytesIO()
+    grey(4, 4).save(file, "PNG")
+    content = file.getvalue()
+    pictures = [PictureFile(name=f"{i}.png", label=None, open=_opener(content)) for i in range(32)]
+    pictures[0] = pictures[16] = PictureFile(name="waits", label=None, open=opened)
+    parts, skipped = fitting.fit("photos", {"train": pictures}, size=(4, 4), channels=1)
+    assert (len(parts["train"]), skipped.n) == (32, 0)
 
 
 # Pictures that cannot be read.
