@@ -33,6 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# What an autoencoder has no use for: its point has no scale, and its loss no KL term.
+_OF_A_DENSITY = ("scale_head", "beta", "beta_schedule", "kl_warmup_epochs", "free_bits")
+
 # What torch says of memory, on a CPU and on a GPU, and numpy.
 _IS_OF_MEMORY = re.compile(r"(?i)MemoryError|out of memory|not enough memory|allocate memory|bad_alloc")
 
@@ -191,6 +194,8 @@ def fit(
     }
     with _sentences():
         stored = checkpoint.read_config(out) if resume else None
+        if (family or (stored.model.family if stored else None)) == "autoencoder":
+            _require_none_of_a_density(_given(model_options | training_options))
         training = _training_config(_given(training_options), stored=stored)
         if stored is None:  # what does not hang on the pictures is refused before they are read, which may take hours
             require_compatible(ModelConfig(height=1, width=1, channels=1, **_of_likelihood(model_options)), training)
@@ -382,6 +387,15 @@ def _training_config(options: dict[str, Any], *, stored: RunConfig | None) -> Tr
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _require_none_of_a_density(options: dict[str, Any]) -> None:
+    for name in _OF_A_DENSITY:
+        if name in options:
+            got = f"got {options[name]} with an autoencoder"
+            raise BadSetting(
+                f"{name}: {got}, expected none: its posterior is a point, which has no scale and no KL term"
+            )
 
 
 def _parse_sigma(text: str) -> float | str:

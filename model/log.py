@@ -60,14 +60,19 @@ class Log:
             total: float = sum(getattr(report, name) * report.n for report in reports)
             return total / images
 
+        has_elbo = self._learner.vae.config.family == "vae"  # an autoencoder has a reconstruction term and no bound
+        if validation is not None and not has_elbo:
+            validation = {name: value for name, value in validation.items() if name == "recon"}
         line: dict[str, Any] = {
             "step": last.step,
             "epoch": last.step / self._learner.steps_per_epoch,
             "seconds": round(self._spent_s, 3),
             "images_per_s": round(images / spent_s, 1),
-            **{name: mean(name) for name in ("elbo", "recon", "kl")},
+            "elbo": mean("elbo") if has_elbo else None,
+            "recon": mean("recon"),
+            "kl": mean("kl") if has_elbo else None,
             "bound": mean("bound") if all(report.bound is not None for report in reports) else None,
-            "beta": last.beta,
+            "beta": last.beta if has_elbo else None,
             "learning_rate": last.learning_rate,
             "gradient_norm": mean("gradient_norm"),
             "validation": validation,

@@ -1,6 +1,7 @@
 """Charts of a run: what its latents hold, and how it learnt; drawn without a display or any global state."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,9 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
+
+# Epochs and values.
+Line = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 # Up to this many bars, each has its name below it.
 _MOST_NAMED_BARS, _MOST_UPRIGHT_BARS = 40, 20
 # Bars of two or three latents are no wider than those of eight.
@@ -128,30 +132,36 @@ def posterior(
 def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """How a run learnt: elbo, recon and kl in training and validation, learning rate and beta, over epochs.
 
-    A resumed run may have written a step twice; the later line counts.
+    An autoencoder has recon alone. A resumed run may have written a step twice; the later line counts.
     """
     records = [*{record["step"]: record for record in history}.values()]
     records.sort(key=lambda record: record["step"])
     steps = records[-1]["step"]
+    terms = {name: _terms(records, name) for name in ("elbo", "recon", "kl")}
+    terms = {name: lines for name, lines in terms.items() if any(len(epochs) for epochs, _ in lines.values())}
+    rows = math.ceil((len(terms) + 1) / 2)
     figure = titled(
         "Training curves",
         note=f"{steps:,} steps. What came before the first tenth of them does not stretch an axis.",
         width=11,
-        height=7.4,
+        height=0.8 + 3.3 * rows,
     )
-    panels = figure.subplots(2, 2, sharex=True)
+    panels = figure.subplots(rows, 2, sharex=True, squeeze=False)
     titles = {"elbo": "elbo (higher is better)", "recon": "recon (lower is better)", "kl": "kl"}
-    for axes, (name, title) in zip(panels.flat, titles.items(), strict=False):
-        lines = {"training": _line(records, name), "validation": _line(records, name, part="validation")}
-        if name == "elbo":
-            lines["importance-weighted bound"] = _line(records, "bound")
+    for axes, (name, lines) in zip(panels.flat, terms.items(), strict=False):
         _draw_lines(axes, lines)
-        axes.set_title(title)
+        axes.set_title(titles[name])
         axes.set_ylabel("nats per picture")
-    _draw_schedule(panels[1, 1], records)
-    for axes in panels[1]:
+    _draw_schedule(panels[-1, -1], records)
+    for axes in panels[-1]:
         axes.set_xlabel("epochs")
     return figure
+
+
+def _terms(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, Line]:
+    """The lines of one panel."""
+    lines = {"training": _line(records, name), "validation": _line(records, name, part="validation")}
+    return lines | ({"importance-weighted bound": _line(records, "bound")} if name == "elbo" else {})
 
 
 def titled(title: str, *, note: str, width: float, height: float) -> Figure:
@@ -164,9 +174,6 @@ def titled(title: str, *, note: str, width: float, height: float) -> Figure:
     figure.text(left, 1 - _MARGIN_INCHES / height, title, va="top", weight="bold", size=_TITLE_SIZE)
     figure.text(left, 1 - _NOTE_INCHES / height, note, va="top", color=GREY, size=_NOTE_SIZE)
     return figure
-
-
-Line = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def _line(records: Sequence[Mapping[str, Any]], name: str, *, part: str | None = None) -> Line:
@@ -208,16 +215,15 @@ def _frame(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _draw_schedule(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    right = axes.twinx()
-    for place, name, colour, text in (
-        (axes, "learning_rate", BLUE, "learning rate"),
-        (right, "beta", ORANGE, "beta, weight of kl"),
-    ):
+    for name, colour, text in (("learning_rate", BLUE, "learning rate"), ("beta", ORANGE, "beta, weight of kl")):
         epochs, values = _line(records, name)
+        if not len(epochs):
+            continue
+        place = axes.twinx() if name == "beta" else axes
+        place.spines["right"].set_visible(name == "beta")
         place.plot(epochs, values, color=colour, linewidth=1.6)
         place.set_ylabel(text, color=colour)
         place.tick_params(axis="y", colors=colour)
-        place.set_ylim(0, 1.08 * max(values, default=0) or 1)
-    right.spines["right"].set_visible(True)
+        place.set_ylim(0, 1.08 * max(values) or 1)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=True)
     axes.set_title("schedule")

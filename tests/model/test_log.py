@@ -1,5 +1,6 @@
 """What a run says as it goes: lines that programs read, and files that TensorBoard reads."""
 
+import dataclasses
 import json
 import math
 from itertools import islice
@@ -105,6 +106,17 @@ def test_the_bound_is_said_where_all_steps_of_a_line_had_one(tmp_path: Path, lea
         work(log, learner, until=300, bound=-7.0)
         work(log, learner, until=350)
     assert [line["bound"] for line in lines(tmp_path)] == [None, None, pytest.approx(-7.0), None]
+
+
+def test_an_autoencoder_has_no_elbo_kl_or_beta_to_say(tmp_path: Path) -> None:
+    point = Learner(dataclasses.replace(TINY, family="autoencoder"), training=LONG, n_images=499)
+    with Log(tmp_path, point) as log:
+        work(log, point, until=250)
+    last = lines(tmp_path)[-1]
+    assert list(last) == FIELDS
+    assert last["elbo"] is last["kl"] is last["beta"] is None
+    assert last["recon"] > 0
+    assert last["validation"] == {"recon": VALIDATION["recon"]}
 
 
 def test_images_per_second_and_seconds_agree(tmp_path: Path, learner: Learner) -> None:

@@ -36,6 +36,13 @@ DOCS = Path(__file__).parents[2] / "docs" / "training.md"
 COMMAND = (sys.executable, "-m", "model")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 STATE = "state/training.safetensors"
+OF_A_DENSITY = {
+    "scale_head": ("--scale-head", "sigma"),
+    "beta": ("--beta", "4.0"),
+    "beta_schedule": ("--beta-schedule", "cosine"),
+    "kl_warmup_epochs": ("--kl-warmup-epochs", "1.0"),
+    "free_bits": ("--free-bits", "0.5"),
+}
 COMMANDS: Any = typer.main.get_command(app)
 
 
@@ -393,6 +400,10 @@ def test_the_bar_of_an_autoencoder_shows_no_bound(few: Path, tmp_path: Path, unm
         (("--likelihood", "normal"), "likelihood: got 'normal', expected one of"),
         (("--depth", "3"), "depth: got 3, expected at most 1 with small"),
         (("--family", "autoencoder", "--iw-samples", "2", "--iw-epochs", "1"), "iw_epochs: got some with an autoenc"),
+        *(
+            (("--family", "autoencoder", *given), f"{name}: got {given[1]} with an autoencoder, expected none")
+            for name, given in OF_A_DENSITY.items()
+        ),
         (("--out", "{run}"), "expected a new folder, or --resume to go on"),
     ],
 )

@@ -62,6 +62,14 @@ def test_validation_and_the_bound_are_drawn_where_there_are_any_and_what_is_not_
     assert [line.get_ydata().tolist() for line in lines] == [[-98.0, -97.0], [-97.0], [-90.0]]
 
 
+def test_an_autoencoder_has_the_curve_of_its_reconstruction_and_of_the_learning_rate() -> None:
+    history = [_line(step, elbo=None, kl=None, beta=None) for step in range(1, 11)]
+    figure = plots.curves(history)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["recon (lower is better)", "schedule"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["nats per picture", "learning rate"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["epochs", "epochs"]
+
+
 @pytest.mark.parametrize(("kinds", "colours"), [(3, 3), (10, 10), (11, 1)])
 def test_up_to_ten_labels_have_a_colour_each(kinds: int, colours: int) -> None:
     mu = np.random.default_rng(0).normal(size=(110, 4)).astype(np.float32)
