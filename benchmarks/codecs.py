@@ -293,7 +293,7 @@ def as_stated(canvases: Canvases, seconds: float) -> dict[str, str]:
     for label, options in {"png": {}, "jpeg": {"quality": 90}, "webp": {"quality": 90}, "gif": {}, "tiff": {}}.items():
         contents = [saved(canvas, label, **options) for canvas in canvases]
         n_bytes = round(mean(map(len, contents)))
-        stated = images.opening_cost_us(1, n_bytes=n_bytes)
+        stated = images.looking_cost_us(1, n_bytes=n_bytes)
         stated += images.decoding_cost_us(png.read(contents[0]), n_bytes=n_bytes, shape=None)
         reckoned = f"{stated:,.0f}" if isfinite(stated) else "thread"
         (taken,) = turns({label: by_ours(canvases[0].shape)}, contents, seconds / 5).values()

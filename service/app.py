@@ -1,4 +1,4 @@
-"""create_app(settings): the routes, the one handler of errors, and the life of the process."""
+"""create_app(settings): the routes, the handlers of errors, and the life of the process."""
 
 import asyncio
 import gc
@@ -73,7 +73,7 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
         },
     )
     app.state.draining = False
-    # Ahead of the pages that the framework brings, so that a request meets its verb first.
+    # Ahead of the pages that the framework brings, so that the table of methods below has verbs first.
     app.router.routes[:0] = routes
     app.add_api_route("/", _root, methods=["GET", "HEAD"], include_in_schema=False)
     pages.install(app)

@@ -418,7 +418,7 @@ def _read_file(source: files.Folder | files.Zip, name: str, entry: FileEntry) ->
 def _read_probe(path: Path, content: bytes, manifest: Manifest) -> Probe:
     try:
         tensors = load(content)
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:  # as in tensors.read
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:  # of a header that lies
         raise BadBundle(f"{path}: not readable as safetensors ({error})") from error
     image = tensors.get("image", np.empty(0))
     height, width, channels = manifest.image.default_shape

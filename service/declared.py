@@ -27,7 +27,7 @@ _MOST_RUN_PIXELS = 2**20
 
 
 def pixels(data: bytes, *, where: str, max_pixels: int) -> int:
-    """Pixels of the picture in a file, 0 where it does not say so in its first bytes.
+    """Pixels of the picture in a file, 0 where it does not say so by a header.
 
     Raises:  BadBody where the file would make its reader work for more than its pixels, TooLarge where it would make
              room for too many of them

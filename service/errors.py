@@ -24,7 +24,7 @@ class Fault(TypedDict):
 
 
 class Problem(Exception):
-    """A request that is answered with an error. Raised anywhere, turned into a response in one place (`app`)."""
+    """A request that is answered with an error. Raised anywhere, written in `refusals`."""
 
     status: ClassVar[int]
     kind: ClassVar[str]

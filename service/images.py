@@ -75,6 +75,13 @@ def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
 _UNTOLD_PIXELS = 1_000_000
 
 
+class Size(NamedTuple):
+    """The size that pictures are to have, and the place of the one that has it."""
+
+    shape: tuple[int, ...]
+    where: str
+
+
 class Look(NamedTuple):
     """What is known of a picture before it is opened: itself, where it is a plain PNG, and its pixels, 0 where its file
     does not say so at once.
@@ -85,9 +92,9 @@ class Look(NamedTuple):
 
 
 def look(data: bytes, *, where: str, max_pixels: int) -> Look:
-    """What the first bytes of a file tell.
+    """What a file tells by its headers, wherever in it they stand.
 
-    Raises:  as `open_picture`
+    Raises:  BadBody if it is more work than its pixels are; TooLarge if it has more than max_pixels
     """
     plain = png.read(data)
     if plain is None:
@@ -100,7 +107,8 @@ def look(data: bytes, *, where: str, max_pixels: int) -> Look:
 def open_as(found: Look, data: bytes, *, where: str, max_pixels: int) -> Opened:
     """A picture that was looked at, with its header read.
 
-    Raises:  as `open_picture`
+    Raises:  BadBody if it is none of FORMATS, or not what `look` saw; TooLarge if it has more than max_pixels;
+             OutOfMemory
     """
     if found.plain is not None:
         return found.plain
@@ -141,7 +149,8 @@ def to_rows(pictures: Iterable[Opened], *, shape: tuple[int, int, int], where: S
     one is made.
 
     Shapes:  shape (h, w, c) -> (n, h, w, c)
-    Raises:  BadBody if the pixels of one cannot be decoded, Invalid if its mode has no agreed range
+    Raises:  BadBody if the pixels of one cannot be decoded, Invalid if its mode has no agreed range, OutOfMemory, and
+             whatever `pictures` raises
     """
     rows: list[Uint8] = []
     for picture in pictures:
@@ -164,11 +173,13 @@ def _row(picture: Opened, shape: tuple[int, int, int], *, where: str) -> Uint8:
     return _pixels(decoded)
 
 
-def to_rows_of_their_size(pictures: Iterable[Opened], *, channels: int, stride: int, where: Sequence[str]) -> Uint8:
+def to_rows_of_their_size(
+    pictures: Iterable[Opened], *, channels: int, stride: int, where: Sequence[str], like: Size | None
+) -> Uint8:
     """Pictures of one size as rows of that size, their edges cut where a side is no multiple of the stride.
 
     Shapes:  -> (n, h, w, channels), h and w multiples of the stride
-    Raises:  as `to_rows`, and Invalid if a picture is not of the first one's size
+    Raises:  as `to_rows`, and Invalid if a picture is not of the size of `like`, or where that is None of the first
     """
     rows: list[Uint8] = []
     for picture in pictures:
@@ -178,8 +189,9 @@ def to_rows_of_their_size(pictures: Iterable[Opened], *, channels: int, stride: 
         top, left = (side % stride // 2 for side in decoded.shape[:2])
         height, width = (side - side % stride for side in decoded.shape[:2])
         row = decoded[top : top + height, left : left + width]
-        if rows and row.shape != rows[0].shape:
-            raise invalid(place, got=size_in_words(row.shape), expected=f"{size_in_words(rows[0].shape)} as {where[0]}")
+        like = like or Size(row.shape, place)
+        if row.shape != like.shape:
+            raise invalid(place, got=size_in_words(row.shape), expected=f"{size_in_words(like.shape)} as {like.where}")
         rows.append(row)
     return np.stack(rows)
 
@@ -200,13 +212,13 @@ def _decoded(picture: Opened, channels: int, *, where: str) -> Image.Image:
 def _sound(decode: Callable[[], T], *, where: str) -> T:
     """What decoding gives.
 
-    Raises:  BadBody if it fails
+    Raises:  BadBody if it fails, OutOfMemory
     """
     try:
         return decode()
     except MemoryError as error:
         raise _out_of_memory(where) from error
-    except Exception as error:  # as in open_picture
+    except Exception as error:  # as when it is opened
         raise BadBody(f"{where}: the picture's data is broken or incomplete") from error
 
 
@@ -236,7 +248,7 @@ def _pixels(picture: Image.Image) -> Uint8:
     return np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width, -1)
 
 
-def opening_cost_us(n: int, *, n_bytes: int) -> float:
+def looking_cost_us(n: int, *, n_bytes: int) -> float:
     """What `look` will cost for n pictures, with room for what long files may hold before their pixels."""
     return 30 * n + 0.005 * n_bytes
 

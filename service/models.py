@@ -133,18 +133,14 @@ class Models:
 @dataclass(frozen=True)
 class Deployment:
     """What every request can see: the settings, the models, the lane they share, the patience of their callers, and
-    the room for pixels that are decoded at a time.
+    the room for the pixels of large pictures that are decoded at a time, as many in all as one may have.
     """
 
     settings: Settings
     models: Models
     lane: Lane
+    large: Turns
     patience: Patience = field(default_factory=Patience)
-
-    @cached_property
-    def large(self) -> Turns:
-        """Room for the pixels of large pictures, as many in all as one may have."""
-        return Turns(self.settings.max_picture_pixels)
 
     @property
     def is_wedged(self) -> bool:
@@ -163,7 +159,8 @@ def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | N
 
     Raises:  BadBundle, BadEngine
     """
-    return _deployed(settings, _lane(settings, cores=cores, metrics=metrics))
+    lane = _lane(settings, cores=cores, metrics=metrics)
+    return Deployment(settings, _loaded(settings, lane), lane, large=Turns(settings.max_picture_pixels))
 
 
 def _lane(settings: Settings, *, cores: int | None, metrics: Metrics | None) -> Lane:
@@ -178,25 +175,26 @@ def _lane(settings: Settings, *, cores: int | None, metrics: Metrics | None) -> 
     )
 
 
-def _deployed(settings: Settings, lane: Lane) -> Deployment:
+def _loaded(settings: Settings, lane: Lane) -> Models:
     models: dict[str, Model] = {}
     for path in settings.bundles:
         bundle = read(path)
         if bundle.manifest.name in models:
             raise BadBundle(f"{path}: a model named {bundle.manifest.name} is loaded already")
         models[bundle.manifest.name] = _started(bundle, lane=lane, settings=settings)
-    return Deployment(settings, Models(list(models.values())), lane)
+    return Models(list(models.values()))
 
 
 def redeploy(deployment: Deployment, name: str | None) -> Deployment:
     """What the settings name as it is by now, beside what is there: the bundle of one model, or without a name all. It
-    runs on the same lane, so that a run which does not end is still noticed.
+    shares lane and room with what is there, so that a run which does not end is still noticed, and pixels are bounded
+    while requests of both are answered.
 
     Raises:  BadBundle, BadEngine, NotFound if there is no such model
     """
     settings, lane = deployment.settings, deployment.lane
     if name is None:
-        return _deployed(settings, lane)
+        return replace(deployment, models=_loaded(settings, lane))
     path = deployment.models.find(name).path
     bundle = read(path)
     if bundle.manifest.name != name:

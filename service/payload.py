@@ -39,7 +39,7 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
     Shapes:  -> (n, h, w, c)
     """
     n_bytes = sum(len(picture.value) for picture in pictures)
-    cost = images.opening_cost_us(len(pictures), n_bytes=n_bytes)
+    cost = images.looking_cost_us(len(pictures), n_bytes=n_bytes)
     looks = await call.spend(cost, _looked_at, pictures, call.deployment.settings.max_picture_pixels)
     spec = call.model.manifest.image
     only = looks[0].plain if len(pictures) == 1 and looks[0].pixels <= _LARGE_PIXELS else None
@@ -47,19 +47,16 @@ async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArr
         cost = images.decoding_cost_us(only, n_bytes=n_bytes, shape=spec.default_shape)
         return await call.spend(cost, images.to_rows, (only,), shape=spec.default_shape, where=(pictures[0].where,))
     shares = list(_shares(pictures, looks, shape=None if spec.is_open else spec.default_shape))
-    if len(shares) == 1:
-        return await _rows(call, shares[0], n=len(pictures))
-    rows: NDArray[np.uint8] | None = None
-    for share in shares:
+    first, *others = shares
+    part = await _rows(call, first, n=len(pictures))
+    if not others:
+        return part
+    rows = np.empty((len(pictures), *part.shape[1:]), np.uint8)
+    rows[: len(part)] = part
+    for share in others:
         await call.require_caller()
-        part = await _rows(call, share, n=len(pictures))
-        if rows is None:
-            rows = np.empty((len(pictures), *part.shape[1:]), np.uint8)
-        elif part.shape[1:] != rows.shape[1:]:
-            got, expected = images.size_in_words(part.shape[1:]), images.size_in_words(rows.shape[1:])
-            raise invalid(share.pictures[0].where, got=got, expected=f"{expected} as {pictures[0].where}")
+        part = await _rows(call, share, n=len(pictures), like=images.Size(rows.shape[1:], pictures[0].where))
         rows[share.first : share.first + len(part)] = part
-    assert rows is not None, "there was a picture"  # noqa: S101
     return rows
 
 
@@ -102,12 +99,14 @@ def _shares(
     yield _Share(first, pictures[first:], looks[first:], cost_us)
 
 
-async def _rows(call: Call[Options], share: _Share, *, n: int) -> NDArray[np.uint8]:
-    """The rows of a share of the n pictures of a request."""
+async def _rows(call: Call[Options], share: _Share, *, n: int, like: images.Size | None = None) -> NDArray[np.uint8]:
+    """The rows of a share of the n pictures of a request; where sizes are open, of the size of the first of all."""
     spec, opened = call.model.manifest.image, _opened(call, share, n)
     where = [picture.where for picture in share.pictures]
     if spec.is_open:
-        work = partial(images.to_rows_of_their_size, opened, channels=spec.channels, stride=spec.stride, where=where)
+        work = partial(
+            images.to_rows_of_their_size, opened, channels=spec.channels, stride=spec.stride, where=where, like=like
+        )
     else:
         work = partial(images.to_rows, opened, shape=spec.default_shape, where=where)
     pixels = max(found.pixels for found in share.looks)
@@ -119,15 +118,18 @@ async def _rows(call: Call[Options], share: _Share, *, n: int) -> NDArray[np.uin
 def _opened(call: Call[Options], share: _Share, n: int) -> Iterator[images.Opened]:
     """The pictures of a share of n, one after the other. Nothing is kept of one when the next is opened.
 
-    Raises:  Invalid or TooLarge where sizes are open and the model does not take one
+    Raises:  as `images.open_as`, and Invalid or TooLarge where sizes are open and the model does not take one
     """
     max_pixels = call.deployment.settings.max_picture_pixels
     for (where, data), found in zip(share.pictures, share.looks, strict=True):
-        yield _taken(call, images.open_as(found, data, where=where, max_pixels=max_pixels), where, n)
+        yield _of_a_size_taken(call, images.open_as(found, data, where=where, max_pixels=max_pixels), where, n)
 
 
-def _taken(call: Call[Options], picture: images.Opened, where: str, n: int) -> images.Opened:
-    """The picture, if it is not too small, too large or, as one of n, too many: before it is decoded."""
+def _of_a_size_taken(call: Call[Options], picture: images.Opened, where: str, n: int) -> images.Opened:
+    """The picture, if it is not too small, too large or, as one of n, too many: before it is decoded.
+
+    Raises:  Invalid, TooLarge
+    """
     if call.model.manifest.image.is_open:
         sides, *_ = call.model.image_axes
         if min(picture.size) < sides[0] or max(picture.size) > sides[-1]:
@@ -143,6 +145,7 @@ async def images_of(call: Call[Options]) -> NDArray[np.uint8] | None:
     """The request's images as rows that the model takes; None where it carries none.
 
     Shapes:  -> (n, h, w, c)
+    Raises:  BadBody, TooLarge, Invalid or OutOfMemory that names the picture
     """
     if call.body.pictures:
         call.check_rows(len(call.body.pictures))

@@ -110,7 +110,7 @@ def read(content: bytes, path: Path, *, latent_dim: int) -> FittedPrior:
     """
     try:
         tensors = load(content)
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:  # as in tensors.read
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:  # of a header that lies
         raise BadBundle(f"{path}: not readable as safetensors ({error})") from error
     if set(tensors) != {"weights", "means", "cholesky"}:
         raise BadBundle(f"{path}: its tensors are {sorted(tensors)}, expected cholesky, means, weights")

@@ -20,7 +20,7 @@ logger = logging.getLogger("vaeserve")
 def serve(settings: Settings, sockets: list[socket.socket], *, onnxruntime: str) -> None:
     """Load, then serve until told to end.
 
-    Raises:  BadBundle, BadEngine, BadAddress
+    Raises:  BadBundle, BadEngine, BadKeys, BadAddress
     """
     app = create_app(settings)
     url = ports.url(sockets)

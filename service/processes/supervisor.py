@@ -66,7 +66,7 @@ def pause_before(ended_soon: int) -> float:
 class Supervisor:
     """As many workers as the settings say, behind one port, which is held here whatever becomes of them.
 
-    Raises:  BadAddress if another service holds it
+    Raises:  BadAddress if another service holds it, NoSharedMemory if the workers cannot have any
     """
 
     def __init__(self, settings: Settings, sockets: list[socket.socket], *, onnxruntime: str) -> None:

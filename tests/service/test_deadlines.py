@@ -349,6 +349,23 @@ def test_pictures_of_other_sizes_are_found_apart_too(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_of_pictures_that_are_decoded_apart_the_one_that_differs_from_the_first_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "_SHARE_US", 50.0)  # of which each of these takes 23 to 25
+    usual, wide = png(np.zeros((16, 16, 3), np.uint8)), png(np.zeros((16, 20, 3), np.uint8))
+    write_linear(tmp_path / "open", open_linear())
+    app = create_app(Settings(bundles=(tmp_path / "open",)))
+
+    async def scenario() -> None:
+        async with in_process(app) as client:
+            document = problem(await encoded(client, usual, usual, wide, usual), 422, "invalid")
+            told = "form.images[2]: got height 16, width 20, expected height 16, width 16 as form.images[0]"
+            assert document["detail"] == told
+
+    asyncio.run(scenario())
+
+
 def test_no_memory_for_a_picture_is_no_fault_of_the_picture(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(_picture: Image.Image) -> Image.Image:
         raise MemoryError

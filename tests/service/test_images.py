@@ -36,7 +36,7 @@ def cut(*files: bytes, channels: int, stride: int) -> images.Uint8:
     pictures = [
         images.open_picture(data, where=place, max_pixels=LIMIT) for data, place in zip(files, where, strict=True)
     ]
-    return images.to_rows_of_their_size(pictures, channels=channels, stride=stride, where=where)
+    return images.to_rows_of_their_size(pictures, channels=channels, stride=stride, where=where, like=None)
 
 
 def row(data: bytes, shape: tuple[int, int, int]) -> images.Uint8:
@@ -322,9 +322,9 @@ def test_one_small_picture_fits_the_event_loops_budget_and_a_long_file_does_not(
     for shape in ((28, 28, 1), (64, 64, 3)):
         data = png(pixels(1, shape)[0])
         opened = plain.read(data)
-        assert images.opening_cost_us(1, n_bytes=len(data)) < LOOP_BUDGET_US
+        assert images.looking_cost_us(1, n_bytes=len(data)) < LOOP_BUDGET_US
         assert images.decoding_cost_us(opened, n_bytes=len(data), shape=shape) < LOOP_BUDGET_US
-        assert images.opening_cost_us(1, n_bytes=100_000) > LOOP_BUDGET_US
+        assert images.looking_cost_us(1, n_bytes=100_000) > LOOP_BUDGET_US
         assert images.decoding_cost_us(opened, n_bytes=100_000, shape=shape) > LOOP_BUDGET_US
 
 
@@ -339,9 +339,9 @@ def test_opening_and_decoding_cost_more_with_every_picture_value_and_byte() -> N
     assert fitted == sorted(set(fitted))
     assert fitted[-1] > LOOP_BUDGET_US, "a small picture that is enlarged is as much work as a large one"
     assert (
-        images.opening_cost_us(1, n_bytes=0)
-        < images.opening_cost_us(1, n_bytes=9)
-        < images.opening_cost_us(2, n_bytes=9)
+        images.looking_cost_us(1, n_bytes=0)
+        < images.looking_cost_us(1, n_bytes=9)
+        < images.looking_cost_us(2, n_bytes=9)
     )
 
 

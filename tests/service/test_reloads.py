@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from service import lane
 from service.access.keys import Scope
 from service.app import create_app
-from service.models import Model, redeploy
+from service.models import Deployment, Model, redeploy
 from service.settings import Settings
 from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import linear, write_linear
@@ -105,6 +105,14 @@ def test_other_models_stay_as_they_are(folder: Path, app: FastAPI) -> None:
     assert app.state.deployment.models.find("other") is other
     assert label(app, "other") == other.label
     assert app.state.deployment.models.default.manifest.name == "one"
+
+
+@pytest.mark.parametrize("name", ["one", None])
+def test_old_and_new_share_the_room_for_pixels_and_the_patience_of_callers(app: FastAPI, name: str | None) -> None:
+    before: Deployment = app.state.deployment
+    after = redeploy(before, name)
+    assert after.models is not before.models
+    assert (after.lane, after.large, after.patience) == (before.lane, before.large, before.patience)
 
 
 def test_the_log_says_what_is_served_and_what_runs_it(
