@@ -77,7 +77,7 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
     app.router.routes[:0] = routes
     app.add_api_route("/", _root, methods=["GET", "HEAD"], include_in_schema=False)
     pages.install(app)
-    openapi.install(app, keyed=settings.api_keys_file is not None)
+    openapi.install(app, keyed=settings.api_keys_file is not None, metrics_open=settings.open_metrics)
     table = [route for route in app.routes if isinstance(route, Route)]
     app.state.metrics = Metrics([route.path for route in table], tally=tally, workers=max(1, settings.workers))
     app.state.traces = tracing

@@ -163,7 +163,7 @@ def _members(document: dict[str, Any], takes: frozenset[str], *, where: str, max
 
 
 def picture_bytes(item: Named) -> bytes:
-    """The file behind a base64 string or a data: URI. Nothing is ever fetched.
+    """The file behind a base64 string, whose lines may be broken, or a data: URI. Nothing is ever fetched.
 
     Raises:  Invalid if it is neither
     """
@@ -172,7 +172,7 @@ def picture_bytes(item: Named) -> bytes:
         head, comma, data = text.partition(",")
         encoded = data if comma and head.startswith("data:") and head.endswith(";base64") else text
         try:
-            return base64.b64decode(encoded, validate=True)
+            return base64.b64decode(encoded.replace("\r", "").replace("\n", ""), validate=True)
         except (binascii.Error, ValueError):
             pass
     raise invalid(item.where, got=shown(text, most=40), expected="a picture as base64, or as a base64 data: URI")
@@ -185,10 +185,10 @@ async def _multipart(body: bytes, headers: Mapping[str, str], *, max_parts: int,
     options: list[tuple[str, Named]] = []
     for part in parts:
         if part.is_file:
-            if part.name != "images":
+            if part.name != multipart.PICTURES:
                 raise invalid(f"form.{part.name}", got="a file", expected="files in parts named images")
             pictures.append(Named(f"form.images[{len(pictures)}]", part.content))
-        elif part.name == "images":
+        elif part.name == multipart.PICTURES:
             raise invalid("form.images", got="text", expected="a file, as curl -F images=@a.png sends it")
         else:
             options.append((part.name, Named(f"form.{part.name}", part.text)))

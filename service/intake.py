@@ -29,7 +29,7 @@ O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TIMEOUT_DIGITS = 12  # that X-Timeout-Ms may have
+_TIMEOUT_DIGITS = 12  # of X-Timeout-Ms, of which more are no less than any server's bound
 
 # Many more than any verb knows; a body of nothing but unknown options must not cost a fault each.
 _MAX_OPTIONS = 64
@@ -189,9 +189,10 @@ def _deadline(headers: Mapping[str, str], began: float, settings: Settings) -> D
     asked = headers.get("x-timeout-ms")
     if asked is None:
         return Deadline(began, timeout_ms=settings.timeout_ms)
-    if not (asked.isascii() and asked.isdigit() and len(asked) <= TIMEOUT_DIGITS and int(asked)):
-        raise invalid("X-Timeout-Ms", got=asked, expected="a whole number of milliseconds, at least 1")
-    return Deadline(began, timeout_ms=min(int(asked), settings.max_timeout_ms))
+    digits = asked.lstrip("0")
+    if not (digits.isascii() and digits.isdigit()):
+        raise invalid("X-Timeout-Ms", got=shown(asked), expected="a whole number of milliseconds, at least 1")
+    return Deadline(began, timeout_ms=min(int(digits[:_TIMEOUT_DIGITS]), settings.max_timeout_ms))
 
 
 def _query(request: Request) -> tuple[tuple[str, Named], ...]:
@@ -213,20 +214,27 @@ def _options(verb: Verb[O], sent: Sequence[tuple[str, Named]]) -> O:
     try:
         return verb.options.model_validate({name: named.value for name, named in places.items()})
     except ValidationError as error:
-        faults = [_fault(places, dict(item), verb.options) for item in error.errors(include_url=False)]
+        faults = [_fault(places, dict(item), verb) for item in error.errors(include_url=False)]
         raise Invalid(
             "; ".join(f"{fault['where']}: got {fault['got']}, expected {fault['expected']}" for fault in faults),
             faults=faults,
         ) from error
 
 
-def _fault(places: dict[str, Named], error: dict[str, Any], model: type[Options]) -> Fault:
+def _fault(places: dict[str, Named], error: dict[str, Any], verb: Verb[Options]) -> Fault:
     name, *inner = error["loc"] or ("",)
     where = ".".join([places[name].where if name in places else name, *map(str, inner)])[:200]
     if error["type"] == "extra_forbidden":
-        return {"where": where, "got": name[:200], "expected": f"one of {', '.join(model.model_fields)}"}
-    expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return {"where": where, "got": shown(error["input"]), "expected": expected[0].lower() + expected[1:]}
+        members = sorted(verb.takes) if where.startswith(("body.", "tensor.")) else []
+        known = ", ".join([*members, *verb.options.model_fields])
+        return {"where": where, "got": name[:200], "expected": f"one of {known}"}
+    return {"where": where, "got": shown(error["input"]), "expected": expectation(error["msg"])}
+
+
+def expectation(message: str) -> str:
+    """What pydantic expected, as our sentences go on after "expected"."""
+    expected = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    return expected[0].lower() + expected[1:]
 
 
 def chosen_seed(seed: int | None) -> int:

@@ -10,6 +10,9 @@ from service.errors import BadBody, too_large
 # So much is read at a time, so that a thread that reads a large body lets others have their turn.
 _CHUNK_BYTES = 2**16
 
+PICTURES = "images"
+"""Parts of this name are pictures, whatever their clients call the files."""
+
 _MAX_FIELDS = 64
 _MAX_FIELD_BYTES = 2**16
 
@@ -20,7 +23,11 @@ _LONG_US = 10_000.0
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part: a file if it has a file's name, else the value of a field."""
+    """One part: a file if it has a file's name, or if it is named as pictures are and is no text; else the value of a
+    field.
+
+    Source:  RFC 7578, section 4.2, which leaves the file's name to the client
+    """
 
     name: str
     is_file: bool
@@ -44,6 +51,8 @@ def read(body: bytes, content_type: str, *, max_files: int) -> list[Part]:
     Source:  RFC 7578
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not boundary:
+        raise _unreadable("its Content-Type names no boundary, as it does where the client's library writes it")
     if b"--%b--" % boundary not in body[-_CHUNK_BYTES:]:  # or else the last part would be lost without a word
         raise _unreadable("it ends before its last boundary")
     reader = _Reader(body, max_files=max_files)
@@ -99,9 +108,10 @@ class _Reader:
         if b"name" not in options:
             raise _unreadable("a part has no name in its Content-Disposition")
         self._name = _text(options[b"name"])
-        self._is_file = b"filename" in options
-        self._files += self._is_file
-        self._fields += not self._is_file
+        self._has_filename = b"filename" in options
+        may_be_file = self._has_filename or self._name == PICTURES
+        self._files += may_be_file
+        self._fields += not may_be_file
         if self._files > self._max_files:
             raise too_large("rows", got=self._files, limit=self._max_files, unit="rows")
         if self._fields > _MAX_FIELDS:
@@ -114,12 +124,18 @@ class _Reader:
         self._bytes += end - start
 
     def part_end(self) -> None:
-        if not self._is_file and self._bytes > _MAX_FIELD_BYTES:
+        content = self._body[self._at : self._at + self._bytes]
+        is_file = self._has_filename or (self._name == PICTURES and not _is_text(content))
+        if not is_file and self._bytes > _MAX_FIELD_BYTES:
             raise _unreadable(
                 f"the field {self._name[:40]} has {self._bytes:,} bytes, the limit is {_MAX_FIELD_BYTES:,}"
             )
-        content = self._body[self._at : self._at + self._bytes]
-        self.parts.append(Part(self._name, self._is_file, content))
+        self.parts.append(Part(self._name, is_file, content))
+
+
+def _is_text(sent: bytes) -> bool:
+    """Whether it could be a field's value, as the name of a file in place of the file; no picture can be read so."""
+    return sent.isascii() and sent.decode().isprintable()
 
 
 def _text(sent: bytes) -> str:

@@ -14,7 +14,7 @@ from service.access import gate
 from service.bodies import readable_types
 from service.errors import PROBLEMS
 from service.forms import Form
-from service.intake import TIMEOUT_DIGITS, Verb
+from service.intake import Verb
 from service.schemas import (
     DecodeBody,
     EncodeAnswer,
@@ -66,7 +66,7 @@ _TIMEOUT = {
     "in": "header",
     "required": False,
     "description": "Milliseconds until 504, if the rows have not run by then; else the server's own.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": 10**TIMEOUT_DIGITS - 1},
+    "schema": {"type": "integer", "format": "int64", "minimum": 1},
 }
 
 
@@ -79,7 +79,7 @@ def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseMod
     extra: dict[str, Any] = {"parameters": [*_parameters(verb), _TIMEOUT]}
     if body is not None:
         required = bool(verb.takes) and not issubclass(verb.options, SeededOptions)
-        extra["requestBody"] = {"required": required, "content": _contents(verb, body)}
+        extra["requestBody"] = {"required": required, "content": _contents(verb, body, is_required=required)}
     common = (404, 406, 409, 413, 422, 429, 431, 500, 503, 504)
     statuses = common if body is None else (400, 408, 415, *common)
     answers: dict[int | str, Any] = {
@@ -119,9 +119,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def install(app: FastAPI, *, keyed: bool) -> None:
+def install(app: FastAPI, *, keyed: bool, metrics_open: bool) -> None:
     """Give an application its OpenAPI document, made once, with the schemas that `describe` refers to; where keys are
-    on, also with what takes one.
+    on, also with what takes one, which the metrics may not.
     """
 
     def document() -> dict[str, Any]:
@@ -130,20 +130,20 @@ def install(app: FastAPI, *, keyed: bool) -> None:
             _, schemas = models_json_schema([(model, "validation") for model in _COMPONENTS], ref_template=_REFERENCE)
             made.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
             if keyed:
-                _lock(made)
+                _lock(made, metrics_open=metrics_open)
             app.openapi_schema = made
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend OpenAPI
 
 
-def _lock(document: dict[str, Any]) -> None:
+def _lock(document: dict[str, Any], *, metrics_open: bool) -> None:
     """Say of every operation that takes a key that it does, and how it refuses those that may not."""
     document["components"]["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer", "description": _SHOWN}}
     refused = {str(status): answer for status, answer in problems(401, 403, 429).items()}
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            if not gate.is_open(path):
+            if not gate.is_open(path, metrics_open=metrics_open):
                 operation["security"] = [{_KEY: [gate.needed(method.upper(), path)]}]
                 operation["responses"] |= refused
 
@@ -174,15 +174,20 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _contents(verb: Verb[Options], body: type[BaseModel]) -> dict[str, Any]:
+def _contents(verb: Verb[Options], body: type[BaseModel], *, is_required: bool) -> dict[str, Any]:
     contents: dict[str, Any] = {}
     for media_type in readable_types(verb.takes):
         if media_type == "application/json":
             contents[media_type] = {"schema": {"$ref": _REFERENCE.format(model=body.__name__)}}
         elif media_type == "multipart/form-data":
             fields = {option["name"]: option["schema"] for option in _parameters(verb)}
+            lists = [name for name, schema in fields.items() if schema.get("type") == "array"]
             parts = {"images": {"type": "array", "items": _BINARY}, **fields}
-            contents[media_type] = {"schema": {"type": "object", "properties": parts, "required": ["images"]}}
+            contents[media_type] = {
+                "schema": {"type": "object", "properties": parts, **({"required": ["images"]} if is_required else {})}
+            }
+            if lists:  # which would be a part for each item else
+                contents[media_type]["encoding"] = {name: {"style": "form", "explode": False} for name in lists}
         elif media_type in images.MEDIA_TYPES or media_type == tensors.MEDIA_TYPE:
             contents[media_type] = {"schema": _BINARY}
     return contents

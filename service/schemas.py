@@ -7,7 +7,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from service.errors import Fault, too_large
 from service.latents import MAX_SEED
 
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+# Named for generated clients, whose integers have 32 bits else.
+_INT64: dict[str, Any] = {"format": "int64"}
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, json_schema_extra=_INT64)]
+AnsweredSeed = Annotated[int, Field(json_schema_extra=_INT64)]
 Dimension = Annotated[int, Field(ge=0)]
 
 
@@ -24,6 +27,13 @@ def _split(value: object) -> object:
     if isinstance(listed, list) and len(listed) > _MOST_LISTED:
         raise too_large("rows", got=len(listed), limit=_MOST_LISTED, unit="rows")
     return listed
+
+
+def _as_items(schema: dict[str, Any]) -> None:
+    """The least length of a list in the words for lists: pydantic takes what a validator is before for a text."""
+    for choice in schema["anyOf"]:
+        if "minLength" in choice:
+            choice["minItems"] = choice.pop("minLength")
 
 
 class Options(BaseModel):
@@ -96,7 +106,10 @@ class InterpolateOptions(PathOptions):
     """Options of /interpolate."""
 
     seeds: Annotated[tuple[Seed, ...], Field(fail_fast=True), BeforeValidator(_split)] | None = Field(
-        None, min_length=2, description="Seeds whose first latents are the points, as `3,14`."
+        None,
+        min_length=2,
+        description="Seeds whose first latents are the points, as `3,14`.",
+        json_schema_extra=_as_items,
     )
     steps: int = Field(9, ge=2, description="Pictures from one point to the next, both included.")
     method: Literal["linear", "slerp"] = Field("linear", description="Straight lines, or great arcs.")
@@ -111,6 +124,7 @@ class TraverseOptions(PathOptions):
         None,
         min_length=1,
         description="Dimensions of the latent, a line each, as `0,3,5`; else the 8 most active.",
+        json_schema_extra=_as_items,
     )
     span: float = Field(3.0, gt=0, le=1000, allow_inf_nan=False, description="Lines lead from -span to span.")
     steps: int = Field(9, ge=2, description="Pictures in a line, both ends included.")
@@ -176,7 +190,7 @@ class EncodeAnswer(BaseModel):
     digest: str
     mu: list[Vector]
     logvar: list[Vector] | None = Field(description="null where the model is an autoencoder")
-    seed: int | None = None
+    seed: AnsweredSeed | None = None
     z: list[list[Vector]] | None = Field(None, description="(n, draws, *latent_shape), where draws were asked")
 
 
@@ -188,7 +202,7 @@ class ScoreAnswer(BaseModel):
     recon: list[float] = Field(description="-log p(x given z) at z = mu")
     kl: list[float] | None = Field(description="KL(q, prior); null where the model is an autoencoder")
     elbo: list[float] | None = Field(description="-(recon + kl); null where the model is an autoencoder")
-    seed: int | None = None
+    seed: AnsweredSeed | None = None
     log_likelihood: list[float] | None = Field(None, description="the bound of k draws, where k was asked")
 
 
@@ -207,7 +221,7 @@ class PicturesAnswer(BaseModel):
     inputs: list[Base64] | None = Field(None, description="what /reconstruct was sent, with compare")
     images: list[Base64]
     z: list[Vector]
-    seed: int | None = None
+    seed: AnsweredSeed | None = None
     warnings: list[WarningAnswer] | None = Field(None, description="only where there are any")
 
 

@@ -55,7 +55,7 @@ class Gate:
             key.bucket.check()
 
 
-def is_open(path: str, *, metrics_open: bool = False) -> bool:
+def is_open(path: str, *, metrics_open: bool) -> bool:
     """Whether a path takes no key."""
     return path in _OPEN or path.startswith(_OPEN_BENEATH) or (metrics_open and path == _METRICS)
 

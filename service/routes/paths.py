@@ -16,7 +16,7 @@ from service.batcher import Done
 from service.bodies import Named, picture_bytes
 from service.errors import invalid, shown
 from service.forms import PATH_FORMS
-from service.intake import Call, Verb
+from service.intake import Call, Verb, expectation
 from service.openapi import VerbRoute, describe
 from service.schemas import (
     InterpolateBody,
@@ -191,7 +191,9 @@ def _mixed_points(call: Call[InterpolateOptions], sent: Any) -> list[Named]:
         try:
             given = Point.model_validate(item).model_dump(exclude_none=True)
         except ValidationError as error:
-            raise invalid(where, got=shown(item, most=80), expected="image, z or seed") from error
+            first, *_ = error.errors(include_url=False)
+            at, told = ".".join([where, *map(str, first["loc"])])[:200], expectation(first["msg"])
+            raise invalid(at, got=shown(first["input"], most=80), expected=told) from error
         if len(given) != 1:
             raise invalid(where, got=", ".join(given) or "nothing", expected="exactly one of image, z and seed")
         if "image" in given:

@@ -91,15 +91,18 @@ def test_the_server_has_a_deadline_of_its_own_and_a_bound_on_others(
     async def scenario() -> None:
         async with held.client() as http:
             own = await http.get("/sample")
-            bounded = await http.get("/sample", headers={"x-timeout-ms": "999999999999"})
+            bounded = [
+                await http.get("/sample", headers={"x-timeout-ms": sent})
+                for sent in ("999999999999", "9007199254740991", "9" * 5000, "00071")
+            ]
             held.gate.set()
         assert "40 ms" in problem(own, 504, "deadline-passed")["detail"]
-        assert "70 ms" in problem(bounded, 504, "deadline-passed")["detail"]
+        assert all("70 ms" in problem(answer, 504, "deadline-passed")["detail"] for answer in bounded)
 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("sent", ["0", "-5", "1.5", "soon", "", "٣", "1" * 13])
+@pytest.mark.parametrize("sent", ["0", "-5", "1.5", "soon", "", "٣", "000", "0" * 99])
 def test_a_timeout_that_is_no_number_of_milliseconds_is_422(client: httpx.Client, sent: str) -> None:
     answer = client.get("/sample", headers=[(b"x-timeout-ms", sent.encode())])
     document = problem(answer, 422, "invalid")
@@ -214,7 +217,9 @@ def test_requests_of_many_pictures_and_of_few_take_turns(app: FastAPI, monkeypat
 
     async def scenario() -> list[httpx.Response]:
         async with in_process(app) as client:
-            many = asyncio.create_task(encoded(client, *[alpha(40)] * 8))
+            many = asyncio.create_task(
+                encoded(client, *[alpha(40)] * 7)
+            )  # and one more are what the queue has room for
             while not widths:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             few = asyncio.create_task(encoded(client, alpha(50)))
@@ -227,7 +232,7 @@ def test_requests_of_many_pictures_and_of_few_take_turns(app: FastAPI, monkeypat
         monkeypatch.setattr(budget, "_threads", only)
         assert [answer.status_code for answer in asyncio.run(scenario())] == [200, 200]
     assert widths.index(50) < 4
-    assert widths.count(40) == 8
+    assert widths.count(40) == 7
 
 
 def test_large_pictures_are_decoded_as_there_is_room_for_their_pixels(

@@ -265,7 +265,8 @@ def test_an_unknown_option_is_refused_wherever_it_stands(client: httpx.Client, c
     }
     answer = client.post("/encode", **parts[place])
     assert answer.status_code == 422
-    expected = "one of model, format, draws, seed, dtype"
+    members = "images, " if place in ("body", "tensor") else ""
+    expected = f"one of {members}model, format, draws, seed, dtype"
     assert answer.json()["errors"] == [{"where": f"{place}.steps", "got": "steps", "expected": expected}]
 
 

@@ -433,6 +433,31 @@ def test_text_in_the_part_for_pictures_is_422(client: httpx.Client, colour: Line
     assert problem(answer, 422, "invalid")["errors"][0]["where"] == "form.images"
 
 
+def test_pictures_whose_parts_name_no_file_are_pictures(client: httpx.Client, colour: Linear) -> None:
+    image = pixels(2, colour.shape)
+    named = client.post("/encode", files=form(image))
+    unnamed = client.post("/encode", files=[("images", (None, content)) for _, (_, content, *_) in form(image)])
+    assert unnamed.status_code == 200, unnamed.text
+    assert unnamed.json()["mu"] == named.json()["mu"]
+    broken = client.post("/encode", files=[("images", (None, b"\x89 no picture"))])
+    assert problem(broken, 400, "bad-body")["detail"].startswith("form.images[0]: not a picture in one of")
+
+
+def test_base64_may_be_broken_into_lines(client: httpx.Client, colour: Linear) -> None:
+    (image,) = pixels(1, colour.shape)
+    whole = base64_png(image)
+    lines = "\r\n".join(whole[at : at + 20] for at in range(0, len(whole), 20)) + "\n"
+    answers = [client.post("/encode", json={"images": [sent]}) for sent in (whole, lines)]
+    assert answers[0].json()["mu"] == answers[1].json()["mu"]
+
+
+def test_a_picture_under_a_wrong_name_is_told_the_right_one(client: httpx.Client, colour: Linear) -> None:
+    (image,) = pixels(1, colour.shape)
+    answer = client.post("/encode", json={"image": base64_png(image)})
+    detail = problem(answer, 422, "invalid")["detail"]
+    assert detail == "body.image: got image, expected one of images, model, format, draws, seed, dtype"
+
+
 def test_what_was_sent_is_never_echoed_at_length(client: httpx.Client) -> None:
     long = "~" * 10_000
     answers = [

@@ -206,6 +206,8 @@ def test_metrics_are_open_if_the_settings_say_so(
             answer = await client.get("/metrics")
             assert answer.status_code == status
             assert (await client.get("/models")).status_code == 401
+            documented = (await client.get("/openapi.json")).json()["paths"]["/metrics"]["get"]
+            assert ("security" in documented, "401" in documented["responses"]) == (not metrics_open, not metrics_open)
 
     asyncio.run(scenario())
 

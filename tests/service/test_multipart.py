@@ -18,7 +18,8 @@ MEGABYTE = 2**20
 # What looks like a boundary for a while, and other bytes.
 PIECES = st.sampled_from([b"\r\n--front", b"\r\n--", b"\r\n", b"\r", b"\n", b"-", b"--frontier--", b"x", bytes(300)])
 CONTENTS = st.lists(PIECES, max_size=8).map(b"".join).filter(lambda content: b"\r\n--frontier" not in content)
-NAMES = st.sampled_from(["images", "seed", "a b", "é"])
+FIELDS = st.builds(Part, st.sampled_from(["seed", "a b", "é"]), st.just(False), CONTENTS)
+FILES = st.builds(Part, st.sampled_from(["images", "seed", "é"]), st.just(True), CONTENTS)
 
 
 def form(parts: list[Part]) -> bytes:
@@ -35,7 +36,7 @@ def read(body: bytes, *, max_files: int = 100, content_type: str = TYPE) -> list
 
 
 @given(
-    parts=st.lists(st.builds(Part, NAMES, st.booleans(), CONTENTS), max_size=5),
+    parts=st.lists(FIELDS | FILES, max_size=5),
     chunk_bytes=st.integers(40, 700),
 )
 def test_parts_are_what_they_were_however_the_body_falls_into_chunks(parts: list[Part], chunk_bytes: int) -> None:
@@ -59,6 +60,21 @@ def test_a_value_that_is_no_utf_8_is_read_byte_by_byte() -> None:
     assert Part("name", False, "é".encode()).text == Part("name", False, b"\xe9").text == "é"
 
 
+@pytest.mark.parametrize(
+    ("content", "is_file"), [(b"\x89PNG", True), (b"GIF89a\x01\0", True), (b"a.png", False), (b"", False)]
+)
+def test_what_is_named_as_pictures_are_and_is_no_text_is_a_file_without_a_name(content: bytes, is_file: bool) -> None:
+    assert read(form([Part("images", False, content)])) == [Part("images", is_file, content)]
+    assert read(form([Part("seed", False, content)])) == [Part("seed", False, content)]
+
+
+def test_files_without_a_name_may_be_large_and_count_as_files() -> None:
+    large = Part("images", False, bytes(70_000))
+    assert read(form([large] * 3), max_files=3) == [Part("images", True, large.content)] * 3
+    with pytest.raises(TooLarge, match=r"^rows: got 4 rows, the limit is 3$"):
+        read(form([large] * 4), max_files=3)
+
+
 def file(name: str = "images") -> Part:
     return Part(name, True, b"x")
 
@@ -76,7 +92,8 @@ def test_as_many_files_as_there_may_be_are_read_and_one_more_is_413() -> None:
         (form([Part("a", False, bytes(65_537))]), TYPE, "the field a has 65,537 bytes, the limit is 65,536"),
         (form([file()])[:-20], TYPE, "it ends before its last boundary"),
         (form([file()]), "multipart/form-data; boundary=other", "it ends before its last boundary"),
-        (b"no form", "multipart/form-data", "it ends before its last boundary"),
+        (b"no form", "multipart/form-data", "its Content-Type names no boundary, as it does where"),
+        (form([file()]).replace(b"--frontier", b"------front"), "multipart/form-data", "its Content-Type names no"),
         (form([file()]).replace(b'name="images"; ', b""), TYPE, "a part has no name in its Content-Disposition"),
         (form([file()]).replace(b"Content-Disposition", b"X"), TYPE, "a part has no name in its Content-Disposition"),
         (b"--frontierX" + form([file()]), TYPE, "Did not find CR at end of boundary (10)"),

@@ -104,24 +104,42 @@ def test_every_option_is_a_described_parameter(document: dict[str, Any], path: s
 def test_a_parameter_says_its_range_and_default(document: dict[str, Any]) -> None:
     parameters = {item["name"]: item["schema"] for item in document["paths"]["/sample"]["get"]["parameters"]}
     assert parameters["n"] == {"type": "integer", "minimum": 1, "default": 1}
-    assert parameters["seed"] == {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+    assert parameters["seed"] == {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2**63 - 1}
     assert parameters["prior"] == {"enum": ["standard", "fitted"], "type": "string"}
     assert parameters["height"] == {"type": "integer", "minimum": 1}
 
 
-@pytest.mark.parametrize(("path", "name", "most"), [("/interpolate", "seeds", 2**63 - 1), ("/traverse", "dims", None)])
-def test_a_list_in_an_address_is_one_parameter_with_commas(
-    document: dict[str, Any], path: str, name: str, most: int | None
+SEED = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2**63 - 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "items", "fewest"),
+    [("/interpolate", "seeds", SEED, 2), ("/traverse", "dims", {"type": "integer", "minimum": 0}, 1)],
+)
+def test_a_list_in_an_address_or_a_form_is_one_value_with_commas(
+    document: dict[str, Any], path: str, name: str, items: dict[str, Any], fewest: int
 ) -> None:
     (parameter,) = [item for item in document["paths"][path]["get"]["parameters"] if item["name"] == name]
     assert (parameter["style"], parameter["explode"]) == ("form", False)
-    assert parameter["schema"]["type"] == "array"
-    assert parameter["schema"]["items"] == {"type": "integer", "minimum": 0} | ({"maximum": most} if most else {})
+    assert parameter["schema"] == {"type": "array", "items": items, "minItems": fewest}
+    form = document["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert form["schema"]["properties"][name] == parameter["schema"]
+    assert form["encoding"] == {name: {"style": "form", "explode": False}}
+
+
+@pytest.mark.parametrize("model", ["EncodeAnswer", "ScoreAnswer", "PicturesAnswer"])
+def test_a_seed_that_is_answered_has_64_bits(document: dict[str, Any], model: str) -> None:
+    seed = document["components"]["schemas"][model]["properties"]["seed"]
+    assert {"type": "integer", "format": "int64"} in seed["anyOf"]
 
 
 def test_a_body_is_required_of_verbs_that_have_nothing_to_do_without(document: dict[str, Any]) -> None:
     required = {path for path in VERBS if document["paths"][path]["post"]["requestBody"]["required"]}
     assert required == {"/encode", "/score", "/decode", "/reconstruct"}
+    forms = {
+        path: document["paths"][path]["post"]["requestBody"]["content"].get("multipart/form-data") for path in VERBS
+    }
+    assert {path for path, form in forms.items() if form and "required" in form["schema"]} == required - {"/decode"}
 
 
 @pytest.mark.parametrize("path", VERBS)
