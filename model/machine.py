@@ -93,6 +93,10 @@ def join(device: str, *, processes: int) -> Machine:
         raise BadSetting(f"processes: got {started} of them started, expected {processes}; start them with {how}")
     if processes == 1:
         return Machine(torch.device(kind))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if kind == "cuda" and here > torch.cuda.device_count():
+        n_gpus = torch.cuda.device_count()
+        raise BadSetting(f"processes: got {here} on this machine, expected at most {n_gpus}, one for each GPU it has")
     import accelerate  # takes seconds to import, and a single process never needs it
 
     accelerator = accelerate.Accelerator(cpu=kind == "cpu")
@@ -101,6 +105,19 @@ def join(device: str, *, processes: int) -> Machine:
     if accelerator.num_processes != processes:
         raise BadSetting(f"processes: got {accelerator.num_processes} that found each other, expected {processes}")
     return Machine(accelerator.device, accelerator.process_index, processes, accelerator)
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Convolutions in float32 on a GPU, which rounds their inputs to 10 bits (TF32) unless told; the caller's setting
+    comes back. Figures are to be those of the weights; training gets along with it, and is quicker.
+    """
+    was = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = was
 
 
 @contextmanager

@@ -173,7 +173,7 @@ class Learner:
         held = _held(images, self.machine.device)
         while self.step < self.steps:
             epoch, index = divmod(self.step, self.steps_per_epoch)
-            order = epoch_order(self.n_images, seed=self.training.seed, epoch=epoch)
+            order = epoch_order(self.n_images, seed=self.training.seed, epoch=epoch).to(held.device)
             for batch in torch.split(order, self.training.batch_size)[index:]:
                 # Entered per step, as a generator must not leave a global setting behind while it waits.
                 with deterministic(self.machine):
@@ -216,7 +216,7 @@ class Learner:
         sums = torch.zeros(3, device=self.machine.device)
         for rows in batch[self.machine.rank :: self.machine.processes].tensor_split(training.accumulate):
             if len(rows) > 0:
-                x = to_x(held[rows.to(held.device)].to(self.machine.device))
+                x = to_x(held[rows].to(self.machine.device))
                 sums += self._accumulate(x, share=len(rows) / len(batch), beta=beta, in_last_phase=in_last_phase)
         for weight in self.vae.parameters():
             if weight.grad is None:  # as of a process that has no picture of this batch, and yet takes part

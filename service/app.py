@@ -126,11 +126,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _watch(app: FastAPI) -> None:
-    """End the process if a run of a graph will not; only a new process has a working engine."""
+    """End the process if a run of a graph will not; only a new process has a working engine. Seen once it may be a run
+    that has just had no time, in a process that was stopped for a while.
+    """
+    looks = 0
     while True:
         await asyncio.sleep(_WATCH_S)
         deployment: Deployment = app.state.deployment
-        if deployment.is_wedged:
+        looks = looks + 1 if deployment.is_wedged else 0
+        if looks > 1:
             logger.critical("a run of a graph does not end; this process ends, and with it what it has accepted")
             logging.shutdown()
             os._exit(1)

@@ -1,10 +1,11 @@
 """What the event loop may compute itself: work of a known small cost; everything else goes to a thread."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import ParamSpec, TypeVar
 
 from service.deadline import Deadline
@@ -16,6 +17,10 @@ T = TypeVar("T")
 
 # Threads of its own: however many pictures are to be read and written, metrics and reloads do not wait for them.
 _threads = ThreadPoolExecutor(available_cores() + 2, thread_name_prefix="codec")
+
+# Work that states to be long has others, so that pictures are read while long animations are written.
+_long_threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="long")
+_LONG_US = 100_000.0
 
 # A hop to a thread and back costs as much as the work of a small request, which is therefore done at once.
 LOOP_BUDGET_US = 200.0
@@ -44,17 +49,30 @@ async def spend(cost_us: float, deadline: Deadline, work: Callable[P, T], *args:
         return work(*args, **kwargs)
     if deadline.left_s() <= 0:
         raise deadline.passed()
-    return await _in_time(deadline, asyncio.wrap_future(_threads.submit(partial(work, *args, **kwargs))))
+    threads = _long_threads if _LONG_US < cost_us < inf else _threads
+    return await _in_time(deadline, asyncio.wrap_future(threads.submit(partial(work, *args, **kwargs))))
 
 
-async def spend_in_turn(turns: Turns, weight: int, deadline: Deadline, work: Callable[[], T]) -> T:
-    """The result of work that takes much memory, run in a thread when there is room for it. What a thread has begun
-    keeps its room until it ends, also where nobody waits for it any more.
+async def spend_in_turn(
+    turns: Turns,
+    weight: int,
+    deadline: Deadline,
+    work: Callable[[], T],
+    *,
+    require_caller: Callable[[], Awaitable[None]],
+) -> T:
+    """The result of work that takes much memory, run in a thread when there is room for it, if somebody still waits
+    then. What a thread has begun keeps its room until it ends, also where nobody waits for it any more.
 
-    Raises:  DeadlinePassed
+    Raises:  DeadlinePassed, and what `require_caller` raises
     """
     loop = asyncio.get_running_loop()
     weight = await _in_time(deadline, asyncio.ensure_future(turns.take(weight)))
+    try:
+        await require_caller()
+    except BaseException:
+        turns.give(weight)
+        raise
 
     def give_back(_done: object) -> None:
         with suppress(RuntimeError):  # a loop that has ended

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter, process_time, thread_time
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -25,7 +25,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 # What allocators and libraries say of it: onnxruntime's arenas, CUDA, cuBLAS, cuDNN, OpenVINO.
-_OUT_OF_MEMORY = re.compile(r"(?i)out of memory|failed to allocate|bad_alloc|alloc_failed")
+_OUT_OF_MEMORY = re.compile(r"(?i)out of memory|failed to allocate|bad_alloc|alloc(ation)?[ _]failed")
+
+# onnxruntime's arena doubles else, three of them for each bundle, and the search for a convolution's kernel, begun anew
+# for each batch size, times all there are. In TF32, its default, mu is off by more than a bundle's proof lets pass.
+_CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+_EXACT = {"use_tf32": "0"}
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "auto"]
@@ -102,7 +107,7 @@ def rows_of_a_run(pixels: int, *, max_batch_rows: int, max_run_pixels: int) -> i
 class Graph:
     """One ONNX graph, ready to run: inputs of rows, outputs of as many rows. Weights that lie in another file of the
     bundle come from `external`, by that file's name, and never from the disk. With a `hint` all of it runs in OpenVINO,
-    up to `runs` at a time.
+    up to `runs` at a time. On a GPU, what `is_fp32` computes in float32 as the CPU does.
 
     Raises:  BadBundle if no bundle may hold it, onnxruntime refuses it or its inputs and outputs are not those of the
              signature, BadEngine if the device was asked for and cannot be had
@@ -116,6 +121,7 @@ class Graph:
         path: Path,
         device: Literal["cpu", "cuda"],
         threads: int,
+        is_fp32: bool = True,
         external: Mapping[str, bytes] | None = None,
         hint: bf16.Hint | None = None,
         runs: int = 1,
@@ -126,13 +132,20 @@ class Graph:
         external = external or {}
         self.opset = graph_file.checked(content, path=path, external=external).opset
         self.provider = bf16.PROVIDER if hint else _PROVIDERS[device]
-        provider_options = bf16.options(hint, threads=threads, runs=runs) if hint else {}
+        provider_options: dict[str, str] = {}
+        if hint:
+            provider_options = bf16.options(hint, threads=threads, runs=runs)
+        elif device == "cuda":
+            provider_options = _CUDA_OPTIONS | (_EXACT if is_fp32 else {})
         options = _session_options(threads, external, in_openvino=hint is not None)
         try:
+            # With its fallback a run that fails on the device would go on elsewhere, for good and without a word.
             self._session = ort.InferenceSession(
-                content, options, providers=[(self.provider, provider_options)], enable_fallback=not hint
+                content, options, providers=[(self.provider, provider_options)], enable_fallback=False
             )
         except Exception as error:  # onnxruntime's own exception classes share no public base
+            if device == "cuda" and isinstance(error, RuntimeError | ValueError):  # which are what it falls back upon
+                raise BadEngine(f"device {device}: {self.provider} did not start ({_first_line(error)})") from error
             who = "OpenVINO" if hint else "onnxruntime"
             raise BadBundle(f"{path}: {who} refuses it ({_first_line(error)})") from error
         if self._session.get_providers()[0] != self.provider:
@@ -219,6 +232,7 @@ class Engine:
                 path=bundle.path / name,
                 device=self.device,
                 threads=count,
+                is_fp32=manifest.precision == "fp32",
                 external=external,
                 hint=hint,
                 runs=max(1, cores // count),
@@ -407,12 +421,14 @@ def _time_us(graph: Graph, inputs: Arrays) -> tuple[float, float]:
 
     Raises:  BadBundle if the graph fails
     """
+    # A graph of one thread runs in this one, where nobody else's work counts: others may be served meanwhile.
+    cpu_time = thread_time if graph.threads == 1 and not graph.hint else process_time
     times, spent = [], []
     for _ in range(_COST_TRIES):
-        began, used = perf_counter(), process_time()
+        began, used = perf_counter(), cpu_time()
         graph.tried(*inputs)
         times.append(1e6 * (perf_counter() - began))
-        spent.append(1e6 * (process_time() - used))
+        spent.append(1e6 * (cpu_time() - used))
         if sum(times) > _COST_US:
             break
     return min(times), min(spent)

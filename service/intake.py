@@ -122,9 +122,11 @@ class Call(NamedTuple, Generic[O]):
     async def spend_in_turn(self, weight: int, work: Callable[[], T]) -> T:
         """The result of `work` in a thread, once there is room for so many pixels as `budget.spend_in_turn` says.
 
-        Raises:  DeadlinePassed
+        Raises:  DeadlinePassed, CallerGone if nobody waits for it by then
         """
-        return await spend_in_turn(self.deployment.large, weight, self.deadline, work)
+        return await spend_in_turn(
+            self.deployment.large, weight, self.deadline, work, require_caller=self.require_caller
+        )
 
     def _require_time(self) -> None:
         if self.deadline.left_s() < 0:

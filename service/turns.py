@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 
 class Turns:
@@ -28,7 +29,8 @@ class Turns:
             if turn.done() and not turn.cancelled():
                 self.give(weight)  # it came as nobody waited any more
             else:
-                self._waiting.remove((weight, turn))
+                with suppress(ValueError):  # `give` passed over it before
+                    self._waiting.remove((weight, turn))
                 self.give(0)  # those behind may have room
             raise
         return weight

@@ -173,7 +173,7 @@ def _train(folder: Path, name: str, device: str) -> None:
     except NotANumber as error:
         raise NotANumber(f"{name}: {error}") from error
     if outcome.signal_number is None and not _stopping.is_set():
-        run.measure(place, dataset=dataset)
+        run.measure(place, dataset=dataset, machine=machine)
 
 
 def _measure(folder: Path, name: str) -> None:

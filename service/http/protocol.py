@@ -8,6 +8,7 @@ import httptools
 import orjson
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -28,6 +29,21 @@ _KEEP_ALIVE_S = 5.0
 _PROCESSING = STATUS_LINE[102] + b"\r\n"
 
 _NOT_HTTP = b"This is not an HTTP request that this server reads."
+
+
+class _Flow(FlowControl):
+    """Reading that rests while a request waits behind the one that is answered, whoever of it would hear on: the body
+    of the one that waits would be read by nobody who knows its bound.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: "Protocol") -> None:
+        super().__init__(transport)
+        self._protocol = protocol
+
+    def resume_reading(self) -> None:
+        """Read on, if nothing waits."""
+        if not self._protocol.pipeline:
+            super().resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
@@ -53,6 +69,7 @@ class Protocol(HttpToolsProtocol):
         self._awaited: object = None
         self._awaited_since = 0.0
         self._taking: tuple[int, float] | None = None  # what was taken of answers, and when, at the last count
+        self._answered: RequestResponseCycle | None = None  # of those that came the one whose turn it is
         self._heard_all = False  # the other side says no more
         self._has_probed = False  # whether it still listens
 
@@ -65,15 +82,19 @@ class Protocol(HttpToolsProtocol):
         """Take a connection, or refuse it."""
         self._outgoing = Outgoing(cast("asyncio.Transport", transport), self._connections.outbox)
         super().connection_made(cast("asyncio.Transport", self._outgoing))
+        self.flow = _Flow(cast("asyncio.Transport", self._outgoing), self)
         try:
             self._connections.enter(self)
         except Problem as problem:
             self._refuse(problem)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget a connection."""
+        """Forget a connection, and tell whoever makes its answer: uvicorn tells the last of those that came."""
         self._connections.leave(self)
         super().connection_lost(exc)
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it, uvicorn's never answers
         """Whether to stay: who says no more may still listen, so what was asked for is answered before we close."""
@@ -175,6 +196,7 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
         super()._start_asgi_task(cycle, Answering(app, cycle, self._outgoing))
 
     def on_response_complete(self) -> None:
@@ -184,9 +206,9 @@ class Protocol(HttpToolsProtocol):
             self.pipeline.clear()  # at most the one whose body could not be read
             self._part(self._farewell)
         elif not self.transport.is_closing():
-            self.flow.resume_reading()
             if self.pipeline:
                 self._start_asgi_task(*self.pipeline.pop())
+            self.flow.resume_reading()
 
     @property
     def _reads_head(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.errors import BadSetting
-from model.machine import Machine, deterministic, join
+from model.machine import Machine, deterministic, exact_convolutions, join
 
 CPU = torch.device("cpu")
 
@@ -67,6 +67,32 @@ def test_another_number_of_processes_than_asked_for_is_refused(
     with pytest.raises(BadSetting) as refused:
         join("cpu", processes=asked)
     assert str(refused.value) == f"processes: got {started or 1} of them started, expected {asked}; {how}"
+
+
+@pytest.mark.parametrize(("here", "told"), [("2", 2), (None, 4)], ids=["of two machines", "alone"])
+def test_more_processes_than_a_machine_has_gpus_are_refused(
+    monkeypatch: pytest.MonkeyPatch, here: str | None, told: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    expected = f"processes: got {told} on this machine, expected at most 1, one for each GPU it has"
+    with pytest.raises(BadSetting, match=expected):
+        join("cuda", processes=4)
+
+
+@pytest.mark.parametrize("was", [True, False])
+def test_convolutions_are_exact_for_a_while(monkeypatch: pytest.MonkeyPatch, was: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", was)
+    with exact_convolutions():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == was
+    with pytest.raises(KeyError), exact_convolutions():
+        raise KeyError
+    assert torch.backends.cudnn.allow_tf32 == was
 
 
 def test_alone_a_sum_is_the_tensor_itself_and_a_gathering_has_one_row() -> None:

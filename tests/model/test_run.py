@@ -348,6 +348,21 @@ def test_steps_beyond_the_last_save_are_not_those_of_the_weights_that_are_measur
     assert "12 steps in" in (tmp_path / "card.md").read_text()
 
 
+def test_figures_are_measured_in_float32(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
+    allowed, evaluate = list[bool](), run.evaluate
+
+    def noting(*args: Any, **options: Any) -> Any:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(run, "evaluate", noting)
+    run.measure(tmp_path, dataset=dataset)
+    assert allowed == [False]
+
+
 def test_figures_tell_whether_their_pictures_are_those_of_the_run(
     tmp_path: Path, config: RunConfig, dataset: Dataset
 ) -> None:

@@ -328,6 +328,63 @@ def test_pictures_that_are_decoded_apart_are_rows_in_their_order(app: FastAPI) -
     asyncio.run(scenario())
 
 
+def test_a_caller_who_left_while_it_waited_for_room_gets_no_thread(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "_LARGE_PIXELS", 40 * 30 - 1)
+    gate, widths = held_back(monkeypatch)
+    app = create_app(Settings(bundles=(bundles.colour,), max_picture_pixels=2_000))
+
+    async def scenario() -> None:
+        async with in_process(app) as client:
+            first = asyncio.create_task(encoded(client, alpha(40)))
+            while not widths:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            monkeypatch.setattr(Request, "is_disconnected", _gone)
+            second = asyncio.create_task(encoded(client, alpha(41)))
+            for _ in range(20):  # until it stands in line
+                await asyncio.sleep(0.01)
+            gate.set()
+            assert (await first).status_code == 200
+            await asyncio.gather(second, return_exceptions=True)
+            monkeypatch.undo()
+            assert (await encoded(client, alpha(42))).status_code == 200
+
+    asyncio.run(scenario())
+    assert widths == [40]
+
+
+async def _gone(_request: Request) -> bool:
+    return True
+
+
+def test_long_animations_keep_no_picture_from_being_read(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, render = threading.Event(), images.render
+    begun = threading.Event()
+
+    def held(*args: Any, **options: Any) -> bytes:
+        begun.set()
+        assert gate.wait(20)
+        return render(*args, **options)
+
+    monkeypatch.setattr(images, "render", held)
+
+    async def scenario() -> None:
+        async with in_process(app) as client:
+            path = "/interpolate?seeds=1,2&steps=4&scale=32&format=gif"
+            animations = [asyncio.create_task(client.get(path, headers={"x-timeout-ms": "5000"})) for _ in range(2)]
+            await asyncio.to_thread(begun.wait, 20)
+            assert (await encoded(client, alpha(40))).status_code == 200
+            assert not any(animation.done() for animation in animations)
+            gate.set()
+            assert [(await animation).status_code for animation in animations] == [200, 200]
+
+    with ThreadPoolExecutor(1) as only, ThreadPoolExecutor(1) as only_long:
+        monkeypatch.setattr(budget, "_threads", only)
+        monkeypatch.setattr(budget, "_long_threads", only_long)
+        asyncio.run(scenario())
+
+
 def test_all_pictures_of_a_request_together_have_a_bound(bundles: Bundles) -> None:
     app = create_app(Settings(bundles=(bundles.colour,), max_picture_pixels=1200))
 

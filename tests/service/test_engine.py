@@ -19,11 +19,12 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from service import engine as engine_module
 from service import machine
 from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, SCORER, BadBundle, read
-from service.engine import Cost, Engine, resolve_device, rows_of_a_run
+from service.engine import Cost, Engine, Graph, resolve_device, rows_of_a_run, signatures
 from service.errors import OutOfMemory
 from service.machine import BadEngine, available_cores, require_one_distribution
 from service.models import deploy
@@ -61,6 +62,10 @@ def engine(bundles: Bundles) -> Engine:
     [
         "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 81920",
         "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        "CUBLAS failure 3: the resource allocation failed ; GPU=0",
+        "Memory allocation failed. Size=81920",
+        "cudnn status: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "std::bad_alloc",
     ],
 )
@@ -683,6 +688,67 @@ def test_two_bundles_of_one_name_are_refused(tmp_path: Path, bundles: Bundles, g
 def test_cuda_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(BadEngine, match="device cuda: the installed onnxruntime has no CUDAExecutionProvider, install"):
         resolve_device("cuda")
+
+
+class Cuda:
+    """Sessions that say they run on a GPU; their graphs run on the CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.options: list[dict[str, str]] = []
+        self.error: Exception | None = None
+        real = ort.InferenceSession
+
+        def session(content: bytes, options: Any, *, providers: list[Any], enable_fallback: bool) -> Any:
+            ((provider, given),) = providers
+            assert (provider, enable_fallback) == ("CUDAExecutionProvider", False)
+            self.options.append(given)
+            if self.error:
+                raise self.error
+            made = real(content, options, providers=["CPUExecutionProvider"])
+            monkeypatch.setattr(made, "get_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+            return made
+
+        monkeypatch.setattr(engine_module.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+        monkeypatch.setattr(engine_module.ort, "preload_dlls", lambda: None)
+        monkeypatch.setattr(engine_module.ort, "InferenceSession", session)
+
+
+def test_on_a_gpu_graphs_compute_in_float32_and_take_the_memory_they_need(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = Cuda(monkeypatch)
+    made = Engine(read(bundles.colour), device="cuda", threads=0)
+    assert (made.provider, made.device) == ("CUDAExecutionProvider", "cuda")
+    expected = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    assert cuda.options == [expected] * 2
+    cuda.options.clear()
+    bundle = read(bundles.colour)
+    content, signature = bundle.encoder, signatures(bundle.manifest.image.shape, (4,), family="vae")[ENCODER]
+    Graph(content, signature, path=Path(ENCODER), device="cuda", threads=1, is_fp32=False)
+    assert "use_tf32" not in cuda.options[0]
+
+
+def test_a_gpu_that_does_not_start_is_told_with_its_reason(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch)
+    cuda.error = RuntimeError("CUDA failure 100: no CUDA-capable device is detected\nwhere it stood")
+    expected = "device cuda: CUDAExecutionProvider did not start (CUDA failure 100: no CUDA-capable device is detected)"
+    with pytest.raises(BadEngine, match=re.escape(expected)):
+        Engine(read(bundles.colour), device="cuda", threads=0)
+
+
+def test_a_run_that_its_provider_fails_is_not_done_elsewhere(
+    bundles: Bundles, colour: Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime's fallback would make another session in the place of this one, and answer from it."""
+    graph = Engine(read(bundles.colour), device="cpu", threads=1).encoder
+
+    def run(*_: object) -> None:
+        raise EPFail("the device is gone")
+
+    told = SimpleNamespace(run=run, is_webgpu_graph_capture_enabled=lambda: False)
+    monkeypatch.setattr(graph._session, "_sess", told)  # noqa: SLF001
+    with pytest.raises(EPFail, match="the device is gone"):
+        graph.run(pixels(1, colour.shape))
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="this onnxruntime has CUDA")

@@ -12,7 +12,8 @@ from types import ModuleType
 import httpx
 import pytest
 from packaging.requirements import Requirement
-from starlette.types import Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http import flow_control, httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -71,6 +72,7 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.unread = 0
         self.aborted = False
+        self.is_read = True
         self.has_answer = asyncio.Event()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -92,21 +94,79 @@ class Wire(asyncio.Transport):
     def abort(self) -> None:
         self.aborted = True
 
+    def close(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        self.is_read = True
+
 
 async def long_answer(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100000")]})
     await send({"type": "http.response.body", "body": bytes(100_000)})
 
 
-def connected(wire: Wire) -> Protocol:
-    """A connection whose requests get 100,000 bytes."""
-    config = Config(long_answer, http=HttpToolsProtocol, log_config=None)
+def connected(wire: Wire, app: ASGIApp = long_answer) -> Protocol:
+    """A connection whose requests get 100,000 bytes, unless they get what an application answers."""
+    config = Config(app, http=HttpToolsProtocol, log_config=None)
     config.load()
     settings = Settings(head_timeout_s=10, transfer_timeout_s=20, min_bytes_per_s=1000)
     connections = Connections(settings, on_refusal=lambda _: None)
     protocol = Protocol(config, ServerState(), {}, asyncio.get_running_loop(), connections=connections)
     protocol.connection_made(wire)
     return protocol
+
+
+def test_nothing_is_read_behind_a_request_that_waits_for_another_whoever_listens_for_its_caller() -> None:
+    go_on, listened = asyncio.Event(), asyncio.Event()
+
+    async def listening(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/first":
+            assert not await Request(scope, receive).is_disconnected()
+            listened.set()
+            await go_on.wait()
+        else:
+            assert len(await Request(scope, receive).body()) == 100
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def main() -> None:
+        protocol = connected(wire := Wire(), listening)
+        protocol.data_received(b"GET /first HTTP/1.1\r\nHost: h\r\n\r\n")
+        protocol.data_received(b"POST /second HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n" + bytes(40))
+        await listened.wait()
+        assert not wire.is_read
+        go_on.set()
+        await wire.has_answer.wait()
+        for _ in range(5):  # until the second one asks for its body
+            await asyncio.sleep(0)
+        assert wire.is_read
+        wire.has_answer.clear()
+        protocol.data_received(bytes(60))
+        await wire.has_answer.wait()
+
+    asyncio.run(main())
+
+
+def test_whoever_is_answered_hears_that_its_caller_left_also_with_another_request_behind_it() -> None:
+    heard = []
+
+    async def listening(scope: Scope, receive: Receive, _send: Send) -> None:
+        heard.append((scope["path"], [(await receive())["type"] for _ in range(2)]))
+
+    async def main() -> None:
+        protocol = connected(Wire(), listening)
+        for path in (b"/first", b"/second"):
+            protocol.data_received(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % path)
+        await asyncio.sleep(0)
+        protocol.connection_lost(None)
+        await asyncio.gather(*protocol.tasks)
+
+    asyncio.run(main())
+    assert heard == [("/first", ["http.request", "http.disconnect"])]
 
 
 def test_a_connection_without_a_request_is_closed_after_its_time() -> None:

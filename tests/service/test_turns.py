@@ -65,3 +65,35 @@ def test_a_turn_that_comes_as_its_owner_gives_up_goes_to_the_next() -> None:
         assert await second == 10
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_several_may_give_up_at_once(order: tuple[int, int]) -> None:
+    async def scenario() -> None:
+        turns = Turns(10)
+        held = await turns.take(6)
+        waiting = [asyncio.create_task(turns.take(weight)) for weight in (10, 4)]
+        await asyncio.sleep(0)
+        for index in order:
+            waiting[index].cancel()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
+        turns.give(held)
+        assert await turns.take(10) == 10
+
+    asyncio.run(scenario())
+
+
+def test_who_gives_up_just_before_room_comes_is_passed_over() -> None:
+    async def scenario() -> None:
+        turns = Turns(10)
+        held = await turns.take(10)
+        first, second = (asyncio.create_task(turns.take(10)) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        turns.give(held)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second == 10
+
+    asyncio.run(scenario())
