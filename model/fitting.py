@@ -4,9 +4,9 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import IO, TypeVar
 
@@ -112,14 +112,15 @@ def _fit_part(files: Sequence[PictureFile], *, size: tuple[int, int], channels: 
         images[row] = _fitted(file, size=size, channels=channels)
 
     labels: list[int | None] = []
-    rows = tqdm(_each(files, read), "reading", total=len(files), unit=" pictures", disable=None)
-    for row, (file, reason) in enumerate(rows):
-        if isinstance(reason, BadData):
-            skipped.add(file, reason)
-        else:
-            if row > len(labels):  # no row is left empty for a picture that was skipped
-                images[len(labels)] = images[row]
-            labels.append(file.label)
+    with closing(_each(files, read)) as outcomes:
+        bar = tqdm(outcomes, "reading", total=len(files), unit=" pictures", disable=None)
+        for row, (file, reason) in enumerate(bar):
+            if isinstance(reason, BadData):
+                skipped.add(file, reason)
+            else:
+                if row > len(labels):  # no row is left empty for a picture that was skipped
+                    images[len(labels)] = images[row]
+                labels.append(file.label)
     known = [label for label in labels if label is not None]
     return Part(images[: len(labels)], np.array(known, np.int64) if known and len(known) == len(labels) else None)
 
@@ -133,11 +134,12 @@ class _Look:
 
 
 def _looks(files: Sequence[PictureFile], skipped: Skipped) -> Iterator[tuple[PictureFile, _Look]]:
-    for file, look in _each(files, _look):
-        if isinstance(look, BadData):
-            skipped.add(file, look)
-        else:
-            yield file, look
+    with closing(_each(files, _look)) as outcomes:
+        for file, look in outcomes:
+            if isinstance(look, BadData):
+                skipped.add(file, look)
+            else:
+                yield file, look
 
 
 def _look(_: int, file: PictureFile) -> _Look:
@@ -150,8 +152,8 @@ def _look(_: int, file: PictureFile) -> _Look:
 
 def _each(
     files: Sequence[PictureFile], read: Callable[[int, PictureFile], _Read]
-) -> Iterator[tuple[PictureFile, _Read | BadData]]:
-    """What is read of each file, or why it cannot be, in their order; several threads read ahead."""
+) -> Generator[tuple[PictureFile, _Read | BadData]]:
+    """What is read of each file, or why it cannot be, in their order; several threads read ahead until it is closed."""
 
     def read_some(start: int) -> list[_Read | BadData]:
         found: list[_Read | BadData] = []
@@ -163,9 +165,12 @@ def _each(
         return found
 
     starts = range(0, len(files), _FILES_A_TURN)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="reading") as threads:
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reading")
+    try:
         for start, found in zip(starts, threads.map(read_some, starts), strict=True):
             yield from zip(files[start : start + _FILES_A_TURN], found, strict=True)
+    finally:
+        threads.shutdown(cancel_futures=True)  # or else all files would be read, whatever ended this
 
 
 def _agreed(source: str, looks: Sequence[_Look], *, size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:

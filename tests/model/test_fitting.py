@@ -1,6 +1,7 @@
 """What becomes of one picture, and of one that cannot be read; tests/test_fitting.py compares it to the service."""
 
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -184,6 +185,23 @@ def test_more_than_one_in_a_hundred_stops_the_reading(n: int, broken: set[int], 
     sentence = f"photos: got {allowed + 1} broken of {n} pictures and stopped there, expected at most {allowed} (1%);"
     assert str(caught.value).startswith(sentence)
     assert f"{min(broken)}.png: got image file is truncated" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(8, 8), None])
+def test_what_was_not_begun_when_reading_stops_is_not_read(size: tuple[int, int] | None) -> None:
+    opened = []
+
+    def slowly() -> BytesIO:
+        opened.append(True)
+        time.sleep(0.002)
+        return BytesIO(b"broken")
+
+    pictures = [PictureFile(name=f"{i}.png", label=None, open=slowly) for i in range(8000)]
+    with pytest.raises(BadData, match="got 81 broken of 8000 pictures and stopped there") as stopped:
+        fitting.fit("photos", {"train": pictures}, size=size, channels=1)
+    assert stopped.value.__traceback__, "which holds whatever was not closed"
+    assert 81 <= len(opened) < 4000
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
 
 
 def test_of_many_broken_pictures_the_first_are_named() -> None:

@@ -394,6 +394,17 @@ def test_the_bar_of_an_autoencoder_shows_no_bound(few: Path, tmp_path: Path, unm
     assert "elbo" not in done.stderr
 
 
+def test_an_autoencoder_that_is_validated_comes_to_its_card(few: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = called("fit", "--data", few, "--out", folder, *TINY, "--family", "autoencoder", "--validation", "5")
+    assert done.exit_code == 0, done.stderr
+    *_, last = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert last["elbo"] is None
+    assert list(last["validation"]) == ["recon"]
+    assert (folder / "pictures" / "curves.png").is_file()
+    assert "Overfitting" not in (folder / "card.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
