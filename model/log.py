@@ -60,29 +60,33 @@ class Log:
             total: float = sum(getattr(report, name) * report.n for report in reports)
             return total / images
 
-        has_elbo = self._learner.vae.config.family == "vae"  # an autoencoder has a reconstruction term and no bound
-        if validation is not None and not has_elbo:
-            validation = {name: value for name, value in validation.items() if name == "recon"}
         line: dict[str, Any] = {
             "step": last.step,
             "epoch": last.step / self._learner.steps_per_epoch,
             "seconds": round(self._spent_s, 3),
             "images_per_s": round(images / spent_s, 1),
-            "elbo": mean("elbo") if has_elbo else None,
-            "recon": mean("recon"),
-            "kl": mean("kl") if has_elbo else None,
+            **{name: mean(name) for name in ("elbo", "recon", "kl")},
             "bound": mean("bound") if all(report.bound is not None for report in reports) else None,
-            "beta": last.beta if has_elbo else None,
+            "beta": last.beta,
             "learning_rate": last.learning_rate,
             "gradient_norm": mean("gradient_norm"),
             "validation": validation,
         }
+        if self._learner.vae.config.family == "autoencoder":
+            line = _of_reconstruction(line)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in (line | {f"validation/{name}": value for name, value in (validation or {}).items()}).items():
+        validated = {f"validation/{name}": value for name, value in (line["validation"] or {}).items()}
+        for name, value in (line | validated).items():
             if isinstance(value, int | float) and name != "step":
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, last.step)
         self._board.flush()
+
+
+def _of_reconstruction(line: dict[str, Any]) -> dict[str, Any]:
+    """What an autoencoder has of a line: a reconstruction term, and no KL that would make a bound of it."""
+    validation = line["validation"] and {"recon": line["validation"]["recon"]}
+    return line | {"elbo": None, "kl": None, "beta": None, "validation": validation}
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -215,15 +215,19 @@ def _frame(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _draw_schedule(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    for name, colour, text in (("learning_rate", BLUE, "learning rate"), ("beta", ORANGE, "beta, weight of kl")):
-        epochs, values = _line(records, name)
-        if not len(epochs):
-            continue
-        place = axes.twinx() if name == "beta" else axes
-        place.spines["right"].set_visible(name == "beta")
-        place.plot(epochs, values, color=colour, linewidth=1.6)
-        place.set_ylabel(text, color=colour)
-        place.tick_params(axis="y", colors=colour)
-        place.set_ylim(0, 1.08 * max(values) or 1)
+    _draw_setting(axes, _line(records, "learning_rate"), colour=BLUE, text="learning rate")
+    beta = _line(records, "beta")
+    if len(beta[0]):
+        right = axes.twinx()
+        _draw_setting(right, beta, colour=ORANGE, text="beta, weight of kl")
+        right.spines["right"].set_visible(True)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=True)
     axes.set_title("schedule")
+
+
+def _draw_setting(axes: Axes, line: Line, *, colour: str, text: str) -> None:
+    epochs, values = line
+    axes.plot(epochs, values, color=colour, linewidth=1.6)
+    axes.set_ylabel(text, color=colour)
+    axes.tick_params(axis="y", colors=colour)
+    axes.set_ylim(0, 1.08 * max(values, default=0) or 1)

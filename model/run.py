@@ -192,6 +192,7 @@ class NllRequest:
         }
 
 
+@exact_convolutions()
 def measure(
     folder: Path,
     *,
@@ -218,17 +219,16 @@ def measure(
         found.vae.to(machine.device)
     if nll is not None:  # refused now, if it cannot be, and not after minutes of other figures
         protocol_of(found.vae, dataset.test, **nll.settings(), seed=seed)
-    with exact_convolutions():
-        metrics = evaluate(found.vae, dataset.test, data=dataset.name, draws=draws, seed=seed)
-        metrics["protocol"]["of_the_run"] = dataset.sha256 == found.data.sha256
-        generation = generate(found.vae, training=dataset.train, test=dataset.test, seed=seed)
-        metrics["samples"] = generation.metrics if generation else None
-        metrics["nll"] = (
-            _kept_nll(found, dataset) if nll is None else _estimated_nll(folder, found, dataset, nll, seed=seed)
-        )
-        fitted = generation.fitted if generation else None
-        checkpoint.write_prior(folder, fitted.tensors() if fitted else None)
-        _report(folder, found, dataset, metrics=metrics, generation=generation)
+    metrics = evaluate(found.vae, dataset.test, data=dataset.name, draws=draws, seed=seed)
+    metrics["protocol"]["of_the_run"] = dataset.sha256 == found.data.sha256
+    generation = generate(found.vae, training=dataset.train, test=dataset.test, seed=seed)
+    metrics["samples"] = generation.metrics if generation else None
+    metrics["nll"] = (
+        _kept_nll(found, dataset) if nll is None else _estimated_nll(folder, found, dataset, nll, seed=seed)
+    )
+    fitted = generation.fitted if generation else None
+    checkpoint.write_prior(folder, fitted.tensors() if fitted else None)
+    _report(folder, found, dataset, metrics=metrics, generation=generation)
     checkpoint.write_metrics(folder, metrics)
     return metrics
 

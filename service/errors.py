@@ -257,6 +257,12 @@ def invalid(where: str, *, got: object, expected: str) -> Invalid:
     )
 
 
+def expectation(message: str) -> str:
+    """What pydantic expected, as our sentences go on after "expected"."""
+    expected = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    return expected[0].lower() + expected[1:]
+
+
 def shown(value: object, *, most: int = 200) -> str:
     """A value as an error shows it, however much of it there is, and however deep."""
     if isinstance(value, np.ndarray):

@@ -19,7 +19,7 @@ from service.bodies import Body, Named
 from service.budget import LOOP_BUDGET_US, spend, spend_in_turn
 from service.callers import CallerGone
 from service.deadline import Deadline
-from service.errors import Fault, Invalid, invalid, shown, too_large
+from service.errors import Fault, Invalid, expectation, invalid, shown, too_large
 from service.models import Deployment, Model
 from service.observation import record
 from service.schemas import Options, WarningAnswer
@@ -231,12 +231,6 @@ def _fault(places: dict[str, Named], error: dict[str, Any], verb: Verb[Options])
         known = ", ".join([*members, *verb.options.model_fields])
         return {"where": where, "got": name[:200], "expected": f"one of {known}"}
     return {"where": where, "got": shown(error["input"]), "expected": expectation(error["msg"])}
-
-
-def expectation(message: str) -> str:
-    """What pydantic expected, as our sentences go on after "expected"."""
-    expected = message.removeprefix("Input should be ").removeprefix("Value error, ")
-    return expected[0].lower() + expected[1:]
 
 
 def chosen_seed(seed: int | None) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 
 
 class Turns:
@@ -26,20 +25,16 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.give(weight)  # it came as nobody waited any more
-            else:
-                with suppress(ValueError):  # `give` passed over it before
-                    self._waiting.remove((weight, turn))
-                self.give(0)  # those behind may have room
+            came = turn.done() and not turn.cancelled()
+            self.give(weight if came else 0)  # those behind may have room
             raise
         return weight
 
     def give(self, weight: int) -> None:
         """Give room back, to whoever is next."""
         self._left += weight
-        while self._waiting and self._waiting[0][0] <= self._left:
+        while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._left):
             weight, turn = self._waiting.popleft()
-            if not turn.done():
+            if not turn.done():  # or else it was given up
                 self._left -= weight
                 turn.set_result(None)

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from service import addresses, answers, images, intake, latents, payload, prior, trust
 from service.batcher import Done
 from service.bodies import Named, picture_bytes
-from service.errors import invalid, shown
+from service.errors import expectation, invalid, shown
 from service.forms import PATH_FORMS
-from service.intake import Call, Verb, expectation
+from service.intake import Call, Verb
 from service.openapi import VerbRoute, describe
 from service.schemas import (
     InterpolateBody,

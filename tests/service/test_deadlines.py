@@ -23,6 +23,7 @@ from tests.service.conftest import Bundles
 from tests.service.linear import Linear, open_linear, write_linear
 from tests.service.wire import pixels, png
 from tests.serving import in_process
+from tests.waiting import until
 
 
 def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
@@ -220,8 +221,7 @@ def test_requests_of_many_pictures_and_of_few_take_turns(app: FastAPI, monkeypat
             many = asyncio.create_task(
                 encoded(client, *[alpha(40)] * 7)
             )  # and one more are what the queue has room for
-            while not widths:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(until, lambda: widths)
             few = asyncio.create_task(encoded(client, alpha(50)))
             for _ in range(20):  # until the other one stands in line
                 await asyncio.sleep(0.01)
@@ -338,8 +338,7 @@ def test_a_caller_who_left_while_it_waited_for_room_gets_no_thread(
     async def scenario() -> None:
         async with in_process(app) as client:
             first = asyncio.create_task(encoded(client, alpha(40)))
-            while not widths:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(until, lambda: widths)
             monkeypatch.setattr(Request, "is_disconnected", _gone)
             second = asyncio.create_task(encoded(client, alpha(41)))
             for _ in range(20):  # until it stands in line

@@ -690,6 +690,14 @@ def test_cuda_that_cannot_be_had_is_refused() -> None:
         resolve_device("cuda")
 
 
+def test_what_others_use_meanwhile_is_no_cost_of_a_graph(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a bundle is loaded while another one serves."""
+    seconds = iter(range(10_000))
+    monkeypatch.setattr(engine_module, "process_time", lambda: float(next(seconds)))
+    made = Engine(read(bundles.colour), device="cpu", threads=0, cores=4)
+    assert (made.encoder.threads, made.decoder.threads) == (1, 1)
+
+
 class Cuda:
     """Sessions that say they run on a GPU; their graphs run on the CPU."""
 

@@ -7,7 +7,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
+import service.app
 from service.app import create_app
 from service.settings import Settings
 from tests.processes import begun
@@ -83,6 +85,31 @@ def test_a_process_whose_engine_is_stuck_ends(bundles: Bundles) -> None:
         _, said = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "a run of a graph does not end; this process ends, and with it what it has accepted" in said
+
+
+def test_a_process_that_was_stopped_for_a_while_is_not_taken_for_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run looks as if it had taken all that while, until it has had time to end."""
+    looks = iter([True, False, True, False, True, True, False])
+
+    class Stopped:
+        @property
+        def is_wedged(self) -> bool:
+            return next(looks)
+
+    class Ended(Exception):
+        pass
+
+    def end(_status: int) -> None:
+        raise Ended
+
+    monkeypatch.setattr(service.app, "_WATCH_S", 0)
+    monkeypatch.setattr(service.app.os, "_exit", end)
+    monkeypatch.setattr(service.app.logging, "shutdown", lambda: None)
+    app = FastAPI()
+    app.state.deployment = Stopped()
+    with pytest.raises(Ended):
+        asyncio.run(service.app._watch(app))  # noqa: SLF001
+    assert list(looks) == [False], "it ended at the second look in a row"
 
 
 def test_the_process_says_what_it_serves_and_where_it_runs(server: Server) -> None:
