@@ -52,7 +52,7 @@ def read(body: bytes, content_type: str, *, max_files: int) -> list[Part]:
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
-        raise _unreadable("its Content-Type names no boundary, as it does where the client's library writes it")
+        raise _unreadable("its Content-Type names no boundary; leave that header to the client's library")
     if b"--%b--" % boundary not in body[-_CHUNK_BYTES:]:  # or else the last part would be lost without a word
         raise _unreadable("it ends before its last boundary")
     reader = _Reader(body, max_files=max_files)

@@ -92,7 +92,7 @@ def test_as_many_files_as_there_may_be_are_read_and_one_more_is_413() -> None:
         (form([Part("a", False, bytes(65_537))]), TYPE, "the field a has 65,537 bytes, the limit is 65,536"),
         (form([file()])[:-20], TYPE, "it ends before its last boundary"),
         (form([file()]), "multipart/form-data; boundary=other", "it ends before its last boundary"),
-        (b"no form", "multipart/form-data", "its Content-Type names no boundary, as it does where"),
+        (b"no form", "multipart/form-data", "its Content-Type names no boundary; leave that header to"),
         (form([file()]).replace(b"--frontier", b"------front"), "multipart/form-data", "its Content-Type names no"),
         (form([file()]).replace(b'name="images"; ', b""), TYPE, "a part has no name in its Content-Disposition"),
         (form([file()]).replace(b"Content-Disposition", b"X"), TYPE, "a part has no name in its Content-Disposition"),
