@@ -25,7 +25,7 @@ from export.scorer import without_copies
 from model.parts import all_over
 from service import differences
 from service.bundle import DECODER, ENCODER, Difference, ImageSpec, Probe, ReducedTolerance, Variant
-from service.engine import Graph, resolve_device, signatures
+from service.graph import Graph, resolve_device, signatures
 from service.machine import available_cores
 
 # What a variant may lose.

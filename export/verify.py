@@ -16,7 +16,7 @@ from export.pictures import Real, natural, sample
 from export.runs import Shape, shapes
 from service import differences
 from service.bundle import DECODER, ENCODER, SCORER, Difference, ImageSpec, Parity, Probe, Tolerance
-from service.engine import Graph, RowShape, signatures
+from service.graph import Graph, RowShape, signatures
 from service.machine import available_cores
 
 # Runs of one shape go on until there were so many, or they have seen so many pictures or pixels.

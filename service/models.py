@@ -8,8 +8,9 @@ from service import cards, prior, sizes
 from service.batcher import Load, Queue, RowShape
 from service.bundle import DECODER, ENCODER, PRIOR, SCORER, BadBundle, Bundle, Manifest, read
 from service.callers import Patience
-from service.engine import Cost, Engine, Graph, resolve_device, rows_of_a_run, start
+from service.engine import Cost, Engine, rows_of_a_run, start
 from service.errors import NotFound
+from service.graph import Graph, resolve_device
 from service.lane import Lane
 from service.machine import available_cores
 from service.observation.metrics import Metrics

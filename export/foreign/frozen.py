@@ -12,7 +12,7 @@ from export.foreign.sizes import Sides, Sizes, pictures, sizes
 from export.foreign.surgery import Port, Step, cast, rewired, with_free_rows
 from export.frozen import CannotImport, Float32, Frozen, Graphs, Source, Uint8
 from service.bundle import DECODER, ENCODER, BadBundle
-from service.engine import Graph, signatures
+from service.graph import Graph, signatures
 from service.machine import available_cores
 
 # Odd, and more than the one or two that a batch axis is most often fixed at.

@@ -12,7 +12,7 @@ from export.foreign.files import one_line
 from export.frozen import CannotImport
 from service.machine import available_cores
 
-# As in service.engine, whichever of the two is imported first.
+# As in service.graph, whichever of the two is imported first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort

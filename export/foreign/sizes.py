@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from export.foreign.pair import Pair
 from export.frozen import CannotImport, Uint8
 from service.bundle import ImageSpec
-from service.engine import RowShape
+from service.graph import RowShape
 
 # Height and width where nobody asks for any and the source does not say.
 DEFAULT_SIDE = 256

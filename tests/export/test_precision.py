@@ -19,7 +19,7 @@ from export.verify import probe_of
 from model import data
 from service import differences
 from service.bundle import Difference, ImageSpec
-from service.engine import Graph, signatures
+from service.graph import Graph, signatures
 
 DIGITS = data.read(None)
 OPEN = ImageSpec(height=None, width=None, channels=3, stride=2, default_side=8, max_side=64)

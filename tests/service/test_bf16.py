@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import bf16, differences
+from service import bf16, differences, proof
 from service import engine as engine_module
+from service import graph as graph_module
 from service.bundle import ENCODER, BadBundle, read
-from service.engine import Engine, Graph, Precision, start
+from service.engine import Engine, Precision, start
+from service.graph import Graph
 from service.machine import BadEngine, cpu_flags
 from tests.service.broken import made, with_last
 from tests.service.linear import Bundles, Linear, linear, write_linear
@@ -55,7 +57,7 @@ def refusal(folder: Path, *, precision: Precision = "bf16") -> str:
 
 def offered(monkeypatch: pytest.MonkeyPatch, providers: list[str], flags: set[str]) -> None:
     """Pretend that onnxruntime has these providers, and the processor these flags."""
-    monkeypatch.setattr(engine_module.ort, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(graph_module.ort, "get_available_providers", lambda: providers)
     monkeypatch.setattr(engine_module, "cpu_flags", lambda: flags)
 
 
@@ -111,7 +113,7 @@ MU = np.array([[0.5, -3.0], [2.0, 0.0]], np.float32)
 
 
 def fault(name: str, found: np.ndarray, expected: np.ndarray) -> str | None:
-    return engine_module._fault(  # noqa: SLF001
+    return proof._fault(  # noqa: SLF001
         name, found, expected, logvar=2 * np.log(SIGMA), scale_head="logvar", tolerance=bf16.TOLERANCE
     )
 

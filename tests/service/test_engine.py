@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from service import engine as engine_module
+from service import graph as graph_module
 from service import machine
 from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, SCORER, BadBundle, read
-from service.engine import Cost, Engine, Graph, resolve_device, rows_of_a_run, signatures
+from service.engine import Cost, Engine, rows_of_a_run
 from service.errors import OutOfMemory
+from service.graph import Graph, resolve_device, signatures
 from service.machine import BadEngine, available_cores, require_one_distribution
 from service.models import deploy
 from service.settings import Settings
@@ -716,9 +718,9 @@ class Cuda:
             monkeypatch.setattr(made, "get_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
             return made
 
-        monkeypatch.setattr(engine_module.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-        monkeypatch.setattr(engine_module.ort, "preload_dlls", lambda: None)
-        monkeypatch.setattr(engine_module.ort, "InferenceSession", session)
+        monkeypatch.setattr(graph_module.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+        monkeypatch.setattr(graph_module.ort, "preload_dlls", lambda: None)
+        monkeypatch.setattr(graph_module.ort, "InferenceSession", session)
 
 
 def test_on_a_gpu_graphs_compute_in_float32_and_take_the_memory_they_need(
@@ -769,8 +771,8 @@ def test_auto_takes_a_gpu_where_provider_and_device_are_both_there(
     monkeypatch: pytest.MonkeyPatch, gpu: bool, device: str
 ) -> None:
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(engine_module.ort, "get_available_providers", lambda: providers)
-    monkeypatch.setattr(engine_module, "_has_gpu", lambda: gpu)
+    monkeypatch.setattr(graph_module.ort, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(graph_module, "_has_gpu", lambda: gpu)
     assert resolve_device("auto") == device
 
 

@@ -1,0 +1,78 @@
+"""A graph's answers on a bundle's probe, compared with what the source made of it."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import bf16, differences
+from service.bundle import DECODER, ENCODER, SCORER, AnyTolerance, BadBundle, Bundle, Probe, Tolerance
+from service.graph import Arrays, Graph
+from service.machine import BadEngine
+
+
+def require(bundle: Bundle, name: str, graph: Graph) -> None:
+    """Nothing, if the graph of this name answers the probe as the source did, within the manifest's tolerance, or in
+    bf16 within its own.
+
+    Raises:  BadBundle if it does not
+    """
+    probe, manifest = bundle.probe, bundle.manifest
+    given: dict[str, Arrays] = {ENCODER: (probe.image,), DECODER: (probe.z,), SCORER: (probe.image, probe.z)}
+    answers = vars(probe) | {"image": probe.decoded}
+    tolerance = bf16.TOLERANCE if graph.hint else manifest.tolerance
+    for output, found in zip(graph.outputs, graph.tried(*given[name]), strict=True):
+        expected = answers[output]
+        if found.shape != expected.shape:
+            raise BadBundle(f"{graph.path}: {output} is {found.shape} on the probe, expected {expected.shape}")
+        fault = _fault(
+            output, found, expected, logvar=probe.logvar, scale_head=manifest.scale_head, tolerance=tolerance
+        )
+        if fault:
+            raise BadBundle(f"{graph.path}: {output} {fault}")
+
+
+def measured_in_bf16(probe: Probe, *, encoder: Graph, decoder: Graph, exact: Graph) -> str:
+    """How far graphs in bf16 are from the probe, once it is sure that they are: to OpenVINO a hint that it cannot read
+    is none, and it answers in fp32, as `exact` does, the same encoder.
+
+    Raises:  BadEngine if the encoder answers to the bit what the exact one does
+    """
+    found = encoder.run(probe.image)
+    if all(np.array_equal(mine, its) for mine, its in zip(found, exact.run(probe.image), strict=True)):
+        raise BadEngine(f"{exact.path}: OpenVINO answers the probe in bf16 as in fp32, to the bit")
+    sigma = differences.in_sigma(found[0], probe.mu, probe.logvar).max()
+    (image,) = decoder.run(probe.z)
+    return f"mu {sigma:.2g} sigma from the probe's, pictures {differences.psnr_db(image, probe.decoded):.3g} dB"
+
+
+def _fault(
+    name: str,
+    found: NDArray[Any],
+    expected: NDArray[Any],
+    *,
+    logvar: NDArray[Any] | None,
+    scale_head: str | None,
+    tolerance: AnyTolerance,
+) -> str | None:
+    """What an answer differs by from the probe's, if that is more than is tolerated."""
+    if isinstance(tolerance, Tolerance):
+        match name:
+            case "logvar":
+                apart = differences.of_logvar(found, expected, scale_head=scale_head)
+            case "log_likelihood":
+                apart = differences.of_sums(found, expected)
+            case _:
+                apart = differences.absolute(found, expected)
+        return _excess(apart.max(), getattr(tolerance, name))
+    if name == "mu":
+        return _excess(differences.in_sigma(found, expected, logvar).max(), tolerance.mu_in_sigma, unit=" sigma")
+    if name == "image" and not (psnr_db := differences.psnr_db(found, expected)) >= tolerance.psnr_db:
+        return f"is {psnr_db:.3g} dB from the probe's, the tolerance is {tolerance.psnr_db:g} dB"
+    return None  # logvar and log-likelihoods have no tolerance of their own below fp32
+
+
+def _excess(largest: float, allowed: float, *, unit: str = "") -> str | None:
+    if largest <= allowed:  # which NaN is not
+        return None
+    return f"differs from the probe by {largest:.3g}{unit}, the tolerance is {allowed:g}{unit}"
