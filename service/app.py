@@ -20,9 +20,9 @@ from service import openapi, pages, refusals
 from service.access import origins
 from service.access.gate import Gate
 from service.access.keys import Keys
+from service.deployment import Deployment, deploy
 from service.doors import Doors
 from service.errors import Internal, MethodNotAllowed, NotFound, Problem
-from service.models import Deployment, deploy
 from service.observation import record, traces
 from service.observation.access_log import AccessLog
 from service.observation.metrics import Metrics

@@ -19,8 +19,9 @@ from service.bodies import Body, Named
 from service.budget import LOOP_BUDGET_US, spend, spend_in_turn
 from service.callers import CallerGone
 from service.deadline import Deadline
+from service.deployment import Deployment
 from service.errors import Fault, Invalid, expectation, invalid, shown, too_large
-from service.models import Deployment, Model
+from service.models import Model
 from service.observation import record
 from service.schemas import Options, WarningAnswer
 from service.settings import Settings

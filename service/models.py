@@ -1,22 +1,18 @@
 """The models that this process serves, found by `name` or `name@digest`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from service import cards, prior, sizes
 from service.batcher import Load, Queue, RowShape
-from service.bundle import DECODER, ENCODER, PRIOR, SCORER, BadBundle, Bundle, Manifest, read
-from service.callers import Patience
-from service.engine import Cost, Engine, rows_of_a_run, start
+from service.bundle import DECODER, ENCODER, PRIOR, SCORER, Bundle, Manifest
+from service.engine import Cost, Engine, rows_of_a_run
 from service.errors import NotFound
-from service.graph import Graph, resolve_device
+from service.graph import Graph
 from service.lane import Lane
-from service.machine import available_cores
-from service.observation.metrics import Metrics
 from service.prior import FittedPrior
 from service.settings import Settings
-from service.turns import Turns
 
 
 class Model:
@@ -129,85 +125,3 @@ class Models:
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._by_name.values())
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """What every request can see: the settings, the models, the lane they share, the patience of their callers, and
-    the room for the pixels of large pictures that are decoded at a time, as many in all as one may have.
-    """
-
-    settings: Settings
-    models: Models
-    lane: Lane
-    large: Turns
-    patience: Patience = field(default_factory=Patience)
-
-    @property
-    def is_wedged(self) -> bool:
-        """Whether a run of a graph will not end."""
-        return self.lane.is_wedged(self.settings.wedge_timeout_s)
-
-    @property
-    def row_us(self) -> float:
-        """CPU microseconds of one row in the cheapest encoder, all threads together."""
-        return min(model.engine.costs[ENCODER].row_cpu_us for model in self.models)
-
-
-def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | None = None) -> Deployment:
-    """Every bundle of the settings, read with proof, on its device, warm; all of them share so many cores, by default
-    all that this process may use, and count in `metrics`, by default their own.
-
-    Raises:  BadBundle, BadEngine
-    """
-    lane = _lane(settings, cores=cores, metrics=metrics)
-    return Deployment(settings, _loaded(settings, lane), lane, large=Turns(settings.max_picture_pixels))
-
-
-def _lane(settings: Settings, *, cores: int | None, metrics: Metrics | None) -> Lane:
-    cores = max(cores or available_cores(), settings.threads)
-    # A GPU takes one run of a process at a time, and lends no cores.
-    are_lent = metrics is not None and metrics.are_shared and resolve_device(settings.device) == "cpu"
-    return Lane(
-        max_queue_rows=settings.max_queue_rows,
-        cores=cores,
-        machine_cores=available_cores() if are_lent else cores,
-        metrics=metrics,
-    )
-
-
-def _loaded(settings: Settings, lane: Lane) -> Models:
-    models: dict[str, Model] = {}
-    for path in settings.bundles:
-        bundle = read(path)
-        if bundle.manifest.name in models:
-            raise BadBundle(f"{path}: a model named {bundle.manifest.name} is loaded already")
-        models[bundle.manifest.name] = _started(bundle, lane=lane, settings=settings)
-    return Models(list(models.values()))
-
-
-def redeploy(deployment: Deployment, name: str | None) -> Deployment:
-    """What the settings name as it is by now, beside what is there: the bundle of one model, or without a name all. It
-    shares lane and room with what is there, so that a run which does not end is still noticed, and pixels are bounded
-    while requests of both are answered.
-
-    Raises:  BadBundle, BadEngine, NotFound if there is no such model
-    """
-    settings, lane = deployment.settings, deployment.lane
-    if name is None:
-        return replace(deployment, models=_loaded(settings, lane))
-    path = deployment.models.find(name).path
-    bundle = read(path)
-    if bundle.manifest.name != name:
-        raise BadBundle(f"{path}: got a model named {bundle.manifest.name}, expected {name}")
-    model = _started(bundle, lane=lane, settings=settings)
-    return replace(deployment, models=deployment.models.with_(model))
-
-
-def _started(bundle: Bundle, *, lane: Lane, settings: Settings) -> Model:
-    """A bundle on its device, proven and warm."""
-    engine = start(
-        bundle, device=settings.device, threads=settings.threads, precision=settings.precision, cores=lane.cores
-    )
-    engine.warm(settings.max_batch_rows, settings.max_run_pixels)
-    return Model(bundle, engine=engine, lane=lane, settings=settings)

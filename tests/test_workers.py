@@ -22,8 +22,8 @@ import httpx
 import pytest
 
 from service.app import create_app
+from service.deployment import deploy
 from service.machine import available_cores
-from service.models import deploy
 from service.processes.supervisor import best_workers
 from service.settings import SHIPPED_BUNDLE, Settings
 from tests.service.linear import Linear, linear, write_linear

@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.datastructures import State
 
-from service.models import redeploy
+from service.deployment import redeploy
 from service.processes import greeting, reloads
 
 

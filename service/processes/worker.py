@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from service.access.keys import BadKeys
 from service.app import create_app
 from service.bundle import BadBundle
+from service.deployment import Deployment, redeploy
 from service.errors import ReloadRefused
 from service.machine import BadEngine, available_cores
-from service.models import Deployment, redeploy
 from service.observation import logs
 from service.observation.tally import Memory, Tally
 from service.processes import greeting, ports

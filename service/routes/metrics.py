@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.models import Deployment
+from service.deployment import Deployment
 from service.observation.metrics import Metrics
 
 router = APIRouter(tags=["health"])

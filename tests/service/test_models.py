@@ -9,7 +9,7 @@ import pytest
 
 from service.app import create_app
 from service.bundle import MANIFEST, BadBundle
-from service.models import deploy
+from service.deployment import deploy
 from service.observation import tally
 from service.observation.metrics import Metrics
 from service.observation.tally import Tally
@@ -71,8 +71,8 @@ def test_processes_lend_each_other_cores_where_there_are_several_and_graphs_run_
     bundles: Bundles, monkeypatch: pytest.MonkeyPatch, places: int, device: str, lent: bool
 ) -> None:
     """No GPU is needed: the graphs run where they can, and only the lane is told of another device."""
-    monkeypatch.setattr("service.models.resolve_device", lambda _asked: device)
-    monkeypatch.setattr("service.models.available_cores", lambda: 6)
+    monkeypatch.setattr("service.deployment.resolve_device", lambda _asked: device)
+    monkeypatch.setattr("service.deployment.available_cores", lambda: 6)
     metrics = Metrics(tally=Tally(tally.shared(places)))
     lane = deploy(Settings(bundles=(bundles.colour,), device="cpu"), cores=2, metrics=metrics).lane
     assert lane.machine_cores == (6 if lent else 2)

@@ -18,7 +18,8 @@ from fastapi import FastAPI
 from service import lane
 from service.access.keys import Scope
 from service.app import create_app
-from service.models import Deployment, Model, redeploy
+from service.deployment import Deployment, redeploy
+from service.models import Model
 from service.settings import Settings
 from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import linear, write_linear
