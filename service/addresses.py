@@ -38,9 +38,7 @@ def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:
     held = call.request.headers.getlist("if-none-match")
     if not held:
         return None
-    fresh = caching(call, seeded=True) | {"x-model": call.model.label}
-    if call.options.format is None:
-        fresh["vary"] = "Accept"
+    fresh = caching(call, seeded=True)
     if not is_held(held, fresh["etag"]):
         return None
     return Response(status_code=304, headers=identity(call) | fresh)

@@ -78,8 +78,8 @@ async def pictures(
     elif call.form is Form.JSON:
         document: dict[str, Any] = {} if seed is None else {"seed": seed}
         for name, rows in named.items():
-            cost = len(rows) * images.rendering_cost_us(rows[:1], "png", options.scale)
-            document[name] = await call.spend(cost, _base64_pngs, rows, options.scale)
+            cost_us = len(rows) * images.rendering_cost_us(rows[:1], "png", options.scale)
+            document[name] = await call.spend(cost_us, _base64_pngs, rows, options.scale)
         warned = {"warnings": [warning.model_dump() for warning in call.warnings]} if call.warnings else {}
         content = await _json(call, document | warned | {"z": np.ascontiguousarray(z)})
     else:

@@ -5,7 +5,8 @@ import binascii
 from collections.abc import Mapping
 from io import BytesIO
 from time import perf_counter
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -22,20 +23,22 @@ JSON_BYTE_US = 0.01
 
 _JSON = "application/json"
 
+T = TypeVar("T")
 
-class Named(NamedTuple):
+
+class Named(NamedTuple, Generic[T]):
     """A value and the place in the request where it stood."""
 
     where: str
-    value: Any
+    value: T
 
 
 class Body(NamedTuple):
     """What a body carried. `pictures` are undecoded files; `members` are `images`, `z` and `points` as sent."""
 
-    pictures: tuple[Named, ...] = ()
-    members: dict[str, Any] | None = None
-    options: tuple[tuple[str, Named], ...] = ()
+    pictures: tuple[Named[bytes], ...] = ()
+    members: Mapping[str, Any] = MappingProxyType({})
+    options: tuple[tuple[str, Named[Any]], ...] = ()
     json_bytes: int = 0
     """What the members were read from, where that was JSON."""
 
@@ -162,7 +165,7 @@ def _members(document: dict[str, Any], takes: frozenset[str], *, where: str, max
     return Body((), payload, options)
 
 
-def picture_bytes(item: Named) -> bytes:
+def picture_bytes(item: Named[Any]) -> bytes:
     """The file behind a base64 string, whose lines may be broken, or a data: URI. Nothing is ever fetched.
 
     Raises:  Invalid if it is neither
@@ -181,8 +184,8 @@ def picture_bytes(item: Named) -> bytes:
 async def _multipart(body: bytes, headers: Mapping[str, str], *, max_parts: int, deadline: Deadline) -> Body:
     cost_us = multipart.reading_cost_us(body)
     parts = await spend(cost_us, deadline, multipart.read, body, headers["content-type"], max_files=max_parts)
-    pictures: list[Named] = []
-    options: list[tuple[str, Named]] = []
+    pictures: list[Named[bytes]] = []
+    options: list[tuple[str, Named[Any]]] = []
     for part in parts:
         if part.is_file:
             if part.name != multipart.PICTURES:
@@ -192,4 +195,4 @@ async def _multipart(body: bytes, headers: Mapping[str, str], *, max_parts: int,
             raise invalid("form.images", got="text", expected="a file, as curl -F images=@a.png sends it")
         else:
             options.append((part.name, Named(f"form.{part.name}", part.text)))
-    return Body(tuple(pictures), None, tuple(options))
+    return Body(tuple(pictures), options=tuple(options))

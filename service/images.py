@@ -261,8 +261,8 @@ def decoding_cost_us(picture: png.Plain | None, *, n_bytes: int, shape: tuple[in
     """
     if picture is None:
         return inf
-    cost = 15 + 0.01 * picture.width * picture.height * len(picture.mode) + 0.002 * n_bytes
-    return cost if shape is None or shape == picture.shape else cost + 20 + 0.02 * prod(shape)
+    cost_us = 15 + 0.01 * picture.width * picture.height * len(picture.mode) + 0.002 * n_bytes
+    return cost_us if shape is None or shape == picture.shape else cost_us + 20 + 0.02 * prod(shape)
 
 
 def grid(images: Uint8, columns: int) -> Uint8:

@@ -80,10 +80,6 @@ class Call(NamedTuple, Generic[O]):
                 raise invalid(name, got=asked, expected=sizes.length_in_words(axis))
         return height or default_height, width or default_width, channels
 
-    def engine_rows(self, n: int, image_shape: tuple[int, ...]) -> int:
-        """What n pictures of one size cost a graph of the model."""
-        return self.model.engine_rows(n, image_shape)
-
     def check_rows(self, engine_rows: int) -> None:
         """Refuse a request whose engine rows are over the limit."""
         limit = self.deployment.settings.max_request_rows
@@ -198,18 +194,18 @@ def _deadline(headers: Mapping[str, str], began: float, settings: Settings) -> D
     return Deadline(began, timeout_ms=min(int(digits[:_TIMEOUT_DIGITS]), settings.max_timeout_ms))
 
 
-def _query(request: Request) -> tuple[tuple[str, Named], ...]:
+def _query(request: Request) -> tuple[tuple[str, Named[Any]], ...]:
     if not request.scope["query_string"]:
         return ()
     return tuple((name, Named(f"query.{name}", value)) for name, value in request.query_params.multi_items())
 
 
-def _options(verb: Verb[O], sent: Sequence[tuple[str, Named]]) -> O:
+def _options(verb: Verb[O], sent: Sequence[tuple[str, Named[Any]]]) -> O:
     if not sent:
         return verb.defaults
     if len(sent) > _MAX_OPTIONS:
         raise invalid("options", got=f"{len(sent)} of them", expected=f"at most {_MAX_OPTIONS}")
-    places: dict[str, Named] = {}
+    places: dict[str, Named[Any]] = {}
     for name, value in sent:
         if name in places:
             raise invalid(value.where, got=f"{name} once more, after {places[name].where}", expected="it once")
@@ -224,7 +220,7 @@ def _options(verb: Verb[O], sent: Sequence[tuple[str, Named]]) -> O:
         ) from error
 
 
-def _fault(places: dict[str, Named], error: dict[str, Any], verb: Verb[Options]) -> Fault:
+def _fault(places: dict[str, Named[Any]], error: dict[str, Any], verb: Verb[Options]) -> Fault:
     name, *inner = error["loc"] or ("",)
     where = ".".join([places[name].where if name in places else name, *map(str, inner)])[:200]
     if error["type"] == "extra_forbidden":

@@ -33,19 +33,19 @@ _NUMBERS = {int, float}
 _MAX_DEPTH = 64
 
 
-async def from_pictures(call: Call[Options], pictures: Sequence[Named]) -> NDArray[np.uint8]:
+async def from_pictures(call: Call[Options], pictures: Sequence[Named[bytes]]) -> NDArray[np.uint8]:
     """Encoded pictures as rows that the model takes: fitted to its size, or of their own where sizes are open.
 
     Shapes:  -> (n, h, w, c)
     """
     n_bytes = sum(len(picture.value) for picture in pictures)
-    cost = images.looking_cost_us(len(pictures), n_bytes=n_bytes)
-    looks = await call.spend(cost, _looked_at, pictures, call.deployment.settings.max_picture_pixels)
+    cost_us = images.looking_cost_us(len(pictures), n_bytes=n_bytes)
+    looks = await call.spend(cost_us, _looked_at, pictures, call.deployment.settings.max_picture_pixels)
     spec = call.model.manifest.image
     only = looks[0].plain if len(pictures) == 1 and looks[0].pixels <= _LARGE_PIXELS else None
     if only is not None and not spec.is_open:  # as most requests are, on the shortest way
-        cost = images.decoding_cost_us(only, n_bytes=n_bytes, shape=spec.default_shape)
-        return await call.spend(cost, images.to_rows, (only,), shape=spec.default_shape, where=(pictures[0].where,))
+        cost_us = images.decoding_cost_us(only, n_bytes=n_bytes, shape=spec.default_shape)
+        return await call.spend(cost_us, images.to_rows, (only,), shape=spec.default_shape, where=(pictures[0].where,))
     shares = list(_shares(pictures, looks, shape=None if spec.is_open else spec.default_shape))
     first, *others = shares
     part = await _rows(call, first, n=len(pictures))
@@ -64,12 +64,12 @@ class _Share(NamedTuple):
     """Pictures of a request, from the first of them on, that are decoded at one go."""
 
     first: int
-    pictures: Sequence[Named]
+    pictures: Sequence[Named[bytes]]
     looks: Sequence[images.Look]
     cost_us: float
 
 
-def _looked_at(pictures: Sequence[Named], max_pixels: int) -> list[images.Look]:
+def _looked_at(pictures: Sequence[Named[bytes]], max_pixels: int) -> list[images.Look]:
     """What is known of each without opening it.
 
     Raises:  BadBody, TooLarge
@@ -83,7 +83,7 @@ def _looked_at(pictures: Sequence[Named], max_pixels: int) -> list[images.Look]:
 
 
 def _shares(
-    pictures: Sequence[Named], looks: Sequence[images.Look], *, shape: tuple[int, ...] | None
+    pictures: Sequence[Named[bytes]], looks: Sequence[images.Look], *, shape: tuple[int, ...] | None
 ) -> Iterator[_Share]:
     """All pictures, as many at a time as are soon decoded, so that requests take turns; alone what may take long."""
     costs = [
@@ -137,7 +137,7 @@ def _of_a_size_taken(call: Call[Options], picture: images.Opened, where: str, n:
             raise invalid(where, got=found, expected=f"sides from {sides[0]} to {sides[-1]}")
         # An orientation may yet turn it, which leaves its area; all must turn out to have the size of the first.
         size = tuple(side - side % sides.step for side in picture.size)
-        call.check_rows(call.engine_rows(n, size))
+        call.check_rows(call.model.engine_rows(n, size))
     return picture
 
 
@@ -150,7 +150,7 @@ async def images_of(call: Call[Options]) -> NDArray[np.uint8] | None:
     if call.body.pictures:
         call.check_rows(len(call.body.pictures))
         return await from_pictures(call, call.body.pictures)
-    tensor = (call.body.members or {}).get("images")
+    tensor = call.body.members.get("images")
     return None if tensor is None else from_tensor(call, tensor)
 
 
@@ -177,7 +177,7 @@ def from_tensor(call: Call[Options], tensor: Any) -> NDArray[np.uint8]:
     if tensor.dtype != np.uint8 or not sizes.takes(axes, tensor.shape[1:]) or len(tensor) == 0:
         found = f"{tensor.dtype} {tensor.shape}"
         raise invalid("tensor.images", got=found, expected=f"uint8 {sizes.in_words(axes)}, n ≥ 1")
-    call.check_rows(call.engine_rows(len(tensor), tensor.shape[1:]))
+    call.check_rows(call.model.engine_rows(len(tensor), tensor.shape[1:]))
     return tensor
 
 
@@ -186,11 +186,11 @@ async def latents_of(call: Call[Options]) -> NDArray[np.float32] | None:
 
     Shapes:  -> (n, *latent_shape)
     """
-    value = (call.body.members or {}).get("z")
+    value = call.body.members.get("z")
     if value is None:
         return None
-    cost = TENSOR_NUMBER_US * value.size if isinstance(value, np.ndarray) else nested_cost_us(call.body)
-    latents = await call.spend(cost, as_latents, call, value, where="z")
+    cost_us = TENSOR_NUMBER_US * value.size if isinstance(value, np.ndarray) else nested_cost_us(call.body)
+    latents = await call.spend(cost_us, as_latents, call, value, where="z")
     call.check_rows(len(latents))
     return latents
 

@@ -4,14 +4,12 @@ The verdicts are the manifest's: whoever measured a model has judged its figures
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 from service.bundle import PRIOR, Manifest, Trust, Verdict
 from service.intake import Call
 from service.prior import FittedPrior, Prior
 from service.schemas import (
     InterpolateOptions,
-    Options,
     SampleOptions,
     SampleTrust,
     TrustAnswer,
@@ -21,8 +19,6 @@ from service.schemas import (
 
 _NOT_MEASURED = "Not measured."
 _NOTHING = Trust(standard=None, fitted=None, interpolate=None)
-
-O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
 
 
 def described(manifest: Manifest) -> TrustAnswer:

@@ -37,18 +37,18 @@ async def encode(request: Request) -> Response:
     options = call.options
     _check_posterior(call, "draws", number=options.draws)
     image = await payload.some_images_of(call)
-    call.check_rows(call.engine_rows(len(image) * max(1, options.draws), image.shape[1:]))
+    call.check_rows(call.model.engine_rows(len(image) * max(1, options.draws), image.shape[1:]))
     _check_draws(call, image, options.draws)
     decoded_at = perf_counter()
-    with call.admit(call.engine_rows(len(image), image.shape[1:])):
+    with call.admit(call.model.engine_rows(len(image), image.shape[1:])):
         done = await call.run(call.model.encoder, image)
     mu, logvar = _posterior(done)
     named = {"mu": mu, "logvar": logvar}
     if options.draws == 0 or logvar is None:
         return await answers.numbers(call, named, runs=(done,), decoded_at=decoded_at, dtype=options.dtype)
     seed = intake.chosen_seed(options.seed)
-    cost = latents.normals_cost_us(mu.size * options.draws)
-    named["z"] = await call.spend(cost, latents.posterior_sample, mu, logvar, seed=seed, draws=options.draws)
+    cost_us = latents.normals_cost_us(mu.size * options.draws)
+    named["z"] = await call.spend(cost_us, latents.posterior_sample, mu, logvar, seed=seed, draws=options.draws)
     response = await answers.numbers(call, named, runs=(done,), decoded_at=decoded_at, seed=seed, dtype=options.dtype)
     if options.seed is None:
         response.headers["x-seed"] = str(seed)
@@ -68,11 +68,11 @@ async def score(request: Request) -> Response:
     _check_posterior(call, "k", number=options.k)
     image = await payload.some_images_of(call)
     # Each picture passes the encoder once, and the scorer at mu and at each draw.
-    cost = call.engine_rows(len(image) * (2 + options.k), image.shape[1:])
-    call.check_rows(cost)
+    engine_rows = call.model.engine_rows(len(image) * (2 + options.k), image.shape[1:])
+    call.check_rows(engine_rows)
     seed = intake.chosen_seed(options.seed) if options.k else None
     decoded_at = perf_counter()
-    with call.admit(cost):
+    with call.admit(engine_rows):
         encoded = await call.run(call.model.encoder, image)
         mu, logvar = _posterior(encoded)
         runs, at_mu = await _log_likelihood(call, scorer, image, z=mu[:, None])
@@ -133,12 +133,14 @@ async def _bound(
 
     Shapes:  image (n, h, w, c); mu, logvar (n, *latent_shape) -> (n,)
     """
-    k, cost = call.options.k, latents.normals_cost_us(mu.size * call.options.k)
-    eps = await call.spend(cost, latents.normals, seed, Purpose.SCORE, rows=len(mu), latent_shape=mu.shape[1:], draws=k)
-    z = await call.spend(cost, latents.reparameterise, mu, logvar, eps)
+    k, cost_us = call.options.k, latents.normals_cost_us(mu.size * call.options.k)
+    eps = await call.spend(
+        cost_us, latents.normals, seed, Purpose.SCORE, rows=len(mu), latent_shape=mu.shape[1:], draws=k
+    )
+    z = await call.spend(cost_us, latents.reparameterise, mu, logvar, eps)
     runs, log_likelihood = await _log_likelihood(call, scorer, image, z=z)
-    cost = latents.scores_cost_us(z.size)
-    bound = await call.spend(cost, latents.importance_weighted_bound, log_likelihood, z=z, eps=eps, logvar=logvar)
+    cost_us = latents.scores_cost_us(z.size)
+    bound = await call.spend(cost_us, latents.importance_weighted_bound, log_likelihood, z=z, eps=eps, logvar=logvar)
     return runs, bound
 
 

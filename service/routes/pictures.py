@@ -40,15 +40,15 @@ async def sample(request: Request) -> Response:
     latent_shape = manifest.latent_shape_of(*shape[:2])
     density = prior.choose(call.model.prior, manifest, asked=options.prior, latent_shape=latent_shape)
     call = trust.of_samples(call, density)
-    cost = call.engine_rows(options.n, shape)
-    call.check_rows(cost)
+    engine_rows = call.model.engine_rows(options.n, shape)
+    call.check_rows(engine_rows)
     columns = answers.arrange(call, options.n, shape=shape)
     if held := addresses.not_modified(call, seeded=options.seed is not None):
         return held
     seed = intake.chosen_seed(options.seed)
     z = await call.spend(density.cost_us(options.n), density.sample, seed, n=options.n, temperature=options.temperature)
     decoded_at = perf_counter()
-    with call.admit(cost):
+    with call.admit(engine_rows):
         done = await call.run(call.model.decoder, z)
     response = await answers.pictures(
         call,
@@ -73,11 +73,11 @@ async def decode(request: Request) -> Response:
     if z is None:
         raise invalid("body", got="no z", expected="at least one latent")
     shape = payload.size_of_latents(call, z)
-    cost = call.engine_rows(len(z), shape)
-    call.check_rows(cost)
+    engine_rows = call.model.engine_rows(len(z), shape)
+    call.check_rows(engine_rows)
     columns = answers.arrange(call, len(z), shape=shape)
     decoded_at = perf_counter()
-    with call.admit(cost):
+    with call.admit(engine_rows):
         done = await call.run(call.model.decoder, z)
     return await answers.pictures(
         call, image=done.outputs[0], z=z, runs=(done,), decoded_at=decoded_at, seeded=False, columns=columns
@@ -90,12 +90,12 @@ async def reconstruct(request: Request) -> Response:
     call = await intake.read(request, RECONSTRUCT)
     image = await payload.some_images_of(call)
     n, height, width, channels = image.shape
-    cost = call.engine_rows(2 * n, image.shape[1:])
-    call.check_rows(cost)
+    engine_rows = call.model.engine_rows(2 * n, image.shape[1:])
+    call.check_rows(engine_rows)
     compare = call.options.compare
     columns = answers.arrange(call, n, shape=(2 * height if compare else height, width, channels))
     decoded_at = perf_counter()
-    with call.admit(cost):
+    with call.admit(engine_rows):
         encoded = await call.run(call.model.encoder, image)
         mu = encoded.outputs[0]
         decoded = await call.run(call.model.decoder, mu)
