@@ -25,7 +25,7 @@ from model.presets import PRESETS
 from model.pyramid import Shape, pyramid
 from model.training import Learner, TrainConfig
 from model.vae import VAE, ModelConfig
-from service.bundle import ImageSpec, Variant
+from service.manifest import ImageSpec, Variant
 
 SIDE = 64
 NETWORKS = {"plain": ("small", 64), "residual": ("residual", 32), "transposed": ("transposed", 64)}

@@ -29,7 +29,8 @@ from export.summary import in_words, runs_in_words, summary
 from export.verify import NotEqual
 from model.errors import BadCheckpoint, BadData
 from model.gaussian import SCALE_HEADS
-from service.bundle import BadBundle, Precision, read
+from service.bundle import BadBundle, read
+from service.manifest import Precision
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

@@ -15,7 +15,8 @@ from safetensors.numpy import save
 
 from export.frozen import Graphs
 from export.scorer import without_copies
-from service.bundle import DECODER, ENCODER, FORMAT, MANIFEST, PROBE, SCORER, Manifest, Probe, digest
+from service.bundle import Probe
+from service.manifest import DECODER, ENCODER, FORMAT, MANIFEST, PROBE, SCORER, Manifest, digest
 
 
 class CannotWrite(Exception):

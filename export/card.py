@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from export.frozen import CannotImport
-from service.bundle import CARD
+from service.manifest import CARD
 
 # Cards of vae-train have a few kilobytes, and its pictures a few hundred each.
 _MAX_CARD_BYTES = 2**18

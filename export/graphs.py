@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from export.frozen import CannotImport, Float32, Graphs, Source, Uint8
 from export.interrupts import heard
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 
 OPSET = 20
 IR_VERSION = 10

@@ -10,8 +10,9 @@ from export.frozen import Frozen, Graphs
 from export.precision import CannotReduce
 from export.runs import MAX_RUN_PIXELS
 from export.verify import Candidate, Measured, measure, probe_of, require
-from service.bundle import ImageSpec, Manifest, Precision, Probe, Tolerance, read
+from service.bundle import Probe, read
 from service.engine import Engine
+from service.manifest import ImageSpec, Manifest, Precision, Tolerance
 
 TOLERANCE = Tolerance(mu=1e-4, logvar=1e-4, image=1)
 

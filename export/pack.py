@@ -5,7 +5,8 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from export.bundle import CannotWrite, staged
 from export.proof import prove
-from service.bundle import MANIFEST, read
+from service.bundle import read
+from service.manifest import MANIFEST
 
 # The earliest that a zip can say.
 _TIME = (1980, 1, 1, 0, 0, 0)

@@ -10,7 +10,7 @@ import numpy as np
 from export.frozen import Uint8
 from model import data
 from model.parts import all_over
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 
 _WAVES = 3
 _MOST_PERIODS = 3

@@ -24,9 +24,10 @@ from export.runs import MAX_RUN_PIXELS
 from export.scorer import without_copies
 from model.parts import all_over
 from service import differences
-from service.bundle import DECODER, ENCODER, Difference, ImageSpec, Probe, ReducedTolerance, Variant
+from service.bundle import Probe
 from service.graph import Graph, resolve_device, signatures
 from service.machine import available_cores
+from service.manifest import DECODER, ENCODER, Difference, ImageSpec, ReducedTolerance, Variant
 
 # What a variant may lose.
 LEAST_PSNR_DB = 35.0

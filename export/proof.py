@@ -6,9 +6,10 @@ import numpy as np
 
 from export.runs import LARGEST_RUN_PIXELS, Shape
 from export.summary import runs_in_words
-from service.bundle import MANIFEST, BadBundle, Bundle, ImageSpec, read
+from service.bundle import BadBundle, Bundle, read
 from service.engine import Engine
 from service.machine import available_cores
+from service.manifest import MANIFEST, ImageSpec
 
 
 def prove(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 
 # Odd and even, one and many: what a batch may be.
 BATCH_ROWS = (1, 2, 7, 64)

@@ -2,7 +2,7 @@
 
 import onnx
 
-from service.bundle import DECODER
+from service.manifest import DECODER
 
 # Shapes and scalars stay inside: graph optimisers look at them, and a reference would be as long as they are.
 _SMALLEST_BYTES = 1024

@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-from service.bundle import PRIOR, Diagnostics, ImageSpec, Likelihood, Manifest, Tolerance
+from service.manifest import PRIOR, Diagnostics, ImageSpec, Likelihood, Manifest, Tolerance
 
 Rows = list[tuple[str, str]]
 

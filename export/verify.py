@@ -15,9 +15,10 @@ from export.frozen import CannotImport, Graphs, Source, Uint8
 from export.pictures import Real, natural, sample
 from export.runs import Shape, shapes
 from service import differences
-from service.bundle import DECODER, ENCODER, SCORER, Difference, ImageSpec, Parity, Probe, Tolerance
+from service.bundle import Probe
 from service.graph import Graph, RowShape, signatures
 from service.machine import available_cores
+from service.manifest import DECODER, ENCODER, SCORER, Difference, ImageSpec, Parity, Tolerance
 
 # Runs of one shape go on until there were so many, or they have seen so many pictures or pixels.
 _RUNS = 32

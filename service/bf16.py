@@ -4,8 +4,8 @@ import json
 from collections.abc import Collection
 from typing import Literal
 
-from service.bundle import ReducedTolerance
 from service.machine import BadEngine
+from service.manifest import ReducedTolerance
 
 Hint = Literal["f32", "bf16"]
 

@@ -12,7 +12,8 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
 from service import policies
-from service.bundle import CARD, BadBundle, Bundle
+from service.bundle import BadBundle, Bundle
+from service.manifest import CARD
 
 # As export has it. What a picture may be, the bundle's reader bounds.
 _MAX_CARD_BYTES = 2**18

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 
-from service.bundle import ENCODER, BadBundle, Bundle, read
+from service.bundle import BadBundle, Bundle, read
 from service.callers import Patience
 from service.engine import start
 from service.graph import resolve_device
 from service.lane import Lane
 from service.machine import available_cores
+from service.manifest import ENCODER
 from service.models import Model, Models
 from service.observation.metrics import Metrics
 from service.settings import Settings

@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 
 from service import bf16, proof
-from service.bundle import DECODER, ENCODER, MANIFEST, SCORER, BadBundle, Bundle, Manifest
+from service.bundle import BadBundle, Bundle
 from service.graph import Arrays, Device, Graph, offered, resolve_device, signatures
 from service.machine import BadEngine, available_cores, cpu_flags
+from service.manifest import DECODER, ENCODER, MANIFEST, SCORER, Manifest
 
 Precision = Literal["fp32", "bf16", "auto"]
 

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import bf16, graph_file
-from service.bundle import DECODER, ENCODER, SCORER, BadBundle
+from service.bundle import BadBundle
 from service.errors import OutOfMemory
 from service.machine import BadEngine
+from service.manifest import DECODER, ENCODER, SCORER
 from service.stop import Stop
 
 # onnxruntime's wheels for Linux send telemetry and write to the home directory unless told so before the import.

@@ -6,11 +6,12 @@ from functools import cached_property
 
 from service import cards, prior, sizes
 from service.batcher import Load, Queue, RowShape
-from service.bundle import DECODER, ENCODER, PRIOR, SCORER, Bundle, Manifest
+from service.bundle import Bundle
 from service.engine import Cost, Engine, rows_of_a_run
 from service.errors import NotFound
 from service.graph import Graph
 from service.lane import Lane
+from service.manifest import DECODER, ENCODER, PRIOR, SCORER, Manifest
 from service.prior import FittedPrior
 from service.settings import Settings
 

@@ -6,13 +6,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from service import latents
-from service.bundle import BadBundle, Manifest
+from service.bundle import BadBundle, tensors_of
 from service.errors import ModelCannot
 from service.latents import Purpose
+from service.manifest import Manifest
 
 Float32 = NDArray[np.float32]
 
@@ -108,10 +107,7 @@ def read(content: bytes, path: Path, *, latent_dim: int) -> FittedPrior:
 
     Raises:  BadBundle if names, types or shapes are not those of a prior, or numbers not those of a density
     """
-    try:
-        tensors = load(content)
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:  # of a header that lies
-        raise BadBundle(f"{path}: not readable as safetensors ({error})") from error
+    tensors = tensors_of(content, path)
     if set(tensors) != {"weights", "means", "cholesky"}:
         raise BadBundle(f"{path}: its tensors are {sorted(tensors)}, expected cholesky, means, weights")
     weights = tensors["weights"]

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import bf16, differences
-from service.bundle import DECODER, ENCODER, SCORER, AnyTolerance, BadBundle, Bundle, Probe, Tolerance
+from service.bundle import BadBundle, Bundle, Probe
 from service.graph import Arrays, Graph
 from service.machine import BadEngine
+from service.manifest import DECODER, ENCODER, SCORER, AnyTolerance, Tolerance
 
 
 def require(bundle: Bundle, name: str, graph: Graph) -> None:

@@ -1,6 +1,6 @@
 """The row shapes that a model takes: the lengths that each axis may have, and the words for them."""
 
-from service.bundle import Manifest
+from service.manifest import Manifest
 
 Axes = tuple[range, ...]
 

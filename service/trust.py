@@ -5,8 +5,8 @@ The verdicts are the manifest's: whoever measured a model has judged its figures
 
 from collections.abc import Sequence
 
-from service.bundle import PRIOR, Manifest, Trust, Verdict
 from service.intake import Call
+from service.manifest import PRIOR, Manifest, Trust, Verdict
 from service.prior import FittedPrior, Prior
 from service.schemas import (
     InterpolateOptions,

@@ -15,7 +15,8 @@ PACKAGES = ("service", "model", "export", "tests", "benchmarks")
 NEVER_IN_SERVICE = ("torch", "onnx", "onnxscript", "sklearn", "tqdm", "model", "export")
 # Reading a bundle, running it, comparing its answers; and fitting pictures to a size, for which there is one rule.
 FOR_EXPORT = tuple(
-    f"service.{name}" for name in ("bundle", "engine", "graph", "machine", "graph_file", "differences", "images")
+    f"service.{name}"
+    for name in ("bundle", "manifest", "engine", "graph", "machine", "graph_file", "differences", "images")
 )
 COMMANDS = {"vae-train": "model.__main__:app", "vae-export": "export.__main__:app", "vae-serve": "service.__main__:app"}
 

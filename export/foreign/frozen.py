@@ -11,9 +11,10 @@ from export.foreign.pixels import TO_CHANNELS_FIRST, TO_CHANNELS_LAST
 from export.foreign.sizes import Sides, Sizes, pictures, sizes
 from export.foreign.surgery import Port, Step, cast, rewired, with_free_rows
 from export.frozen import CannotImport, Float32, Frozen, Graphs, Source, Uint8
-from service.bundle import DECODER, ENCODER, BadBundle
+from service.bundle import BadBundle
 from service.graph import Graph, signatures
 from service.machine import available_cores
+from service.manifest import DECODER, ENCODER
 
 # Odd, and more than the one or two that a batch axis is most often fixed at.
 _TRIED_ROWS = 3

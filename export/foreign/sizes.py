@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from export.foreign.pair import Pair
 from export.frozen import CannotImport, Uint8
-from service.bundle import ImageSpec
 from service.graph import RowShape
+from service.manifest import ImageSpec
 
 # Height and width where nobody asks for any and the source does not say.
 DEFAULT_SIDE = 256

@@ -27,7 +27,7 @@ from model.prior import FittedPrior
 from model.training import to_x
 from model.trust import judge
 from model.vae import VAE
-from service.bundle import PRIOR, ImageSpec
+from service.manifest import PRIOR, ImageSpec
 
 # Bernoulli.settle: white where x >= 1/2, which is from this grey level up.
 _BINARISED_AT = 128

@@ -14,7 +14,7 @@ from export.frozen import CannotImport, Frozen
 from export.graphs import freeze, source
 from export.importers import weights
 from model.training import to_x
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

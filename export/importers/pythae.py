@@ -16,7 +16,7 @@ from export.graphs import freeze, source
 from export.importers import pythae_networks
 from model.likelihoods import Bernoulli, FixedSigma, Gaussian, Levels
 from model.training import to_x
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 
 CONFIG, WEIGHTS = "model_config.json", "model.pt"
 

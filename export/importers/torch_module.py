@@ -16,7 +16,7 @@ from export.frozen import CannotImport, Frozen
 from export.graphs import freeze, source
 from export.importers.weights import matched, read
 from model.training import to_x
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 
 _TRIED_ROWS = 3
 _LARGEST_AXIS = 2**16

@@ -1,7 +1,7 @@
 """What an operator reads when the models are ready: each one, and at the start a line to try."""
 
-from service.bundle import Manifest
 from service.deployment import Deployment
+from service.manifest import Manifest
 from service.models import Model
 
 # Pictures up to here are shown sixteen at a time, and enlarged.

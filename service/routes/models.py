@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import addresses, cards, trust
-from service.bundle import CARD
 from service.deployment import Deployment
 from service.errors import KeysOff, NotFound, unfinished
+from service.manifest import CARD
 from service.models import Model
 from service.openapi import problems
 from service.schemas import Limits, ModelAnswer, ModelsAnswer, ModelSummary, ReloadAnswer

@@ -3,7 +3,7 @@
 import numpy as np
 
 from export.frozen import Float32, Frozen, Graphs, Source, Uint8
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 from tests.service.linear import Linear, OpenLinear
 
 _DESCRIBED = ("family", "latent_shape", "likelihood", "prior", "scale_head", "logvar_range", "source")

@@ -25,7 +25,8 @@ from model.prior import FittedPrior
 from model.training import Learner, TrainConfig
 from model.trust import judge
 from model.vae import ModelConfig
-from service.bundle import Diagnostics, Likelihood, read
+from service.bundle import read
+from service.manifest import Diagnostics, Likelihood
 from service.settings import SHIPPED_BUNDLE
 
 

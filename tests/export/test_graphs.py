@@ -17,7 +17,7 @@ from export.frozen import CannotImport, Graphs
 from export.graphs import freeze, plain, source
 from export.importers.checkpoint import Decoder, Encoder, Scorer
 from model.vae import VAE, ModelConfig
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 
 # Between them: all networks, likelihoods, scale heads and families, colours, and sizes that halve evenly or do not.
 CONFIGS = {

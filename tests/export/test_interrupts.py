@@ -11,7 +11,7 @@ from torch import nn
 
 from export import graphs
 from export.interrupts import heard
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 
 
 def swallows() -> None:

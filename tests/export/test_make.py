@@ -13,8 +13,9 @@ from export.frozen import Frozen
 from export.make import TOLERANCE, Wanted, make
 from export.precision import CannotReduce
 from export.verify import NotEqual
-from service.bundle import BadBundle, ReducedTolerance, read
+from service.bundle import BadBundle, read
 from service.engine import Engine
+from service.manifest import ReducedTolerance
 from tests.export.linear import frozen, noise
 from tests.service.broken import edited, with_constant
 from tests.service.linear import linear, open_linear

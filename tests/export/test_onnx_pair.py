@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from export.frozen import CannotImport, Frozen
 from export.importers.onnx_pair import load
 from export.make import Wanted, make
-from service.bundle import Manifest, read
+from service.bundle import read
 from service.engine import Engine
+from service.manifest import Manifest
 from tests.export import onnx_files
 from tests.export.onnx_files import LATENT_DIM, SHAPE, normal, parsed, saved
 from tests.service.linear import linear

@@ -10,8 +10,9 @@ import typer.main
 from export.__main__ import app
 from export.make import TOLERANCE
 from export.precision import LEAST_PSNR_DB, MOST_MU_IN_SIGMA
-from service import bundle
-from service.bundle import Manifest, digest
+from service import manifest
+from service.bundle import read
+from service.manifest import Manifest, digest
 from tests.service.linear import fitted_prior, linear, write_linear
 
 ROOT = Path(__file__).parents[2]
@@ -41,17 +42,26 @@ def options(command: str) -> dict[str, Any]:
 def test_every_file_of_a_bundle_stands_in_the_page(made: Path) -> None:
     listed = {name for row in rows(PAGE.partition("\n## ")[0]) for name in names(row[0])}
     files = {path.name if path.is_file() else f"{path.name}/" for path in made.iterdir()}
-    assert files - {bundle.PRIOR} <= listed
-    assert {bundle.ENCODER, bundle.DECODER, bundle.SCORER, bundle.PRIOR, bundle.PROBE, bundle.MANIFEST} <= listed
+    assert files - {manifest.PRIOR} <= listed
+    assert {
+        manifest.ENCODER,
+        manifest.DECODER,
+        manifest.SCORER,
+        manifest.PRIOR,
+        manifest.PROBE,
+        manifest.MANIFEST,
+    } <= listed
 
 
 def test_every_field_of_the_manifest_stands_in_the_page() -> None:
     listed = [name for row in rows(SECTIONS["The manifest"])[1:] for name in names(row[0])]
-    assert sorted(listed) == sorted([*Manifest.model_fields, *bundle.Diagnostics.model_fields])
+    assert sorted(listed) == sorted([*Manifest.model_fields, *manifest.Diagnostics.model_fields])
 
 
-@pytest.mark.parametrize("part", [bundle.ImageSpec, bundle.Likelihood, bundle.Parity, bundle.Tolerance, bundle.Variant])
-def test_what_is_inside_a_field_stands_in_the_page(part: type[bundle.Manifest]) -> None:
+@pytest.mark.parametrize(
+    "part", [manifest.ImageSpec, manifest.Likelihood, manifest.Parity, manifest.Tolerance, manifest.Variant]
+)
+def test_what_is_inside_a_field_stands_in_the_page(part: type[manifest.Manifest]) -> None:
     told = set(names(SECTIONS["The manifest"]))
     assert [name for name in part.model_fields if name not in told] == []
 
@@ -101,7 +111,7 @@ def test_the_tolerances_stand_in_the_page() -> None:
 def test_the_digest_hangs_on_the_fields_and_files_that_the_page_lists(tmp_path: Path) -> None:
     (listed,) = re.findall(r"fields that change answers \(([^)]+)\)", SECTIONS["The digest"])
     write_linear(tmp_path / "mine", linear(), fitted=fitted_prior())
-    plain = bundle.read(tmp_path / "mine").manifest.model_dump(mode="json")
+    plain = read(tmp_path / "mine").manifest.model_dump(mode="json")
 
     def hangs_on(name: str, value: object) -> bool:
         return digest({**plain, name: value}) != digest(plain)
@@ -111,7 +121,7 @@ def test_the_digest_hangs_on_the_fields_and_files_that_the_page_lists(tmp_path: 
     ]
     other = {"sha256": "0" * 64, "size_bytes": 1}
     changed = {name for name in plain["files"] if hangs_on("files", {**plain["files"], name: other})}
-    assert changed == {bundle.ENCODER, bundle.DECODER, bundle.PRIOR}
+    assert changed == {manifest.ENCODER, manifest.DECODER, manifest.PRIOR}
 
 
 def test_links_of_the_page_lead_somewhere() -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from export.pictures import Real, natural, real_of, sample, smooth, to_learn_from
 from model.errors import BadData
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 from tests.export.linear import noise
 
 IMAGE = ImageSpec(height=6, width=5, channels=3)

@@ -18,8 +18,8 @@ from export.precision import CannotReduce, Loss, measure_reduced, reduce, requir
 from export.verify import probe_of
 from model import data
 from service import differences
-from service.bundle import Difference, ImageSpec
 from service.graph import Graph, signatures
+from service.manifest import Difference, ImageSpec
 
 DIGITS = data.read(None)
 OPEN = ImageSpec(height=None, width=None, channels=3, stride=2, default_side=8, max_side=64)

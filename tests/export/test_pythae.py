@@ -16,7 +16,7 @@ from export.frozen import CannotImport, Frozen
 from export.graphs import source
 from export.importers import pythae, pythae_networks
 from export.importers.pythae import Decoder, Encoder
-from service.bundle import Manifest
+from service.manifest import Manifest
 from tests.export.pythae.weights import LATENT_DIM, images, latents, weights
 
 SAVED = Path(__file__).parent / "pythae" / "saved"

@@ -3,7 +3,7 @@
 import pytest
 
 from export.runs import MAX_RUN_PIXELS, shapes
-from service.bundle import ImageSpec
+from service.manifest import ImageSpec
 
 FIXED = ImageSpec(height=30, width=20, channels=1)
 

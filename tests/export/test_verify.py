@@ -10,7 +10,8 @@ from export.frozen import CannotImport, Float32, Graphs, Source, Uint8
 from export.pictures import Real, real_of
 from export.runs import MAX_RUN_PIXELS
 from export.verify import Candidate, Measured, NotEqual, measure, probe_of, require
-from service.bundle import BadBundle, ImageSpec, Tolerance
+from service.bundle import BadBundle
+from service.manifest import ImageSpec, Tolerance
 from tests.export.linear import noise, source
 from tests.service.broken import with_constant, with_last
 from tests.service.linear import Linear, OpenLinear, linear, open_linear

@@ -13,7 +13,8 @@ from onnx import StringStringEntryProto, TensorProto, helper, numpy_helper
 
 from export.bundle import bundle_files, manifest_of, write
 from export.frozen import Graphs
-from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, Probe, digest
+from service.bundle import Probe
+from service.manifest import DECODER, ENCODER, MANIFEST, PROBE, digest
 from tests.service.linear import Model
 
 

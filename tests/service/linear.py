@@ -14,7 +14,8 @@ from safetensors.numpy import save
 
 from export.bundle import bundle_files, manifest_of, write
 from export.frozen import Graphs
-from service.bundle import DECODER, PRIOR, Manifest, Probe
+from service.bundle import Probe
+from service.manifest import DECODER, PRIOR, Manifest
 
 LOGVAR_RANGE = (-15.0, 15.0)
 SIGMA = 0.1

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from service import bf16, differences, proof
 from service import engine as engine_module
 from service import graph as graph_module
-from service.bundle import ENCODER, BadBundle, read
+from service.bundle import BadBundle, read
 from service.engine import Engine, Precision, start
 from service.graph import Graph
 from service.machine import BadEngine, cpu_flags
+from service.manifest import ENCODER
 from tests.service.broken import made, with_last
 from tests.service.linear import Bundles, Linear, linear, write_linear
 from tests.service.wire import latents, pixels, png

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.bundle import DECODER, ENCODER, MANIFEST, PRIOR, PROBE, SCORER, BadBundle, digest, read
+from service.bundle import BadBundle, read
+from service.manifest import DECODER, ENCODER, MANIFEST, PRIOR, PROBE, SCORER, digest
 from tests.service.broken import copied, edit_manifest, flip_byte, made
 from tests.service.linear import Bundles, Linear, Model, fitted_prior, open_linear, write_linear
 from tests.service.wire import tensors

@@ -24,12 +24,13 @@ from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 from service import engine as engine_module
 from service import graph as graph_module
 from service import machine
-from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, SCORER, BadBundle, read
+from service.bundle import BadBundle, read
 from service.deployment import deploy
 from service.engine import Cost, Engine, rows_of_a_run
 from service.errors import OutOfMemory
 from service.graph import Graph, resolve_device, signatures
 from service.machine import BadEngine, available_cores, require_one_distribution
+from service.manifest import DECODER, ENCODER, MANIFEST, PROBE, SCORER
 from service.settings import Settings
 from service.stop import Stop
 from tests.service.broken import (

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.bundle import DECODER, ENCODER, MANIFEST, PROBE, BadBundle, read
+from service.bundle import BadBundle, read
+from service.manifest import DECODER, ENCODER, MANIFEST, PROBE
 from tests.service.broken import copied, edit_manifest, flip_byte, with_claim, zipped
 from tests.service.linear import Bundles
 

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.bundle import MANIFEST, BadBundle
+from service.bundle import BadBundle
 from service.deployment import deploy
+from service.manifest import MANIFEST
 from service.observation import tally
 from service.observation.metrics import Metrics
 from service.observation.tally import Tally

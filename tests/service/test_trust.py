@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.bundle import MANIFEST
+from service.manifest import MANIFEST
 from tests.service.broken import edit_manifest
 from tests.service.linear import fitted_prior, linear, write_linear
 from tests.service.wire import SAFETENSORS, read_tensors
