@@ -25,7 +25,7 @@ from PIL import __version__ as pillow_version
 
 from benchmarks import results
 from model import data
-from service import images, png
+from service import images, png, rendering
 
 try:
     import cv2
@@ -99,7 +99,8 @@ def of_data(path: Path) -> dict[str, Canvases]:
     rng = np.random.default_rng(0)
     return {
         f"{dataset.name}, {name}": [
-            images.enlarge(images.grid(rng.choice(dataset.test, side * side), side), scale) for _ in range(CANVASES)
+            rendering.enlarge(rendering.grid(rng.choice(dataset.test, side * side), side), scale)
+            for _ in range(CANVASES)
         ]
         for name, (side, scale) in ARRANGEMENTS.items()
     }
@@ -300,17 +301,17 @@ def as_stated(canvases: Canvases, seconds: float) -> dict[str, str]:
         cells[f"read {label}"] = f"{taken:,.0f} ({reckoned})"
     animated = [np.stack(canvases[:FRAMES])]
     stills = [canvas[None] for canvas in canvases]
-    forms: dict[images.Encoding, list[Uint8]] = {"png": stills, "jpeg": stills, "webp": stills}
+    forms: dict[rendering.Encoding, list[Uint8]] = {"png": stills, "jpeg": stills, "webp": stills}
     for encoding, shown in (forms | {"apng": animated, "gif": animated}).items():
-        stated = images.rendering_cost_us(shown[0], encoding, 1)
+        stated = rendering.cost_us(shown[0], encoding, 1)
         (taken,) = turns({encoding: rendered(encoding)}, shown, seconds / 5).values()
         cells[f"write {encoding}"] = f"{taken:,.0f} ({stated:,.0f})"
     return cells
 
 
-def rendered(encoding: images.Encoding) -> Write:
+def rendered(encoding: rendering.Encoding) -> Write:
     """Pictures as an answer."""
-    return lambda shown: images.render(shown, encoding, columns=1, scale=1, quality=90, frame_ms=100)
+    return lambda shown: rendering.render(shown, encoding, columns=1, scale=1, quality=90, frame_ms=100)
 
 
 def turns(ways: Mapping[str, Callable[[T], object]], inputs: Sequence[T], seconds: float) -> dict[str, float]:

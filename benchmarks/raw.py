@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.requests import SAMPLE_ROWS
 from benchmarks.servers import ROOT
-from service import images
+from service import rendering
 
 BATCH_ROWS = (8, 32, 64, 256)
 GRAPHS = ("encoder", "decoder")
@@ -104,7 +104,7 @@ def _grid_png_s(bundle: Path) -> float:
     taken = []
     for _ in range(_GRIDS):
         began = thread_time()
-        images.render(shown, "png", columns=images.near_square(len(shown)), scale=1, quality=0, frame_ms=0)
+        rendering.render(shown, "png", columns=rendering.near_square(len(shown)), scale=1, quality=0, frame_ms=0)
         taken.append(thread_time() - began)
     return median(taken)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from service import addresses, images, json_text, png, tensors
+from service import addresses, json_text, png, rendering, tensors
 from service.batcher import Done
 from service.budget import in_turns
 from service.errors import too_large
@@ -78,15 +78,15 @@ async def pictures(
     elif call.form is Form.JSON:
         document: dict[str, Any] = {} if seed is None else {"seed": seed}
         for name, rows in named.items():
-            cost_us = len(rows) * images.rendering_cost_us(rows[:1], "png", options.scale)
+            cost_us = len(rows) * rendering.cost_us(rows[:1], "png", options.scale)
             document[name] = await call.spend(cost_us, _base64_pngs, rows, options.scale)
         warned = {"warnings": [warning.model_dump() for warning in call.warnings]} if call.warnings else {}
         content = await _json(call, document | warned | {"z": np.ascontiguousarray(z)})
     else:
-        encoding = cast("images.Encoding", call.form.label)
+        encoding = cast("rendering.Encoding", call.form.label)
         file = await call.spend(
-            images.rendering_cost_us(image, encoding, options.scale),
-            images.render,
+            rendering.cost_us(image, encoding, options.scale),
+            rendering.render,
             image,
             encoding=encoding,
             columns=columns,
@@ -110,10 +110,10 @@ def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], 
     pixels = n * height * width * scale**2
     if pixels > limit:
         raise too_large("answer", got=pixels, limit=limit, unit="pixels")
-    columns = min(options.columns or line or images.near_square(n), n)
+    columns = min(options.columns or line or rendering.near_square(n), n)
     across, down = (1, 1) if call.form in ANIMATIONS else (columns, ceil(n / columns))
     side = max(across * width, down * height) * scale
-    longest = images.LONGEST_SIDE.get(call.form.label, side)
+    longest = rendering.LONGEST_SIDE.get(call.form.label, side)
     if side > longest:
         raise too_large(f"side of {call.form.label}, with {columns} columns", got=side, limit=longest, unit="pixels")
     return columns
@@ -125,7 +125,7 @@ def _rows(named: Mapping[str, NDArray[Any] | None], dtype: str) -> dict[str, NDA
 
 
 def _base64_pngs(image: NDArray[np.uint8], scale: int) -> list[str]:
-    return [base64.b64encode(png.encode(picture)).decode("ascii") for picture in images.enlarge(image, scale)]
+    return [base64.b64encode(png.encode(picture)).decode("ascii") for picture in rendering.enlarge(image, scale)]
 
 
 async def _json(call: Call[Options], members: dict[str, Any]) -> tuple[bytes, ...]:

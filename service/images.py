@@ -1,11 +1,11 @@
-"""Pictures at the edge: encoded bytes to uint8 arrays, and uint8 arrays to PNG, WebP, JPEG, GIF and APNG."""
+"""Pictures come in: encoded bytes of any of six formats become the uint8 rows that a model takes."""
 
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from io import BytesIO
-from math import ceil, inf, isqrt, prod
+from math import ceil, inf, prod
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,26 +29,16 @@ from service.errors import BadBody, OutOfMemory, invalid, too_large
 T = TypeVar("T")
 Uint8 = NDArray[np.uint8]
 Opened = Image.Image | png.Plain
-Encoding = Literal["png", "webp", "jpeg", "gif", "apng"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
-
-# Largest side that each format can state; libjpeg stops a little below its format.
-LONGEST_SIDE = {"png": 2**31 - 1, "apng": 2**31 - 1, "webp": 16383, "jpeg": 65500, "gif": 65535}
 
 # Where an orientation may stand: in these formats always, in the others under these keys.
 _ALWAYS_ORIENTED = frozenset({"TIFF", "MPO"})
 _ORIENTATIONS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
 
-# What a file costs to write, and each of its values, by `python -m benchmarks.codecs`.
-_RENDERING_US: dict[Encoding, tuple[float, float]] = {
-    "png": (20, 0.006),
-    "jpeg": (40, 0.006),
-    "webp": (100, 0.2),
-    "apng": (60, 0.3),
-    "gif": (200, 2),
-}
+# What a file need not say at its beginning.
+_UNTOLD_PIXELS = 1_000_000
 
 # Modes that Pillow converts to one other only.
 _STEPPING_STONES = {"LAB": "RGB", "La": "LA"}
@@ -61,18 +51,6 @@ _MOST_EXIF_BYTES = 2**20
 
 # Of what is odd about a file, and would fill the log with words that the client chose.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
-    """A picture whose header has been read and whose pixels have not.
-
-    Raises:  BadBody if it is none of FORMATS, or more work than its pixels are; TooLarge if it has more than max_pixels
-    """
-    return open_as(look(data, where=where, max_pixels=max_pixels), data, where=where, max_pixels=max_pixels)
-
-
-# What a file need not say at its beginning.
-_UNTOLD_PIXELS = 1_000_000
 
 
 class Size(NamedTuple):
@@ -89,6 +67,14 @@ class Look(NamedTuple):
 
     plain: png.Plain | None
     pixels: int
+
+
+def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
+    """A picture whose header has been read and whose pixels have not.
+
+    Raises:  BadBody if it is none of FORMATS, or more work than its pixels are; TooLarge if it has more than max_pixels
+    """
+    return open_as(look(data, where=where, max_pixels=max_pixels), data, where=where, max_pixels=max_pixels)
 
 
 def look(data: bytes, *, where: str, max_pixels: int) -> Look:
@@ -263,65 +249,3 @@ def decoding_cost_us(picture: png.Plain | None, *, n_bytes: int, shape: tuple[in
         return inf
     cost_us = 15 + 0.01 * picture.width * picture.height * len(picture.mode) + 0.002 * n_bytes
     return cost_us if shape is None or shape == picture.shape else cost_us + 20 + 0.02 * prod(shape)
-
-
-def grid(images: Uint8, columns: int) -> Uint8:
-    """Pictures side by side, `columns` in a line, black where the last line is not full.
-
-    Shapes:  images (n, h, w, c) -> (lines · h, columns · w, c)
-    """
-    n, height, width, channels = images.shape
-    lines = ceil(n / columns)
-    cells = np.zeros((lines * columns, height, width, channels), np.uint8)
-    cells[:n] = images
-    lined = cells.reshape(lines, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
-    return lined.reshape(lines * height, columns * width, channels)
-
-
-def near_square(n: int) -> int:
-    """Columns of a grid of n pictures that is as wide as high, or wider by one."""
-    return isqrt(n - 1) + 1
-
-
-def enlarge(images: Uint8, scale: int) -> Uint8:
-    """Every pixel as scale × scale pixels.
-
-    Shapes:  images (…, h, w, c) -> (…, h · scale, w · scale, c)
-    """
-    # Pixels first: numpy copies them one by one, and lines whole.
-    return images if scale == 1 else images.repeat(scale, axis=-2).repeat(scale, axis=-3)
-
-
-def render(images: Uint8, encoding: Encoding, *, columns: int, scale: int, quality: int, frame_ms: int) -> bytes:
-    """One file that shows all pictures: a grid, or for GIF and APNG one frame after the other.
-
-    Shapes:  images (n, h, w, c)
-    Units:   frame_ms milliseconds a frame; quality 1 to 100, read by WebP and JPEG only
-    """
-    if encoding in {"gif", "apng"}:
-        return _animation(enlarge(images, scale), "GIF" if encoding == "gif" else "PNG", frame_ms)
-    canvas = enlarge(grid(images, columns), scale)
-    return png.encode(canvas) if encoding == "png" else _still(canvas, encoding, quality)
-
-
-def rendering_cost_us(images: Uint8, encoding: Encoding, scale: int) -> float:
-    """What `render` will cost."""
-    fixed, per_value = _RENDERING_US[encoding]
-    return fixed + per_value * images.size * scale * scale
-
-
-def _still(canvas: Uint8, file_format: str, quality: int) -> bytes:
-    file = BytesIO()
-    _picture(canvas).save(file, file_format, quality=quality)
-    return file.getvalue()
-
-
-def _animation(frames: Uint8, file_format: Literal["GIF", "PNG"], frame_ms: int) -> bytes:
-    file = BytesIO()
-    first, *rest = [_picture(frame) for frame in frames]
-    first.save(file, file_format, save_all=True, append_images=rest, duration=frame_ms, loop=0)
-    return file.getvalue()
-
-
-def _picture(canvas: Uint8) -> Image.Image:
-    return Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas)

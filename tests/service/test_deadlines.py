@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.requests import Request
 
-from service import budget, images, payload
+from service import budget, images, payload, rendering
 from service.app import create_app
 from service.settings import Settings
 from tests.service.conftest import Bundles
@@ -172,7 +172,7 @@ def test_what_waits_for_a_thread_is_not_begun_once_the_time_is_over(
     with ThreadPoolExecutor(1) as busy:
         busy.submit(gate.wait, 20)
         monkeypatch.setattr(budget, "_threads", busy)
-        monkeypatch.setattr(images, "render", lambda *_args, **_options: pytest.fail("it was begun"))
+        monkeypatch.setattr(rendering, "render", lambda *_args, **_options: pytest.fail("it was begun"))
 
         async def scenario() -> httpx.Response:
             async with in_process(app) as client:
@@ -358,7 +358,7 @@ async def _gone(_request: Request) -> bool:
 
 
 def test_long_animations_keep_no_picture_from_being_read(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, render = threading.Event(), images.render
+    gate, render = threading.Event(), rendering.render
     begun = threading.Event()
 
     def held(*args: Any, **options: Any) -> bytes:
@@ -366,7 +366,7 @@ def test_long_animations_keep_no_picture_from_being_read(app: FastAPI, monkeypat
         assert gate.wait(20)
         return render(*args, **options)
 
-    monkeypatch.setattr(images, "render", held)
+    monkeypatch.setattr(rendering, "render", held)
 
     async def scenario() -> None:
         async with in_process(app) as client:

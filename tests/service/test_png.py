@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 from sklearn.datasets import load_sample_images
 
-from service import images, png
+from service import images, png, rendering
 from service.errors import BadBody, Invalid, Problem, TooLarge
 from service.settings import SHIPPED_BUNDLE
 from tests.service.wire import Uint8, opened, picture, pixels, saved
@@ -150,7 +150,7 @@ def test_files_are_within_a_fifth_of_those_that_pillow_writes_at_its_fastest(sca
     small = np.stack([np.asarray(photograph.resize((64, 64), Image.Resampling.LANCZOS)) for photograph in photographs])
     for several in (probe["decoded"], probe["image"], small, pixels(4, (28, 28, 1)), pixels(4, (64, 64, 3))):
         for together in (several[:1], several):
-            canvas = images.grid(images.enlarge(together, scale), images.near_square(len(together)))
+            canvas = rendering.grid(rendering.enlarge(together, scale), rendering.near_square(len(together)))
             assert len(png.encode(canvas)) < 1.2 * len(saved(picture(canvas), "PNG", compress_level=1))
 
 
