@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -32,15 +31,13 @@ from service.observation.traces import Traces
 from service.processes.redeployment import Redeployment
 from service.routes import health, latents, metrics, models, paths, pictures
 from service.settings import Settings
+from service.watch import watch
 from service.whole import Whole
 
 logger = logging.getLogger("vaeserve")
 
 # Objects made and not yet freed that begin a collection.
 _COLLECT_EVERY = 20_000
-
-# How often the engine is looked after, in seconds.
-_WATCH_S = 1.0
 
 _ROUTERS = (latents.router, pictures.router, paths.router, models.router, health.router, metrics.router)
 _DESCRIPTION = "Embeddings, samples and interpolations of variational autoencoders."
@@ -113,31 +110,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()  # what was loaded by now lives as long as the process; no collection needs to look at it again
     gc.set_threshold(_COLLECT_EVERY)  # a request leaves hardly a cycle behind, and makes hundreds of objects
-    watch = asyncio.create_task(_watch(app))
+    watching = asyncio.create_task(watch(lambda: app.state.deployment))
     app.state.metrics.serving()
     yield
-    watch.cancel()
+    watching.cancel()
     deployment: Deployment = app.state.deployment
     await asyncio.to_thread(deployment.lane.close)  # a run may take a while, and the last answers have yet to leave
     if app.state.access_log:
         app.state.access_log.flush()
     if app.state.traces:
         await app.state.traces.close()
-
-
-async def _watch(app: FastAPI) -> None:
-    """End the process if a run of a graph will not; only a new process has a working engine. Seen once it may be a run
-    that has just had no time, in a process that was stopped for a while.
-    """
-    looks = 0
-    while True:
-        await asyncio.sleep(_WATCH_S)
-        deployment: Deployment = app.state.deployment
-        looks = looks + 1 if deployment.is_wedged else 0
-        if looks > 1:
-            logger.critical("a run of a graph does not end; this process ends, and with it what it has accepted")
-            logging.shutdown()
-            os._exit(1)
 
 
 async def _root() -> Response:

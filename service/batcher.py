@@ -191,6 +191,8 @@ class Queue:
         self._jobs: deque[Job] = deque()
         self._cap: int | None = None
         self._runs_to_recover = 0
+        self.failed_runs = 0
+        """Runs of single jobs that have failed since the last good one."""
 
     def submit(self, *inputs: Rows) -> "asyncio.Future[Done]":
         """The reply to a job of these rows. Cancelling it takes back what no batch has taken yet.
@@ -207,6 +209,11 @@ class Queue:
         if self._run_single and (free < self._cores or self._rows_reach(self._cores)):
             return 1
         return self._cores
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether any job waits."""
+        return bool(self._jobs)
 
     def has_full_batch(self) -> bool:
         """Whether as many rows wait as one batch takes."""
@@ -260,6 +267,7 @@ class Queue:
 
     def went_well(self) -> None:
         """Note a run without a fault; after many of them, batches may grow again."""
+        self.failed_runs = 0
         if self._cap is not None:
             self._runs_to_recover -= 1
             if self._runs_to_recover == 0:
@@ -275,9 +283,6 @@ class Queue:
             if rows >= count:
                 return True
         return False
-
-    def __bool__(self) -> bool:
-        return bool(self._jobs)
 
 
 def _shares(wanted: list[int], most: int) -> list[int]:

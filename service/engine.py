@@ -118,36 +118,37 @@ class Engine:
         for name, graph in self._graphs.items():
             if name in self.singles:
                 for rows in range(1, min(allowed, graph.threads - 1) + 1):  # more are dealt to the cores
-                    graph.tried(*self._blank(name, rows))
+                    graph.tried(*self.blank(name, rows))
                 graph = self.singles[name]
             few = [rows for rows in sizes if rows <= _COST_ROWS]
             for rows in few:
-                graph.tried(*self._blank(name, rows))
+                graph.tried(*self.blank(name, rows))
             self.costs[name] = self._cost(name, graph, rows=few[-1])
             most = min(allowed, self.most_rows(name))
             for rows in sizes[len(few) :]:
                 if rows <= most:
-                    graph.tried(*self._blank(name, rows))
+                    graph.tried(*self.blank(name, rows))
             if graph.hint and self.costs[name].row_us < _SLOW_ROW_US:
                 for rows in sorted(set(range(1, 1 + min(most, _EVERY_SIZE_ROWS))) - set(sizes)):
-                    graph.tried(*self._blank(name, rows))
+                    graph.tried(*self.blank(name, rows))
 
     def most_rows(self, name: str) -> int:
         """How many rows of the default size a run of a graph is worth taking, as far as its cost says."""
         row_us = self.costs[name].row_us
         return max(1, int(_DEALT_RUN_US / row_us)) if name in self.singles and row_us else sys.maxsize
 
+    def blank(self, name: str, rows: int) -> Arrays:
+        """Inputs of a graph that it has run before it served: rows of the default size, all zero."""
+        return _blank(self._manifest, name, rows)
+
     def _cost(self, name: str, graph: Graph, *, rows: int) -> Cost:
         """What a graph costs, from runs of one row and of a few."""
-        one_us, cpu_us = _time_us(graph, self._blank(name, 1))
+        one_us, cpu_us = _time_us(graph, self.blank(name, 1))
         if rows == 1:
             return Cost(0.0, one_us, cpu_us)
-        all_us, all_cpu_us = _time_us(graph, self._blank(name, rows))
+        all_us, all_cpu_us = _time_us(graph, self.blank(name, rows))
         row_us = max(0.0, all_us - one_us) / (rows - 1)
         return Cost(max(0.0, one_us - row_us), row_us, all_cpu_us / rows)
-
-    def _blank(self, name: str, rows: int) -> Arrays:
-        return _blank(self._manifest, name, rows)
 
 
 def start(bundle: Bundle, *, device: Device, threads: int, precision: Precision, cores: int | None = None) -> Engine:

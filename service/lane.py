@@ -127,7 +127,7 @@ class Lane:
                 return None
             self._waiting.popleft()
             batch = queue.form(cores=cores, free=free)
-            if queue:
+            if queue.has_jobs:
                 self._waiting.append(queue)
             if batch:
                 return queue, batch
@@ -198,11 +198,13 @@ class Lane:
 
     def _recover(self, queue: Queue, batch: Batch, error: Exception) -> None:
         """After a failed run, try its jobs once more, each by itself; one that was by itself has failed."""
-        if not all(job.reply.done() for job in batch.jobs):  # else it was ended, as nobody waited any more
+        is_deserted = all(job.reply.done() for job in batch.jobs)  # and was ended, as nobody waited any more
+        if not is_deserted:
             self._metrics.failed_runs.add()
         if isinstance(error, OutOfMemory):
             queue.shrink(batch.rows)
         if len(batch.jobs) == 1:
+            queue.failed_runs += not is_deserted
             batch.fail(error)
         else:
             self._again.extend((queue, alone) for alone in batch.apart())

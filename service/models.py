@@ -8,12 +8,15 @@ from service import cards, prior, sizes
 from service.batcher import Load, Queue, RowShape
 from service.bundle import Bundle
 from service.engine import Cost, Engine, rows_of_a_run
-from service.errors import NotFound
+from service.errors import NotFound, OutOfMemory
 from service.graph import Graph
 from service.lane import Lane
 from service.manifest import DECODER, ENCODER, PRIOR, SCORER, Manifest
 from service.prior import FittedPrior
 from service.settings import Settings
+
+# So many runs that fail one after the other may be due to the graph and not to what was sent.
+_SUSPICIOUS_RUNS = 3
 
 
 class Model:
@@ -43,11 +46,26 @@ class Model:
         self.encoder = queue(ENCODER, engine.encoder)
         self.decoder = queue(DECODER, engine.decoder)
         self.scorer = queue(SCORER, engine.scorer) if engine.scorer else None
+        self._queues = {ENCODER: self.encoder, DECODER: self.decoder}
+        if self.scorer is not None:
+            self._queues[SCORER] = self.scorer
 
     @cached_property
     def label(self) -> str:
         """`name@digest`, as `X-Model` carries it."""
         return self.manifest.label
+
+    async def failing_graph(self) -> str | None:
+        """A graph whose runs have all failed of late, and which fails also on a row that it ran at the start."""
+        for name, queue in self._queues.items():
+            if queue.failed_runs >= _SUSPICIOUS_RUNS:
+                try:
+                    await queue.submit(*self.engine.blank(name, 1))
+                except OutOfMemory:
+                    continue
+                except Exception:  # whatever it is
+                    return name
+        return None
 
     def engine_rows(self, n: int, image_shape: tuple[int, ...]) -> int:
         """What n pictures of one size cost a graph: as many as there are, or where sizes are open their pixels in

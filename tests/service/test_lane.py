@@ -265,6 +265,34 @@ def test_a_long_run_that_nobody_waits_for_is_ended() -> None:
     on_a_lane(scenario)
 
 
+def test_only_runs_that_somebody_waited_for_count_as_failed_and_a_good_one_clears_them() -> None:
+    running, is_good = threading.Event(), [False]
+
+    def run(rows: Rows, *, stop: Stop) -> tuple[Rows, ...]:
+        if is_good[0]:
+            return (rows,)
+        running.set()
+        told = threading.Event()
+        stop.by(told.set)
+        told.wait(0.05)
+        raise RuntimeError("stopped, or failed by itself")
+
+    async def scenario(lane: Lane) -> None:
+        queue = Queue(run, lane=lane, load=load(run_us=lanes._STOPPABLE_US))  # noqa: SLF001
+        deserted = queue.submit(job(1))
+        await asyncio.to_thread(running.wait, 20)
+        deserted.cancel()
+        for failed in (1, 2):
+            with pytest.raises(RuntimeError):
+                await queue.submit(job(2))
+            assert queue.failed_runs == failed
+        is_good[0] = True
+        await queue.submit(job(3))
+        assert queue.failed_runs == 0
+
+    on_a_lane(scenario)
+
+
 def test_asking_to_stop_before_it_is_known_how_stops_at_once() -> None:
     stop, stopped = Stop(), []
     stop.ask()
