@@ -16,7 +16,7 @@ from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import linear, write_linear
 from tests.service.test_errors import problem
 from tests.serving import Server, serving
-from tests.test_workers import workers
+from tests.test_workers import stopped, workers
 from tests.waiting import WITHIN_S, until
 
 HELD = tokens("admin")
@@ -91,6 +91,21 @@ def test_admins_who_ask_at_once_are_answered_one_after_the_other(tmp_path: Path)
         assert {answer.status_code for answer in answers} == {200}
         assert {f"model@{json.loads(answer.text)['digest']}" for answer in answers} == {now}
         assert labels(server) == {now}
+
+
+def test_workers_that_came_to_serve_different_versions_try_again_until_they_serve_one(tmp_path: Path) -> None:
+    before = put(tmp_path / "model", 0)
+    with serving(arguments(tmp_path, 2)) as server:
+        first, second = workers(server)
+        now = put(tmp_path / "model", 1)
+        with stopped([first]):
+            os.kill(second, signal.SIGKILL)
+            until(lambda: "".join(server.said).count("Application startup complete") == 3)
+            shutil.move(tmp_path / "model", tmp_path / "away")  # before the first one looks
+        until(lambda: "what was loaded serves on" in "".join(server.said))
+        assert labels(server) == {before, now}
+        shutil.move(tmp_path / "away", tmp_path / "model")
+        until(lambda: labels(server) == {now})
 
 
 def test_a_worker_that_starts_meanwhile_comes_to_serve_the_same(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ _GOOD_AFTER_S = 10.0
 _REPLACED_AT_ONCE = 5
 _LONGEST_PAUSE_S = 30.0
 
+# How soon workers that serve different versions are told again to load the one that lies there.
+_AGAIN_S = 10.0
+
 # What workers get beyond the time that they give themselves, before they are killed.
 _GRACE_S = 1.0
 
@@ -163,6 +166,11 @@ class Supervisor:
         """The workers that answer requests."""
         return [child for child in self._children.values() if child.listening]
 
+    @property
+    def _differ(self) -> bool:
+        """Whether a worker answers requests with another version than was agreed upon."""
+        return any(child.labels != self._labels for child in self._listening)
+
     async def _attend(self, child: Child) -> None:
         """Do what a worker asks for while it answers requests."""
         async for ask in child.asks():
@@ -206,11 +214,15 @@ class Supervisor:
             logger.info("vae-serve running on %s (%d workers, Ctrl-C ends them)", self._url, self._count)
 
     async def _reload_at_hangup(self) -> None:
-        """At every SIGHUP, let all workers take what the settings name by then."""
+        """At every SIGHUP, let all workers take what the settings name by then; and again while they do not serve the
+        same, as when one was replaced after another version had come to its place, which the others cannot read.
+        """
         while await self._hangup.wait():
             self._hangup.clear()
             with suppress(ReloadRefused):  # which the log has told
                 await self._reload(None)
+            if self._differ:
+                asyncio.get_running_loop().call_later(_AGAIN_S, self._hangup.set)
 
     async def _reload_for(self, child: Child, name: str) -> None:
         """Let all workers take a model in its new version, and tell the one that asked for it what came of it."""
@@ -243,8 +255,8 @@ class Supervisor:
             for child, _ in loaded:
                 await child.answer()
             reloads.serving(loaded[0][1].greeting)
-            if any(child.labels != self._labels for child in self._listening):
-                self._hangup.set()  # of who began to listen meanwhile
+            if self._differ:
+                self._hangup.set()  # for who began to listen meanwhile
 
     async def _end(self) -> None:
         """Close the port, let every worker finish what it accepted, and wait for them."""
