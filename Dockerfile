@@ -4,8 +4,8 @@
 #   docker build -t vaeserve:gpu --target gpu .  the same with onnxruntime for CUDA; the driver comes from the host
 #   docker build -t vaeserve:train --target train .
 #
-#   docker run --rm -p 8000:8000 vaeserve                                            the shipped model
-#   docker run --rm -p 8000:8000 -v ./bundles:/bundles:ro vaeserve faces hands       /bundles/faces and /bundles/hands
+#   docker run --rm -p 127.0.0.1:8000:8000 vaeserve                                            the shipped model
+#   docker run --rm -p 127.0.0.1:8000:8000 -v ./bundles:/bundles:ro vaeserve faces hands       of ./bundles
 #
 # docker-compose.yml builds them on a base that is named by its digest, and runs them with as little as they need.
 ARG PYTHON=python:3.11-slim
