@@ -20,7 +20,8 @@ from benchmarks import results, subjects
 from benchmarks.subjects import Name, Subject
 from service import bf16, differences
 from service.bundle import Bundle, read
-from service.graph import Graph, signatures
+from service.engine import signatures
+from service.graph import Graph
 from service.manifest import DECODER, ENCODER
 
 WAYS: Mapping[str, bf16.Hint | None] = {"default": None, "OpenVINO fp32": "f32", "OpenVINO bf16": "bf16"}

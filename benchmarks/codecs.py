@@ -187,7 +187,8 @@ def by_ours(shape: tuple[int, ...]) -> Read:
 
 def opened(content: bytes) -> images.Opened:
     """The first half of it."""
-    return images.open_picture(content, where="body", max_pixels=MOST_PIXELS)
+    found = images.look(content, where="body", max_pixels=MOST_PIXELS)
+    return images.open_as(found, content, where="body", max_pixels=MOST_PIXELS)
 
 
 def decoded(content: bytes) -> Image.Image:

@@ -25,7 +25,8 @@ from export.scorer import without_copies
 from model.parts import all_over
 from service import differences
 from service.bundle import Probe
-from service.graph import Graph, resolve_device, signatures
+from service.engine import signatures
+from service.graph import Graph, resolve_device
 from service.machine import available_cores
 from service.manifest import DECODER, ENCODER, Difference, ImageSpec, ReducedTolerance, Variant
 

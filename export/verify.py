@@ -16,7 +16,8 @@ from export.pictures import Real, natural, sample
 from export.runs import Shape, shapes
 from service import differences
 from service.bundle import Probe
-from service.graph import Graph, RowShape, signatures
+from service.engine import signatures
+from service.graph import Graph, RowShape
 from service.machine import available_cores
 from service.manifest import DECODER, ENCODER, SCORER, Difference, ImageSpec, Parity, Tolerance
 

@@ -67,12 +67,12 @@ def _etag(call: Call[Options]) -> str:
     """A function of everything that the answer's bytes hang on."""
     engine = call.model.engine
     answer = [
-        call.model.manifest.digest,
+        call.model.label,
         _VERSION,
         engine.provider,
         engine.precision,
         call.form.label,
-        call.request.url.path,
+        call.request.scope["path"],
         call.options.model_dump(mode="json", exclude={"model", "format"}),
         *(warning.model_dump() for warning in call.warnings),  # of the manifest, and yet not of its digest
     ]

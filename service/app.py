@@ -28,7 +28,7 @@ from service.observation.metrics import Metrics
 from service.observation.observed import Observed
 from service.observation.tally import Tally
 from service.observation.traces import Traces
-from service.processes.redeployment import Redeployment
+from service.redeployment import Redeployment
 from service.routes import health, latents, metrics, models, paths, pictures
 from service.settings import Settings
 from service.watch import watch
@@ -132,7 +132,7 @@ async def _problem(request: Request, problem: Problem) -> Response:
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
     """The framework's own errors: no such path, no such method."""
-    path, method = request.url.path, request.method
+    path, method = request.scope["path"], request.method
     if error.status_code == 405:
         allowed = ", ".join(sorted(_methods(request) or {"GET", "HEAD"}))  # the mounted files of /docs name none
         refused = f"{path}: got {method}, expected {allowed}"

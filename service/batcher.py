@@ -275,6 +275,10 @@ class Queue:
                 if self._cap > _LARGEST_CAP:
                     self._cap = None
 
+    def went_badly(self) -> None:
+        """Note that a run of a single job has failed."""
+        self.failed_runs += 1
+
     def _rows_reach(self, count: int) -> bool:
         """Whether at least so many rows wait."""
         rows = 0

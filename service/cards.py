@@ -86,24 +86,24 @@ def _html(text: str, pictures: dict[str, bytes]) -> str:
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     markdown.add_render_rule("image", _picture)
     # Each picture stands in the page once, or a short card could make a page of any size.
-    left = dict(pictures)
-    tokens = markdown.parse(text, left)
+    env = {"pictures": dict(pictures)}
+    tokens = markdown.parse(text, env)
     for token in tokens:
         if aligned := token.attrs.pop("style", None):  # of a table's column; the policy lets no element have a style
             token.attrs["class"] = str(aligned).removeprefix("text-align:")
         first = token.children[0] if token.children else None
         if first and first.content.startswith(_UNTICKED):
             first.content = "\N{BALLOT BOX} " + first.content.removeprefix(_UNTICKED)
-    return str(markdown.renderer.render(tokens, markdown.options, left))
+    return str(markdown.renderer.render(tokens, markdown.options, env))
 
 
 def _picture(
-    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, left: MutableMapping[str, bytes]
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: MutableMapping[str, Any]
 ) -> str:
     """A picture of the bundle as part of the page; of any other, what it is called."""
     token = tokens[index]
-    described = escape(renderer.renderInlineAsText(token.children or (), options, left))
-    content = left.pop(str(token.attrs["src"]), b"")
+    described = escape(renderer.renderInlineAsText(token.children or (), options, env))
+    content = env["pictures"].pop(str(token.attrs["src"]), b"")
     if not content.startswith(_PNG):
         return described
     return f'<img src="data:image/png;base64,{base64.b64encode(content).decode()}" alt="{described}">'

@@ -24,7 +24,7 @@ class Deployment:
     settings: Settings
     models: Models
     lane: Lane
-    large: Turns
+    picture_room: Turns
     patience: Patience = field(default_factory=Patience)
 
     @property
@@ -45,7 +45,7 @@ def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | N
     Raises:  BadBundle, BadEngine
     """
     lane = _lane(settings, cores=cores, metrics=metrics)
-    return Deployment(settings, _loaded(settings, lane), lane, large=Turns(settings.max_picture_pixels))
+    return Deployment(settings, _loaded(settings, lane), lane, picture_room=Turns(settings.max_picture_pixels))
 
 
 def _lane(settings: Settings, *, cores: int | None, metrics: Metrics | None) -> Lane:

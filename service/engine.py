@@ -9,7 +9,7 @@ import numpy as np
 
 from service import bf16, proof
 from service.bundle import BadBundle, Bundle
-from service.graph import Arrays, Device, Graph, offered, resolve_device, signatures
+from service.graph import Arrays, Device, Graph, RowShape, Signature, offered, resolve_device
 from service.machine import BadEngine, available_cores, cpu_flags
 from service.manifest import DECODER, ENCODER, MANIFEST, SCORER, Manifest
 
@@ -49,6 +49,17 @@ class Cost:
     row_cpu_us: float
 
 
+def signatures(image_shape: RowShape, latent_shape: RowShape, *, family: str) -> dict[str, Signature]:
+    """What each graph of a bundle must take and give, by its file's name."""
+    image, latent = ("uint8", image_shape), ("float32", latent_shape)
+    posterior = {"mu": latent} if family == "autoencoder" else {"mu": latent, "logvar": latent}
+    return {
+        ENCODER: Signature({"image": image}, posterior),
+        DECODER: Signature({"z": latent}, {"image": image}),
+        SCORER: Signature({"image": image, "z": latent}, {"log_likelihood": ("float32", ())}),
+    }
+
+
 def rows_of_a_run(pixels: int, *, max_batch_rows: int, max_run_pixels: int) -> int:
     """How many rows of so many pixels each may run together; one, however large."""
     return min(max_batch_rows, max(1, max_run_pixels // pixels))
@@ -58,7 +69,7 @@ class Engine:
     """The graphs of one bundle on one device. With `threads` 0 each graph takes one thread if its rows are small, else
     as many as there are `cores`, which are by default all that this process may use; unless such a graph is very large
     or its sizes are open, `singles` has it on one thread too. With `in_bf16` encoder and decoder run in bf16; a scorer
-    stays as it is, as it does in bundles below fp32.
+    stays as it is, as it does in bundles below fp32. What its graphs cost is known once it is warm.
 
     Raises:  BadBundle if a graph or the probe's answers are not what the manifest says, BadEngine if the
              device or bf16 cannot be had
@@ -73,7 +84,7 @@ class Engine:
         cores: int | None = None,
         in_bf16: bool = False,
     ) -> None:
-        self._manifest = manifest = bundle.manifest
+        self.manifest = manifest = bundle.manifest
         self.device = resolve_device(device)
         if in_bf16:
             bf16.require(device=self.device, graphs=manifest.precision, providers=offered(), cpu_flags=cpu_flags())
@@ -83,12 +94,12 @@ class Engine:
         hints = {ENCODER: hint, DECODER: hint} | ({SCORER: None} if bundle.scorer else {})
         made = {name: graphs.suited(name, hint=hint) for name, hint in hints.items()}
         self.singles = {name: single for name, (_, single) in made.items() if single}
-        self._graphs = {name: graph for name, (graph, _) in made.items()}
-        self.encoder, self.decoder, self.scorer = self._graphs[ENCODER], self._graphs[DECODER], self._graphs.get(SCORER)
-        opset = max(graph.opset for graph in self._graphs.values())
+        self.graphs = {name: graph for name, (graph, _) in made.items()}
+        self.encoder, self.decoder, self.scorer = self.graphs[ENCODER], self.graphs[DECODER], self.graphs.get(SCORER)
+        opset = max(graph.opset for graph in self.graphs.values())
         if opset != manifest.opset:
             raise BadBundle(f"{bundle.path / MANIFEST}: opset is {manifest.opset}, its graphs have {opset}")
-        for name, graph in (*self._graphs.items(), *self.singles.items()):
+        for name, graph in (*self.graphs.items(), *self.singles.items()):
             proof.require(bundle, name, graph)
         self.remark = ""  # what a person should know of the precision
         if in_bf16:
@@ -99,7 +110,7 @@ class Engine:
     @property
     def threads(self) -> int:
         """Threads of a run of the graph that takes most."""
-        return max(graph.threads for graph in self._graphs.values())
+        return max(graph.threads for graph in self.graphs.values())
 
     @property
     def provider(self) -> str:
@@ -112,10 +123,10 @@ class Engine:
 
         Raises:  BadBundle if a graph does not take such a number of rows
         """
-        height, width, _ = self._manifest.image.default_shape
+        height, width, _ = self.manifest.image.default_shape
         allowed = rows_of_a_run(height * width, max_batch_rows=max_batch_rows, max_run_pixels=max_run_pixels)
         sizes = [2**power for power in range(allowed.bit_length())]
-        for name, graph in self._graphs.items():
+        for name, graph in self.graphs.items():
             if name in self.singles:
                 for rows in range(1, min(allowed, graph.threads - 1) + 1):  # more are dealt to the cores
                     graph.tried(*self.blank(name, rows))
@@ -139,7 +150,7 @@ class Engine:
 
     def blank(self, name: str, rows: int) -> Arrays:
         """Inputs of a graph that it has run before it served: rows of the default size, all zero."""
-        return _blank(self._manifest, name, rows)
+        return _blank(self.manifest, name, rows)
 
     def _cost(self, name: str, graph: Graph, *, rows: int) -> Cost:
         """What a graph costs, from runs of one row and of a few."""

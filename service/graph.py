@@ -1,4 +1,4 @@
-"""One ONNX graph in onnxruntime, on a stated device: what it takes, what it gives, and its runs."""
+"""One ONNX graph in onnxruntime, on a device that is there: what it takes, what it gives, and its runs."""
 
 import os
 import re
@@ -15,7 +15,6 @@ from service import bf16, graph_file
 from service.bundle import BadBundle
 from service.errors import OutOfMemory
 from service.machine import BadEngine
-from service.manifest import DECODER, ENCODER, SCORER
 from service.stop import Stop
 
 # onnxruntime's wheels for Linux send telemetry and write to the home directory unless told so before the import.
@@ -47,17 +46,6 @@ class Signature:
 
     inputs: dict[str, tuple[str, RowShape]]
     outputs: dict[str, tuple[str, RowShape]]
-
-
-def signatures(image_shape: RowShape, latent_shape: RowShape, *, family: str) -> dict[str, Signature]:
-    """What each graph of a bundle must take and give, by its file's name."""
-    image, latent = ("uint8", image_shape), ("float32", latent_shape)
-    posterior = {"mu": latent} if family == "autoencoder" else {"mu": latent, "logvar": latent}
-    return {
-        ENCODER: Signature({"image": image}, posterior),
-        DECODER: Signature({"z": latent}, {"image": image}),
-        SCORER: Signature({"image": image, "z": latent}, {"log_likelihood": ("float32", ())}),
-    }
 
 
 def offered() -> frozenset[str]:

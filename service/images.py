@@ -69,14 +69,6 @@ class Look(NamedTuple):
     pixels: int
 
 
-def open_picture(data: bytes, *, where: str, max_pixels: int) -> Opened:
-    """A picture whose header has been read and whose pixels have not.
-
-    Raises:  BadBody if it is none of FORMATS, or more work than its pixels are; TooLarge if it has more than max_pixels
-    """
-    return open_as(look(data, where=where, max_pixels=max_pixels), data, where=where, max_pixels=max_pixels)
-
-
 def look(data: bytes, *, where: str, max_pixels: int) -> Look:
     """What a file tells by its headers, wherever in it they stand.
 

@@ -122,7 +122,7 @@ class Call(NamedTuple, Generic[O]):
         Raises:  DeadlinePassed, CallerGone if nobody waits for it by then
         """
         return await spend_in_turn(
-            self.deployment.large, weight, self.deadline, work, require_caller=self.require_caller
+            self.deployment.picture_room, weight, self.deadline, work, require_caller=self.require_caller
         )
 
     def _require_time(self) -> None:

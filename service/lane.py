@@ -204,7 +204,8 @@ class Lane:
         if isinstance(error, OutOfMemory):
             queue.shrink(batch.rows)
         if len(batch.jobs) == 1:
-            queue.failed_runs += not is_deserted
+            if not is_deserted:
+                queue.went_badly()
             batch.fail(error)
         else:
             self._again.extend((queue, alone) for alone in batch.apart())

@@ -9,7 +9,6 @@ from service.batcher import Load, Queue, RowShape
 from service.bundle import Bundle
 from service.engine import Cost, Engine, rows_of_a_run
 from service.errors import NotFound, OutOfMemory
-from service.graph import Graph
 from service.lane import Lane
 from service.manifest import DECODER, ENCODER, PRIOR, SCORER, Manifest
 from service.prior import FittedPrior
@@ -32,23 +31,8 @@ class Model:
         self.image_axes, self.latent_axes = sizes.of_images(self.manifest), sizes.of_latents(self.manifest)
         self.prior = _fitted_prior(bundle)
         self.card = cards.page(bundle)
-        self._default_pixels = _default_pixels(self.manifest)
-
-        def queue(name: str, graph: Graph) -> Queue:
-            # A GPU takes one run at a time, whatever cores there are.
-            cores = graph.threads if engine.device == "cpu" else lane.cores
-            most = min(settings.max_batch_rows, engine.most_rows(name))
-            loads = _Loads(self.manifest, engine.costs[name], most, settings.max_run_pixels)
-            load = loads.of_latents if name == DECODER else loads.of_images
-            single = engine.singles.get(name)
-            return Queue(graph.run, lane=lane, load=load, cores=cores, run_single=single.run if single else None)
-
-        self.encoder = queue(ENCODER, engine.encoder)
-        self.decoder = queue(DECODER, engine.decoder)
-        self.scorer = queue(SCORER, engine.scorer) if engine.scorer else None
-        self._queues = {ENCODER: self.encoder, DECODER: self.decoder}
-        if self.scorer is not None:
-            self._queues[SCORER] = self.scorer
+        self._queues = {name: _queue(name, engine=engine, lane=lane, settings=settings) for name in engine.graphs}
+        self.encoder, self.decoder, self.scorer = self._queues[ENCODER], self._queues[DECODER], self._queues.get(SCORER)
 
     @cached_property
     def label(self) -> str:
@@ -72,7 +56,21 @@ class Model:
         pictures of the default size, rounded up.
         """
         # Rounded up in whole numbers: n is as large as anyone may write it, a float is not.
-        return -(-n * image_shape[0] * image_shape[1] // self._default_pixels)
+        return -(-n * image_shape[0] * image_shape[1] // _default_pixels(self.manifest))
+
+
+def _queue(name: str, *, engine: Engine, lane: Lane, settings: Settings) -> Queue:
+    """The queue before one of an engine's graphs."""
+    graph, single = engine.graphs[name], engine.singles.get(name)
+    most = min(settings.max_batch_rows, engine.most_rows(name))
+    loads = _Loads(engine.manifest, engine.costs[name], most, settings.max_run_pixels)
+    return Queue(
+        graph.run,
+        lane=lane,
+        load=loads.of_latents if name == DECODER else loads.of_images,
+        cores=graph.threads if engine.device == "cpu" else lane.cores,  # a GPU takes one run at a time
+        run_single=single.run if single else None,
+    )
 
 
 @dataclass(frozen=True)

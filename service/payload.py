@@ -200,14 +200,6 @@ def nested_cost_us(body: Body) -> float:
     return NESTED_NUMBER_US * body.json_bytes / 2
 
 
-def size_of_latents(call: Call[Options], z: NDArray[np.float32]) -> tuple[int, int, int]:
-    """The shape of the pictures that these latents decode to.
-
-    Shapes:  z (n, *latent_shape) -> (h, w, c)
-    """
-    return call.model.manifest.image_shape_of(z.shape[1:])
-
-
 def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.float32]:
     """Nested numbers or a float tensor as finite latents.
 

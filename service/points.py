@@ -12,6 +12,7 @@ from service import images, payload, prior, schemas
 from service.bodies import Named, picture_bytes
 from service.errors import expectation, invalid, shown
 from service.intake import Call
+from service.prior import Prior
 from service.schemas import InterpolateOptions, PathOptions, TraverseOptions
 
 Float32 = NDArray[np.float32]
@@ -53,7 +54,7 @@ class Pixels(NamedTuple):
     image: Uint8
 
 
-Point = Seed | Latent | Picture | Pixels
+AnyPoint = Seed | Latent | Picture | Pixels
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,14 @@ class Points:
     Shapes:  image (number of pictures, h, w, c)
     """
 
-    each: Sequence[Point]
+    each: Sequence[AnyPoint]
     image: Uint8
     shape: Shape
+
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds among them."""
+        return {point.seed for point in self.each if isinstance(point, Seed)}
 
     def latents(self, *, drawn: Mapping[int, Float32], mu: Iterable[Float32]) -> Float32:
         """The latent of each point, by the first one of each seed and the mu of each picture.
@@ -91,7 +97,7 @@ async def of_interpolation(call: Call[InterpolateOptions]) -> Points:
 
     Raises:  Invalid, TooLarge, BadBody
     """
-    sources: dict[str, list[Point]] = {}
+    sources: dict[str, list[AnyPoint]] = {}
     if call.options.seeds is not None:
         call.check_rows(len(call.options.seeds))
         sources["seeds"] = [Seed(f"seeds[{index}]", seed) for index, seed in enumerate(call.options.seeds)]
@@ -116,7 +122,7 @@ async def of_traversal(call: Call[TraverseOptions]) -> Points:
 
     Raises:  Invalid, TooLarge, BadBody
     """
-    sources: dict[str, list[Point]] = {}
+    sources: dict[str, list[AnyPoint]] = {}
     if call.options.seed is not None:
         sources["seed"] = [Seed("seed", call.options.seed)]
     sources |= await _rows(call)
@@ -129,28 +135,35 @@ async def of_traversal(call: Call[TraverseOptions]) -> Points:
     return await _read(call, start)
 
 
-async def drawn(call: Call[PathOptions], points: Points) -> dict[int, Float32]:
+def prior_of_seeds(call: Call[PathOptions], points: Points) -> Prior | None:
+    """What the seeds among the points are drawn from; None where there are none.
+
+    Raises:  ModelCannot if there are seeds and the model has no prior for them
+    """
+    if not points.seeds:
+        return None
+    manifest = call.model.manifest
+    latent_shape = manifest.latent_shape_of(*points.shape[:2])
+    return prior.choose(call.model.prior, manifest, asked=None, latent_shape=latent_shape)
+
+
+async def drawn(call: Call[PathOptions], points: Points, density: Prior | None) -> dict[int, Float32]:
     """The first latent of each seed among the points.
 
     Shapes:  -> (*latent_shape) each
-    Raises:  ModelCannot if there are seeds and the model has no prior for them
     """
-    seeds = {point.seed for point in points.each if isinstance(point, Seed)}
-    if not seeds:
+    if density is None:
         return {}
-    manifest = call.model.manifest
-    latent_shape = manifest.latent_shape_of(*points.shape[:2])
-    density = prior.choose(call.model.prior, manifest, asked=None, latent_shape=latent_shape)
 
     def first_latents() -> dict[int, Float32]:
-        return {seed: density.sample(seed, n=1)[0] for seed in seeds}
+        return {seed: density.sample(seed, n=1)[0] for seed in points.seeds}
 
-    return await call.spend(len(seeds) * density.cost_us(1), first_latents)
+    return await call.spend(len(points.seeds) * density.cost_us(1), first_latents)
 
 
-async def _rows(call: Call[PathOptions]) -> dict[str, list[Point]]:
+async def _rows(call: Call[PathOptions]) -> dict[str, list[AnyPoint]]:
     """The rows of `images` and of `z` that the body carries, as points."""
-    sources: dict[str, list[Point]] = {}
+    sources: dict[str, list[AnyPoint]] = {}
     if call.body.pictures:
         sources["images"] = [Picture(*file) for file in call.body.pictures]
     tensor = call.body.members.get("images")
@@ -163,7 +176,7 @@ async def _rows(call: Call[PathOptions]) -> dict[str, list[Point]]:
     return sources
 
 
-def _mixed(call: Call[InterpolateOptions], sent: Any) -> list[Point]:
+def _mixed(call: Call[InterpolateOptions], sent: Any) -> list[AnyPoint]:
     """Points of JSON, each of which says what it is."""
     if not isinstance(sent, list):
         raise invalid("body.points", got=type(sent).__name__, expected="a list of points")
@@ -171,7 +184,7 @@ def _mixed(call: Call[InterpolateOptions], sent: Any) -> list[Point]:
     return [_point(call, item, where=f"body.points[{index}]") for index, item in enumerate(sent)]
 
 
-def _point(call: Call[InterpolateOptions], item: Any, *, where: str) -> Point:
+def _point(call: Call[InterpolateOptions], item: Any, *, where: str) -> AnyPoint:
     try:
         given = schemas.Point.model_validate(item)
     except ValidationError as error:
@@ -191,12 +204,12 @@ def _point(call: Call[InterpolateOptions], item: Any, *, where: str) -> Point:
     return Latent(where, rows[0])
 
 
-async def _read(call: Call[PathOptions], points: Sequence[Point]) -> Points:
+async def _read(call: Call[PathOptions], points: Sequence[AnyPoint]) -> Points:
     image = await _pixels(call, points)
     return Points(points, image, _picture_shape(call, points, image))
 
 
-async def _pixels(call: Call[PathOptions], points: Sequence[Point]) -> Uint8:
+async def _pixels(call: Call[PathOptions], points: Sequence[AnyPoint]) -> Uint8:
     """The pixels of those points that are pictures, all of one size.
 
     Shapes:  -> (number of pictures, h, w, c)
@@ -209,15 +222,16 @@ async def _pixels(call: Call[PathOptions], points: Sequence[Point]) -> Uint8:
     return np.stack(rows) if rows else np.empty((0, *call.model.manifest.image.default_shape), np.uint8)
 
 
-def _picture_shape(call: Call[PathOptions], points: Sequence[Point], image: Uint8) -> Shape:
+def _picture_shape(call: Call[PathOptions], points: Sequence[AnyPoint], image: Uint8) -> Shape:
     """The shape of each picture of the path: that of its points, or as asked where all of them are seeds.
 
     Raises:  Invalid if two points, or the points and the options, are of different sizes
     """
     options = call.options
     asked = call.picture_shape(options.height, options.width)
+    of_latent = call.model.manifest.image_shape_of
     shapes = [
-        (point.where, payload.size_of_latents(call, point.z[None]) if isinstance(point, Latent) else image.shape[1:])
+        (point.where, of_latent(point.z.shape) if isinstance(point, Latent) else image.shape[1:])
         for point in points
         if not isinstance(point, Seed)
     ]

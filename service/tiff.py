@@ -56,23 +56,31 @@ class _Tiff:
         return found
 
     def numbers(self, field: _Field | None) -> tuple[int, ...]:
-        """Those of a field, as far as it is one of whole numbers, and there."""
+        """Those of a field, as far as it is one of whole numbers, and there.
+
+        Raises:  BadBody if they would be a great many objects
+        """
         form = _FORMATS.get(field.kind) if field else None
         if field is None or form is None:
             return ()
+        if field.number > MOST_NUMBERS:
+            raise self._too_many(field.number)
         try:
             return struct.unpack_from(f"{self._order}{field.number}{form}", self._data, field.at)
-        except struct.error:
+        except (struct.error, OverflowError):  # the latter of places beyond 2^63
             return ()
 
     def refused(self, got: str, expected: str) -> BadBody:
         """What is wrong with it."""
         return BadBody(f"{self._where}: got a TIFF {got}, expected {expected}")
 
+    def _too_many(self, number: int) -> BadBody:
+        return self.refused(f"with {number} numbers in one field", f"at most {MOST_NUMBERS}")
+
     def _unpack(self, form: str, at: int) -> int | None:
         try:
             (value,) = struct.unpack_from(self._order + form, self._data, at)
-        except struct.error:
+        except (struct.error, OverflowError):
             return None
         return int(value)
 
@@ -92,7 +100,7 @@ class _Tiff:
             if tag is None or kind is None or number is None or value is None:
                 break
             if number > MOST_NUMBERS and (tag in _PLACES or kind not in _BYTES):
-                raise self.refused(f"with {number} numbers in one field", f"at most {MOST_NUMBERS}")
+                raise self._too_many(number)
             if tag in found and tag in _SIDES:
                 raise self.refused("that tells a side twice", "it once")
             fits = struct.calcsize(_FORMATS.get(kind, "Q")) * number <= inline

@@ -34,7 +34,7 @@ class Turns:
         """Give room back, to whoever is next."""
         self._left += weight
         while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._left):
-            weight, turn = self._waiting.popleft()
+            wanted, turn = self._waiting.popleft()
             if not turn.done():  # or else it was given up
-                self._left -= weight
+                self._left -= wanted
                 turn.set_result(None)

@@ -15,6 +15,7 @@ from model.errors import BadData
 from model.fitting import PictureFile
 from service import images
 from service.errors import Problem
+from tests.service.reading import open_picture
 
 SHAPE = (12, 9)
 
@@ -112,7 +113,7 @@ BROKEN: dict[str, bytes] = {
 
 def _served(content: bytes, *, channels: int) -> np.ndarray:
     before = Image.MAX_IMAGE_PIXELS
-    opened = images.open_picture(content, where="body", max_pixels=2_000_000)
+    opened = open_picture(content, where="body", max_pixels=2_000_000)
     Image.MAX_IMAGE_PIXELS = before  # training has another bound, in a process of its own
     return images.to_rows([opened], shape=(*SHAPE, channels), where=["body"])[0]
 

@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
 from service.access.keys import Scope
+from tests.processes import begun
 from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import linear, write_linear
 from tests.service.test_errors import problem
@@ -106,6 +109,24 @@ def test_workers_that_came_to_serve_different_versions_try_again_until_they_serv
         assert labels(server) == {before, now}
         shutil.move(tmp_path / "away", tmp_path / "model")
         until(lambda: labels(server) == {now})
+
+
+def test_a_signal_before_any_worker_answers_is_not_lost(tmp_path: Path) -> None:
+    put(tmp_path / "model", 0)
+    command = [sys.executable, "-m", "service", "--port", "0", *arguments(tmp_path, 2)]
+    with begun(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        said = []
+        while not (said and "model model" in said[-1]):  # it is read, and about to be served
+            said.append(process.stderr.readline())
+        now = put(tmp_path / "model", 1)
+        process.send_signal(signal.SIGHUP)
+        while f"reload: serving {now}" not in said[-1]:
+            said.append(process.stderr.readline())
+            assert said[-1], "".join(said)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+    assert "what was loaded serves on" not in "".join(said)
 
 
 def test_a_worker_that_starts_meanwhile_comes_to_serve_the_same(tmp_path: Path) -> None:

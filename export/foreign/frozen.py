@@ -12,7 +12,8 @@ from export.foreign.sizes import Sides, Sizes, pictures, sizes
 from export.foreign.surgery import Port, Step, cast, rewired, with_free_rows
 from export.frozen import CannotImport, Float32, Frozen, Graphs, Source, Uint8
 from service.bundle import BadBundle
-from service.graph import Graph, signatures
+from service.engine import signatures
+from service.graph import Graph
 from service.machine import available_cores
 from service.manifest import DECODER, ENCODER
 

@@ -22,7 +22,7 @@ OTHER = "other"
 # The caller left, or the process ended, before there was an answer; it is never sent.
 NO_ANSWER = 499
 
-_STATUSES = (200, 204, 206, 304, 307, *sorted({problem.status for problem in PROBLEMS}), NO_ANSWER)
+_STATUSES = (200, 204, 304, 307, *sorted({problem.status for problem in PROBLEMS}), NO_ANSWER)
 
 _SECONDS = (
     0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05,

@@ -8,9 +8,10 @@ from contextlib import suppress
 
 from fastapi import FastAPI
 
+from service import greeting
 from service.app import create_app
 from service.errors import ReloadRefused
-from service.processes import greeting, ports
+from service.processes import ports
 from service.processes.server import Server
 from service.settings import Settings
 

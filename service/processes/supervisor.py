@@ -10,9 +10,10 @@ from math import ceil
 from service.errors import ReloadRefused
 from service.machine import available_cores
 from service.observation import tally
-from service.processes import ports, reloads
+from service.processes import ports
 from service.processes.child import Child
 from service.processes.messages import Answer, Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
+from service.redeployment import log_served, logged_refusal
 from service.settings import AUTO, Settings
 
 logger = logging.getLogger("vaeserve")
@@ -84,6 +85,7 @@ class Supervisor:
         self._labels: tuple[str, ...] = ()
         self._greeted = self._complete = False
         self._leaving, self._hurried, self._hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._answering = asyncio.Event()  # once any worker has come to
         self._turn = asyncio.Lock()  # of reloads
 
     async def run(self) -> None:
@@ -202,6 +204,7 @@ class Supervisor:
     def _note(self, child: Child) -> None:
         """One worker more answers requests, and gets its share of the connections."""
         child.listening = True
+        self._answering.set()
         listening = self._listening
         for other in listening:
             if other is not child:
@@ -217,12 +220,16 @@ class Supervisor:
         """At every SIGHUP, let all workers take what the settings name by then; and again while they do not serve the
         same, as when one was replaced after another version had come to its place, which the others cannot read.
         """
-        while await self._hangup.wait():
+        await self._answering.wait()  # before that nobody has anything to load anew
+        while True:
+            try:
+                await asyncio.wait_for(self._hangup.wait(), _AGAIN_S if self._differ else None)
+            except TimeoutError:
+                if not self._differ:
+                    continue
             self._hangup.clear()
             with suppress(ReloadRefused):  # which the log has told
                 await self._reload(None)
-            if self._differ:
-                asyncio.get_running_loop().call_later(_AGAIN_S, self._hangup.set)
 
     async def _reload_for(self, child: Child, name: str) -> None:
         """Let all workers take a model in its new version, and tell the one that asked for it what came of it."""
@@ -245,16 +252,20 @@ class Supervisor:
             said = [(child, await child.answer()) for child in children]
             loaded = [(child, answer) for child, answer in said if isinstance(answer, Loaded)]
             refusals = [answer.sentence for _, answer in said if isinstance(answer, Refused)]
-            if refusals or len({answer.labels for _, answer in loaded}) != 1:
+            if not loaded:
+                refusals.append("no worker was left to load it")
+            if len({answer.labels for _, answer in loaded}) > 1:
+                refusals.append("workers did not all read the same")
+            if refusals:
                 for child, _ in loaded:
                     child.tell(Drop())
-                raise reloads.refused(refusals[0] if refusals else "workers did not all read the same")
+                raise logged_refusal(refusals[0])
             for child, answer in loaded:
                 child.tell(Swap())
                 self._labels = child.labels = answer.labels
             for child, _ in loaded:
                 await child.answer()
-            reloads.serving(loaded[0][1].greeting)
+            log_served(loaded[0][1].greeting)
             if self._differ:
                 self._hangup.set()  # for who began to listen meanwhile
 

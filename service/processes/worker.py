@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 
 from fastapi import FastAPI
 
+from service import greeting
 from service.access.keys import BadKeys
 from service.app import create_app
 from service.bundle import BadBundle
@@ -18,7 +19,7 @@ from service.errors import ReloadRefused
 from service.machine import BadEngine, available_cores
 from service.observation import logs
 from service.observation.tally import Memory, Tally
-from service.processes import greeting, ports
+from service.processes import ports
 from service.processes.messages import (
     Answer,
     Ask,

@@ -43,13 +43,13 @@ async def interpolate(request: Request) -> Response:
     """A path through two or more points (seeds, images or latents), decoded: one picture a step."""
     call = trust.of_interpolation(await intake.read(request, INTERPOLATE))
     options = call.options
-    ends = await points.of_interpolation(call)
-    rows = latents.path_rows(len(ends.each), steps=options.steps, loop=options.loop)
+    anchors = await points.of_interpolation(call)
+    rows = latents.path_rows(len(anchors.each), steps=options.steps, loop=options.loop)
 
     def path(z: Float32) -> Float32:
         return latents.path(z, steps=options.steps, method=options.method, loop=options.loop)
 
-    return await _decoded(call, ends, path, rows=rows, line=rows)
+    return await _decoded(call, anchors, path, rows=rows, line=rows)
 
 
 @router.head("/traverse", include_in_schema=False)
@@ -76,21 +76,22 @@ async def traverse(request: Request) -> Response:
 
 
 async def _decoded(
-    call: Call[PathOptions], ends: Points, path: Callable[[Float32], Float32], *, rows: int, line: int
+    call: Call[PathOptions], anchors: Points, path: Callable[[Float32], Float32], *, rows: int, line: int
 ) -> Response:
-    """The pictures of a path of so many rows, which `path` makes of the latents of its ends; `line` of them stand in a
-    line where no other number is asked for.
+    """The pictures of a path of so many rows, which `path` makes of the latents of the points that it leads through;
+    `line` of them stand in a line where no other number is asked for.
     """
-    engine_rows = call.model.engine_rows(rows + len(ends.image), ends.shape)
+    engine_rows = call.model.engine_rows(rows + len(anchors.image), anchors.shape)
     call.check_rows(engine_rows)
-    columns = answers.arrange(call, rows, shape=ends.shape, line=line)
-    drawn = await points.drawn(call, ends)
+    columns = answers.arrange(call, rows, shape=anchors.shape, line=line)
+    density = points.prior_of_seeds(call, anchors)
     if held := addresses.not_modified(call, seeded=True):
         return held
     decoded_at = perf_counter()
     with call.admit(engine_rows):
-        encoded = [await call.run(call.model.encoder, ends.image)] if len(ends.image) else []
-        given = ends.latents(drawn=drawn, mu=encoded[0].outputs[0] if encoded else ())
+        drawn = await points.drawn(call, anchors, density)
+        encoded = [await call.run(call.model.encoder, anchors.image)] if len(anchors.image) else []
+        given = anchors.latents(drawn=drawn, mu=encoded[0].outputs[0] if encoded else ())
         z = await call.spend(latents.path_cost_us(rows * given[0].size), path, given)
         done = await call.run(call.model.decoder, z)
     return await answers.pictures(

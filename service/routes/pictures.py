@@ -46,9 +46,10 @@ async def sample(request: Request) -> Response:
     if held := addresses.not_modified(call, seeded=options.seed is not None):
         return held
     seed = intake.chosen_seed(options.seed)
-    z = await call.spend(density.cost_us(options.n), density.sample, seed, n=options.n, temperature=options.temperature)
-    decoded_at = perf_counter()
+    cost_us = density.cost_us(options.n)
     with call.admit(engine_rows):
+        z = await call.spend(cost_us, density.sample, seed, n=options.n, temperature=options.temperature)
+        decoded_at = perf_counter()
         done = await call.run(call.model.decoder, z)
     response = await answers.pictures(
         call,
@@ -72,7 +73,7 @@ async def decode(request: Request) -> Response:
     z = await payload.latents_of(call)
     if z is None:
         raise invalid("body", got="no z", expected="at least one latent")
-    shape = payload.size_of_latents(call, z)
+    shape = call.model.manifest.image_shape_of(z.shape[1:])
     engine_rows = call.model.engine_rows(len(z), shape)
     call.check_rows(engine_rows)
     columns = answers.arrange(call, len(z), shape=shape)

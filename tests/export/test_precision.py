@@ -18,7 +18,8 @@ from export.precision import CannotReduce, Loss, measure_reduced, reduce, requir
 from export.verify import probe_of
 from model import data
 from service import differences
-from service.graph import Graph, signatures
+from service.engine import signatures
+from service.graph import Graph
 from service.manifest import Difference, ImageSpec
 
 DIGITS = data.read(None)

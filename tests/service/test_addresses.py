@@ -1,6 +1,7 @@
 """A GET with a seed has an address: validators, 304 without the engine, and how long a cache may keep it."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,8 +10,9 @@ from fastapi import FastAPI
 
 from service import addresses
 from service.app import create_app
+from service.prior import StandardPrior
 from service.settings import Settings
-from tests.service.linear import Bundles
+from tests.service.linear import Bundles, linear, write_linear
 from tests.serving import in_process
 
 SEEDED = ["/sample?seed=7&n=3", "/interpolate?seeds=3,14"]
@@ -70,6 +72,34 @@ def test_a_tag_differs_with_all_that_an_answers_bytes_hang_on(
             patched.setattr(place, name, "another")
             tags.append(asyncio.run(tag()))
     assert len(set(tags)) == 4
+
+
+def test_a_tag_differs_between_names_of_one_model(tmp_path: Path) -> None:
+    """JSON tells the name, which the digest leaves out."""
+
+    async def tag(name: str) -> str:
+        write_linear(tmp_path / name, linear())
+        async with in_process(create_app(Settings(bundles=(tmp_path / name,)))) as http:
+            return (await http.get("/sample?seed=7&format=json")).headers["etag"]
+
+    assert asyncio.run(tag("one")) != asyncio.run(tag("other"))
+
+
+@pytest.mark.parametrize("path", SEEDED)
+def test_an_answer_that_is_held_or_finds_no_room_draws_nothing(
+    bundles: Bundles, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(Settings(bundles=(bundles.colour,)))
+
+    async def scenario() -> None:
+        async with in_process(app) as http:
+            tag = (await http.get(path)).headers["etag"]
+            monkeypatch.setattr(StandardPrior, "sample", lambda *_args, **_options: pytest.fail("it was drawn"))
+            assert (await http.get(path, headers={"if-none-match": tag})).status_code == 304
+            with app.state.deployment.lane.admit(app.state.deployment.settings.max_queue_rows):
+                assert (await http.get(path)).status_code == 429
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("sent", ["{tag}", "W/{tag}", '"other", {tag}', '"a",W/{tag} , "b"', "*"])

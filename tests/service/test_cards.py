@@ -175,6 +175,11 @@ def test_of_a_picture_that_the_bundle_has_not_its_description_stands_there(bare:
     assert "<img" not in page
 
 
+@pytest.mark.parametrize("source", ["references", "duplicate_refs", "REFERENCES", "b"])
+def test_a_picture_may_be_called_like_what_the_renderer_keeps(bare: Bundle, source: str) -> None:
+    assert "shown as words" in shown(bare, f"![shown as words]({source})\n\n[a]: b\n\n[a]: c\n")
+
+
 def test_a_picture_stands_in_the_page_once(bare: Bundle) -> None:
     page = shown(bare, "![one](pictures/a.png)\n\n" * 50, a=RED)
     assert page.count("<img") == 1

@@ -179,8 +179,20 @@ def test_a_bmp_of_runs_is_small_and_its_lines_are_not_endless() -> None:
         [(324, 3, 70_000, number(0))],
         [(320, 3, 70_000, number(0))],
         [(274, 3, 30_000_000, number(0))],
+        [(258, 1, 70_000, number(0))],
+        [(277, 1, 8_000_000, number(0))],
+        [(34665, 6, 70_000, number(0))],
     ],
-    ids=["strips of bytes", "lengths of bytes", "tiles", "a palette", "orientations"],
+    ids=[
+        "strips of bytes",
+        "lengths of bytes",
+        "tiles",
+        "a palette",
+        "orientations",
+        "bits of bytes",
+        "samples of bytes",
+        "inner places of bytes",
+    ],
 )
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_a_tiff_whose_fields_become_millions_of_objects_is_refused(
@@ -191,6 +203,15 @@ def test_a_tiff_whose_fields_become_millions_of_objects_is_refused(
         data = data[:8] + struct.pack("<H", 9) + data[10:-4]
     with pytest.raises(BadBody, match=r"got a TIFF with [\d]+ numbers in one field, expected at most 65536"):
         pixels(data)
+
+
+@pytest.mark.parametrize("place", [2**63 - 1, 2**63, 2**64 - 1])
+def test_places_beyond_every_file_are_nowhere(place: int) -> None:
+    assert pixels(b"II\x2b\x00\x08\0\0\0" + struct.pack("<Q", place) + bytes(64)) == 0
+    side = struct.pack("<HHQQ", 256, 4, 1, 7) + struct.pack("<HHQQ", 257, 4, 1, 9)
+    bits = struct.pack("<HHQQ", 258, 3, 5, place)
+    directory = struct.pack("<Q", 3) + side + bits + bytes(8)
+    assert pixels(b"II\x2b\x00\x08\0\0\0" + struct.pack("<Q", 16) + directory) == 63
 
 
 @pytest.mark.parametrize("tag", [34665, 34853])

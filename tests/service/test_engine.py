@@ -26,9 +26,9 @@ from service import graph as graph_module
 from service import machine
 from service.bundle import BadBundle, read
 from service.deployment import deploy
-from service.engine import Cost, Engine, rows_of_a_run
+from service.engine import Cost, Engine, rows_of_a_run, signatures
 from service.errors import OutOfMemory
-from service.graph import Graph, resolve_device, signatures
+from service.graph import Graph, resolve_device
 from service.machine import BadEngine, available_cores, require_one_distribution
 from service.manifest import DECODER, ENCODER, MANIFEST, PROBE, SCORER
 from service.settings import Settings

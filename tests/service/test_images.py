@@ -15,6 +15,7 @@ from service import images
 from service import png as plain
 from service.budget import LOOP_BUDGET_US
 from service.errors import BadBody, Invalid, TooLarge
+from tests.service.reading import open_picture
 from tests.service.wire import assert_near, opened, picture, pixels, png, saved
 
 LIMIT = 1_000_000
@@ -25,7 +26,7 @@ def rows(*files: bytes, shape: tuple[int, int, int], max_pixels: int = LIMIT) ->
     """Files as a request brings them: opened first, then decoded to the model's shape."""
     where = [f"images[{index}]" for index in range(len(files))]
     pictures = [
-        images.open_picture(data, where=place, max_pixels=max_pixels) for data, place in zip(files, where, strict=True)
+        open_picture(data, where=place, max_pixels=max_pixels) for data, place in zip(files, where, strict=True)
     ]
     return images.to_rows(pictures, shape=shape, where=where)
 
@@ -33,9 +34,7 @@ def rows(*files: bytes, shape: tuple[int, int, int], max_pixels: int = LIMIT) ->
 def cut(*files: bytes, channels: int, stride: int) -> images.Uint8:
     """Files as a request brings them to a model of open sizes."""
     where = [f"images[{index}]" for index in range(len(files))]
-    pictures = [
-        images.open_picture(data, where=place, max_pixels=LIMIT) for data, place in zip(files, where, strict=True)
-    ]
+    pictures = [open_picture(data, where=place, max_pixels=LIMIT) for data, place in zip(files, where, strict=True)]
     return images.to_rows_of_their_size(pictures, channels=channels, stride=stride, where=where, like=None)
 
 

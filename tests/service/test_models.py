@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service import greeting
 from service.app import create_app
 from service.bundle import BadBundle
 from service.deployment import deploy
@@ -14,7 +15,6 @@ from service.manifest import MANIFEST
 from service.observation import tally
 from service.observation.metrics import Metrics
 from service.observation.tally import Tally
-from service.processes import greeting
 from service.settings import Settings
 from tests.service.linear import Bundles, Model, fitted_prior, linear, open_linear, write_linear
 

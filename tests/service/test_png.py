@@ -17,6 +17,7 @@ from sklearn.datasets import load_sample_images
 from service import images, png, rendering
 from service.errors import BadBody, Invalid, Problem, TooLarge
 from service.settings import SHIPPED_BUNDLE
+from tests.service.reading import open_picture
 from tests.service.wire import Uint8, opened, picture, pixels, saved
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -338,7 +339,7 @@ def test_a_stream_that_goes_on_after_the_last_line_stops_there() -> None:
 def outcome(data: bytes, shape: tuple[int, int, int] = SHAPE) -> bytes | tuple[int, str]:
     """The pixels that the service reads, or the status and the sentence of its refusal."""
     try:
-        opened = images.open_picture(data, where="body", max_pixels=LIMIT)
+        opened = open_picture(data, where="body", max_pixels=LIMIT)
         return images.to_rows([opened], shape=shape, where=["body"]).tobytes()
     except Problem as problem:
         return problem.status, problem.detail
@@ -411,4 +412,4 @@ def test_a_plain_picture_of_too_many_pixels_is_refused_before_they_are_decoded()
     data = joined(header(60_000, 60_000, 8, 2, 0, 0, 0), chunk(b"IDAT", b"\x00"), END)
     assert png.read(data) is not None
     with pytest.raises(TooLarge, match=r"^body: got 3,600,000,000 pixels, the limit is 40,000,000$"):
-        images.open_picture(data, where="body", max_pixels=40_000_000)
+        open_picture(data, where="body", max_pixels=40_000_000)

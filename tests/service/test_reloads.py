@@ -113,7 +113,7 @@ def test_old_and_new_share_the_room_for_pixels_and_the_patience_of_callers(app: 
     before: Deployment = app.state.deployment
     after = redeploy(before, name)
     assert after.models is not before.models
-    assert (after.lane, after.large, after.patience) == (before.lane, before.large, before.patience)
+    assert (after.lane, after.picture_room, after.patience) == (before.lane, before.picture_room, before.patience)
 
 
 def test_the_log_says_what_is_served_and_what_runs_it(
