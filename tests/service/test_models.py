@@ -1,22 +1,11 @@
 """GET /models and /models/{name}: what is loaded, where it runs, and everything its manifest says."""
 
-import dataclasses
 import json
-from pathlib import Path
 
 import httpx
-import pytest
 
-from service import greeting
-from service.app import create_app
-from service.bundle import BadBundle
-from service.deployment import deploy
 from service.manifest import MANIFEST
-from service.observation import tally
-from service.observation.metrics import Metrics
-from service.observation.tally import Tally
-from service.settings import Settings
-from tests.service.linear import Bundles, Model, fitted_prior, linear, open_linear, write_linear
+from tests.service.linear import Bundles
 
 
 def test_models_lists_what_is_loaded_the_default_first(client: httpx.Client, bundles: Bundles) -> None:
@@ -63,46 +52,3 @@ def test_a_verb_takes_the_model_it_is_told(client: httpx.Client) -> None:
         assert label == f"{name}@{client.get(f'/models/{name}').json()['digest']}"
         assert client.get("/sample", params={"seed": 1, "model": label}).headers["x-model"] == label
     assert client.get("/sample?seed=1").headers["x-model"] == labels["colour"]
-
-
-@pytest.mark.parametrize(
-    ("places", "device", "lent"), [(2, "cpu", True), (1, "cpu", False), (2, "cuda", False)], ids=str
-)
-def test_processes_lend_each_other_cores_where_there_are_several_and_graphs_run_on_them(
-    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, places: int, device: str, lent: bool
-) -> None:
-    """No GPU is needed: the graphs run where they can, and only the lane is told of another device."""
-    monkeypatch.setattr("service.deployment.resolve_device", lambda _asked: device)
-    monkeypatch.setattr("service.deployment.available_cores", lambda: 6)
-    metrics = Metrics(tally=Tally(tally.shared(places)))
-    lane = deploy(Settings(bundles=(bundles.colour,), device="cpu"), cores=2, metrics=metrics).lane
-    assert lane.machine_cores == (6 if lent else 2)
-    lane.close()
-
-
-def test_a_fitted_prior_over_other_latents_stops_the_process(tmp_path: Path) -> None:
-    write_linear(tmp_path / "model", linear(), fitted=fitted_prior(5))
-    expected = r"model/prior.safetensors: means is float32 \(3, 5\), expected float32 \(3, 4\)$"
-    with pytest.raises(BadBundle, match=expected):
-        create_app(Settings(bundles=(tmp_path / "model",)))
-
-
-AUTOENCODER = dataclasses.replace(linear(), family="autoencoder")
-
-
-@pytest.mark.parametrize(
-    ("model", "fitted", "line"),
-    [
-        (linear(), False, "curl -s 'http://127.0.0.1:8000/sample?n=16&seed=7&scale=4' -o sample.png"),
-        (linear((80, 64, 1)), False, "curl -s 'http://127.0.0.1:8000/sample?seed=7' -o sample.png"),
-        (open_linear(), False, "curl -s 'http://127.0.0.1:8000/sample?n=16&seed=7&scale=4' -o sample.png"),
-        (AUTOENCODER, False, "http://127.0.0.1:8000/docs"),
-        (AUTOENCODER, True, "curl -s 'http://127.0.0.1:8000/sample?n=16&seed=7&scale=4' -o sample.png"),
-    ],
-    ids=["small", "large", "open sizes", "autoencoder", "autoencoder with a prior"],
-)
-def test_the_process_says_what_to_try_first(tmp_path: Path, model: Model, fitted: bool, line: str) -> None:
-    write_linear(tmp_path / "model", model, fitted=fitted_prior() if fitted else None)
-    deployment = deploy(Settings(bundles=(tmp_path / "model",)))
-    told = greeting.lines(deployment, onnxruntime="onnxruntime 1", url="http://127.0.0.1:8000")
-    assert told[-1] == f"try:  {line}"
