@@ -28,7 +28,8 @@ from benchmarks.peer import peer
 from benchmarks.sides import side
 from model import data
 from model.parts import Images
-from model.training import Learner, TrainConfig, pixels
+from model.pixels import pixels
+from model.training import Learner, TrainConfig
 from model.vae import VAE, ModelConfig
 
 PRESETS = ("mlp", "residual")

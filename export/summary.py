@@ -145,8 +145,9 @@ def _diagnostics(manifest: Manifest) -> Rows:
         return []
     kl = found.kl_per_dimension
     nats = [("KL", f"{sum(kl):.2f} nats, from {min(kl):.2f} to {max(kl):.2f} per dimension")] if kl else []
+    active = [("active units", f"{found.active_units} of {_latents(manifest)}")] if manifest.family == "vae" else []
     return [
-        ("active units", f"{found.active_units} of {_latents(manifest)}"),
+        *active,
         *nats,
         ("mu", f"from {found.mu_min:.2f} to {found.mu_max:.2f}"),
         *_trust(found),

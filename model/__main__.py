@@ -444,10 +444,12 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _report(metrics: dict[str, Any], *, folder: Path) -> None:
-    bound = "" if metrics["elbo"] is None else f"elbo {metrics['elbo']:.2f}, kl {metrics['kl']:.2f}, "
+    bound = active = ""
+    if metrics["elbo"] is not None:
+        bound = f"elbo {metrics['elbo']:.2f}, kl {metrics['kl']:.2f}, "
+        active = f" {metrics['active_units']} of {len(metrics['mu']['mean'])} latents active,"
     print(
-        f"{folder}: {bound}recon {metrics['recon']:.2f} nats, psnr {metrics['psnr']:.2f} dB,"
-        f" {metrics['active_units']} of {len(metrics['mu']['mean'])} latents active,"
+        f"{folder}: {bound}recon {metrics['recon']:.2f} nats, psnr {metrics['psnr']:.2f} dB,{active}"
         f" over {metrics['protocol']['images']} test images of {metrics['protocol']['data']}; {folder / 'card.md'}"
     )
 
@@ -468,7 +470,8 @@ def _sentences() -> Iterator[None]:
             raise
         said = " ".join(str(error).split())[:200] or "out of memory"
         print(
-            f"vae-train: {said}; smaller pictures (--size) or batches (--batch-size, --accumulate) take less",
+            f"vae-train: {said}; smaller pictures (fit --size) take less, and in training smaller batches"
+            " (--batch-size, --accumulate)",
             file=sys.stderr,
         )
         raise typer.Exit(2) from error

@@ -161,9 +161,9 @@ def _latents(metrics: Mapping[str, Any]) -> Rows:
     active, kl = metrics.get("active_units"), metrics.get("kl_per_dimension")
     share, spread = aggregate.get("logvar_at_clamp"), aggregate.get("mmd_spread")
     mmd = _number(aggregate.get("mmd"), 4) + ("" if spread is None else f" (spread {spread:.4f})")
-    of_all = f" of {len(kl):,}" if kl else ""
+    counted = f"{active:,} of {len(kl):,}" if kl and active is not None else ""  # codes of an autoencoder have no scale
     rows = [
-        ("active units", "" if active is None else f"{active:,}{of_all}", "latents whose mu varies over pictures"),
+        ("active units", counted, "latents whose mu varies over pictures"),
         ("largest correlation", _number(aggregate.get("largest_correlation"), 3), "of two latents; the prior has 0"),
         ("MMD to the prior", mmd, "squared distance of all latents to N(0, I), and how far equal ones would be spread"),
         ("logvar at its clamp", "" if share is None else f"{share:.2%}", "share of log variances"),

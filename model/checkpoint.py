@@ -187,6 +187,13 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     _write_json(folder / _METRICS, metrics)
 
 
+def withdraw_metrics(folder: Path) -> None:
+    """Nothing is told of the checkpoint, until it has been measured anew: what was told spoke of an earlier prior,
+    pictures and card.
+    """
+    (folder / _METRICS).unlink(missing_ok=True)
+
+
 def write_prior(folder: Path, tensors: Mapping[str, Tensor] | None) -> None:
     """The fitted prior that an evaluation kept; without one, an earlier one goes, for it belonged to other weights."""
     if tensors is None:

@@ -1,7 +1,7 @@
 """What a run's figures say about serving it: each check is a sentence, and whether somebody should look closer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.checkpoint import RunConfig
@@ -65,7 +65,7 @@ def checks(config: RunConfig, metrics: Mapping[str, Any], *, history: Sequence[M
         _logvar_in_range(metrics),
         latents_as_the_prior(metrics) if config.model.family == "vae" else None,
         _prior(config, metrics),
-        _served_samples(metrics),
+        _served_samples(config, metrics),
         _copies(metrics),
         _likelihood(metrics),
         _training_at_its_end(config, history),
@@ -143,7 +143,8 @@ def _prior(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
         )
         return Check("An autoencoder has no prior", is_fitted, sentence)
     if config.training.beta == 0:
-        return Check("Prior", is_fitted, "Trained without the KL term: latents were never drawn towards N(0, I).")
+        sentence = "Trained without the KL term: latents were never drawn towards N(0, I), which /sample takes unasked."
+        return Check("Prior", False, sentence + (" Ask for prior=fitted." if is_fitted else ""))
     return None
 
 
@@ -167,8 +168,14 @@ def realism(metrics: Mapping[str, Any], prior: str) -> Check | None:
     return Check("Realism of samples", is_fine, sentence)
 
 
-def _served_samples(metrics: Mapping[str, Any]) -> Check | None:
-    return realism(metrics, "fitted" if figure(metrics, "samples", "fitted") else "standard")
+def _served_samples(config: RunConfig, metrics: Mapping[str, Any]) -> Check | None:
+    """Realism of what /sample gives unasked; where there is a choice, also what it would give with `prior=fitted`."""
+    if config.model.family == "autoencoder":
+        return realism(metrics, "fitted")
+    standard, coverage = realism(metrics, "standard"), figure(metrics, "samples", "fitted", "coverage")
+    if standard is None or coverage is None:
+        return standard
+    return replace(standard, found=f"{standard.found} With prior=fitted they cover {coverage:.0%}.")
 
 
 def _copies(metrics: Mapping[str, Any]) -> Check | None:

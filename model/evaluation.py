@@ -12,8 +12,8 @@ from model.gaussian import DiagonalGaussian
 from model.likelihoods import Likelihood
 from model.objectives import elbo_terms
 from model.parts import Images, rows_at_once
+from model.pixels import pixels
 from model.similarity import mse, psnr, ssim
-from model.training import pixels
 from model.vae import VAE, ModelConfig
 
 # A latent dimension is active if the mean of its posterior varies by more than this over the data.

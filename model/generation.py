@@ -10,15 +10,14 @@ from torch import Tensor
 from model import prior
 from model.coverage import NEAREST, check_copies, coverage
 from model.errors import BadSetting
-from model.parts import Images, rows_at_once
-from model.pictures import Nearest, to_uint8
+from model.inference import decode_images, encode
+from model.parts import Images
+from model.pictures import Nearest
 from model.prior import FittedPrior
-from model.training import pixels
 from model.vae import VAE
 
 # Samples looked up among the training pictures, and test pictures beside them.
 COPY_CHECKED = 1000
-_BATCH_SIZE = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +56,9 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
     except BadSetting as error:
         metrics["not_fitted"] = str(error)
         z = torch.randn(len(real), vae.config.latent_dim, generator=generator)
-        standard = coverage(_decode(vae, z), real)
+        standard = coverage(decode_images(vae, z), real)
     else:
-        found = prior.compare(candidate, decode=lambda z: _decode(vae, z), held_out=real, generator=generator)
+        found = prior.compare(candidate, decode=lambda z: decode_images(vae, z), held_out=real, generator=generator)
         standard = found.standard
         keep = found.keep or vae.config.family == "autoencoder"
         fitted = candidate if keep else None
@@ -69,7 +68,7 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
         name, shown = "fitted", fitted.sample(COPY_CHECKED, generator=generator)
     else:
         shown = torch.randn(COPY_CHECKED, vae.config.latent_dim, generator=generator)
-    samples = _decode(vae, shown)
+    samples = decode_images(vae, shown)
     copies = check_copies(samples, held_out=real[:COPY_CHECKED], training=training)
     metrics[name] |= {
         "neighbour_distance": float(np.median(copies.samples.distances)),
@@ -81,22 +80,9 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
 
 def _draws(vae: VAE, training: Images, generator: torch.Generator) -> Tensor:
     """A draw from the posterior of each of as many training pictures as a prior is fitted to: (n, latent_dim)."""
-    chosen = torch.randperm(len(training), generator=generator)[: prior.DRAWS_MAX].numpy()
-    device = next(vae.parameters()).device
-    rows = []
-    n = rows_at_once(vae.config.image_shape, most=_BATCH_SIZE)
-    for start in range(0, len(chosen), n):
-        x = pixels(training[np.sort(chosen)[start : start + n]]).to(device)
-        posterior = vae.encode(vae.likelihood.settle(x))
-        eps = torch.randn(posterior.mu.shape, generator=generator)
-        rows.append(posterior.sample(eps.to(device)).cpu())
-    return torch.cat(rows)
-
-
-def _decode(vae: VAE, z: Tensor) -> Images:
-    device = next(vae.parameters()).device
-    n = rows_at_once(vae.config.image_shape, most=_BATCH_SIZE)
-    return np.concatenate([to_uint8(vae.decode(rows.to(device)).cpu()) for rows in torch.split(z, n)])
+    chosen = torch.randperm(len(training), generator=generator)[: prior.DRAWS_MAX].sort().values
+    posterior = encode(vae, training[chosen.numpy()])
+    return posterior.sample(torch.randn(posterior.mu.shape, generator=generator))
 
 
 def _protocol(real: Images, training: Images, *, seed: int) -> dict[str, Any]:

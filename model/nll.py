@@ -25,7 +25,7 @@ from model.errors import BadCheckpoint, BadSetting, NotANumber
 from model.files import write_whole
 from model.gaussian import DiagonalGaussian, standard_log_prob
 from model.parts import Images
-from model.training import pixels
+from model.pixels import pixels
 from model.vae import VAE
 
 Precision = Literal["fp32", "bf16"]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from model import sheets
 from model.files import write_whole
-from model.parts import Images, all_over, rows_at_once
+from model.inference import decode_images, encode
+from model.parts import Images, all_over
+from model.pixels import pixels, to_image
 from model.sheets import Sheet, grid, tile_size
-from model.training import pixels
 from model.vae import VAE
 
 NAMES = (
@@ -39,7 +40,6 @@ _SEED = 0
 _MEANS = 2000
 # Pictures wider than this on a sheet get fewer steps of a path, so that they need not be made smaller by much.
 _SMALL_PIXELS = 100
-_BATCH_SIZE = 100
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -75,7 +75,7 @@ def write_all(
     is_vae = vae.config.family == "vae"
     kl = np.array(metrics["kl_per_dimension"]) if is_vae and metrics.get("kl_per_dimension") else None
     rows = all_over(len(images), most=_MEANS)
-    mu = means(vae, images[rows])
+    mu = encode(vae, images[rows]).mu
     drawn = {
         "reconstructions": reconstructions(vae, images),
         "samples": samples(vae) if is_vae else None,
@@ -129,13 +129,13 @@ def reconstructions(vae: VAE, images: Images) -> Sheet:
     Shapes:  images (n, h, w, c)
     """
     columns, pairs = grid(vae.config.image_shape, n=len(images), most_rows=_PAIRS, tall=2)
-    x = _settled(vae, _spread(images, columns * pairs))
+    chosen = _spread(images, columns * pairs)
     seen = ", as the model sees them, white from 128 of 255 up" if vae.config.likelihood == "bernoulli" else ""
     return Sheet(
         title="Reconstructions",
         note=f"{columns * pairs:,} of {len(images):,} test pictures, evenly spaced{seen}."
         " Below each, the decoder's picture of its mu.",
-        tiles=_pairs(to_uint8(x), to_uint8(decode(vae, _encode(vae, x))), columns=columns),
+        tiles=_pairs(_as_seen(vae, chosen), decode_images(vae, encode(vae, chosen).mu), columns=columns),
         row_labels=("input", "output") * pairs,
         group=2,
     )
@@ -148,7 +148,7 @@ def samples(vae: VAE) -> Sheet:
     return Sheet(
         title="Prior samples",
         note=f"{len(z):,} draws of z from N(0, I), decoded. None is chosen.",
-        tiles=_rows(decode(vae, z), columns=columns),
+        tiles=_rows(decode_images(vae, z), columns=columns),
     )
 
 
@@ -162,7 +162,7 @@ def fitted_samples(vae: VAE, z: Tensor) -> Sheet:
         title="Samples of the fitted prior",
         note=f"{columns * rows:,} draws of z from the density fitted to the training pictures' latents, decoded."
         " None is chosen.",
-        tiles=_rows(decode(vae, z[: columns * rows]), columns=columns),
+        tiles=_rows(decode_images(vae, z[: columns * rows]), columns=columns),
     )
 
 
@@ -191,12 +191,12 @@ def interpolations(vae: VAE, images: Images) -> Sheet:
     """
     steps = 11 if _is_small(vae) else 5
     paths = max(1, min(_PATHS, len(images) // 2))
-    x = _settled(vae, _spread(images, 2 * paths))
-    first, last = _encode(vae, x).chunk(2)
+    chosen = _spread(images, 2 * paths)
+    first, last = encode(vae, chosen).mu.chunk(2)
     alpha = torch.linspace(0, 1, steps)
     z = torch.lerp(first[:, None], last[:, None], alpha[:, None])
-    path = _rows(decode(vae, z.flatten(0, 1)), columns=steps)
-    left, right = to_uint8(x).reshape(2, paths, 1, *path.shape[2:])
+    path = _rows(decode_images(vae, z.flatten(0, 1)), columns=steps)
+    left, right = _as_seen(vae, chosen).reshape(2, paths, 1, *path.shape[2:])
     return Sheet(
         title="Interpolations",
         note="Straight lines z = (1 − α) z₁ + α z₂ between the mu of two test pictures, the inputs at both ends.",
@@ -232,20 +232,10 @@ def traversals(vae: VAE, mu: Tensor, *, kl: Floats | None) -> Sheet:
         title="Traversals",
         note=f"One latent a row, moved {moved}; the others stay where the test picture nearest to the mean of all has"
         f" them. The most active latent first.{left_out}",
-        tiles=_rows(decode(vae, z.flatten(0, 1)), columns=len(offsets)),
+        tiles=_rows(decode_images(vae, z.flatten(0, 1)), columns=len(offsets)),
         row_labels=[f"z{dim} · {weights[dim]:.2f} {'variance' if kl is None else 'nats'}" for dim in dims],
         column_labels=[f"{value:.3g}".replace("-", "−") for value in offsets.tolist()],
     )
-
-
-def means(vae: VAE, images: Images) -> Tensor:
-    """mu of each picture.
-
-    Shapes:  images (n, h, w, c) -> (n, latent_dim)
-    """
-    n = rows_at_once(vae.config.image_shape, most=_BATCH_SIZE)
-    starts = range(0, len(images), n)
-    return torch.cat([_encode(vae, _settled(vae, images[start : start + n])) for start in starts])
 
 
 def ranked(weights: npt.NDArray[np.floating[Any]]) -> list[int]:
@@ -254,43 +244,16 @@ def ranked(weights: npt.NDArray[np.floating[Any]]) -> list[int]:
     return order
 
 
-@torch.no_grad()
-def decode(vae: VAE, z: Tensor) -> Tensor:
-    """x_hat of each z, in batches.
-
-    Shapes:  z (n, latent_dim) -> (n, c, h, w) in [0, 1]
-    """
-    n = rows_at_once(vae.config.image_shape, most=_BATCH_SIZE)
-    return torch.cat([vae.decode(rows.to(_device(vae))).cpu() for rows in torch.split(z, n)])
-
-
-def to_uint8(x: Tensor) -> Images:
-    """Means of pixels as pixels, rounded to the nearest grey level.
-
-    Shapes:  (n, c, h, w) in [0, 1] -> (n, h, w, c)
-    """
-    return (x.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-
-
-def _settled(vae: VAE, images: Images) -> Tensor:
-    return vae.likelihood.settle(pixels(images))
-
-
-@torch.no_grad()
-def _encode(vae: VAE, x: Tensor) -> Tensor:
-    return vae.encode(x.to(_device(vae))).mu.cpu()
-
-
-def _device(vae: VAE) -> torch.device:
-    return next(vae.parameters()).device
+def _as_seen(vae: VAE, images: Images) -> Images:
+    """Pictures as the encoder sees them, where they are served."""
+    return to_image(vae.likelihood.settle(pixels(images))).numpy()
 
 
 def _is_small(vae: VAE) -> bool:
     return tile_size(vae.config.image_shape)[1] <= _SMALL_PIXELS
 
 
-def _rows(x: Tensor, *, columns: int) -> Images:
-    images = to_uint8(x)
+def _rows(images: Images, *, columns: int) -> Images:
     return images.reshape(-1, columns, *images.shape[1:])
 
 

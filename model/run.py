@@ -227,6 +227,7 @@ def measure(
         _kept_nll(found, dataset) if nll is None else _estimated_nll(folder, found, dataset, nll, seed=seed)
     )
     fitted = generation.fitted if generation else None
+    checkpoint.withdraw_metrics(folder)
     checkpoint.write_prior(folder, fitted.tensors() if fitted else None)
     _report(folder, found, dataset, metrics=metrics, generation=generation)
     checkpoint.write_metrics(folder, metrics)

@@ -14,6 +14,7 @@ from model.errors import BadSetting, NotANumber
 from model.machine import Machine, deterministic
 from model.objectives import elbo_terms, importance_weighted, mean_loss
 from model.parts import Images, rows_at_once
+from model.pixels import to_x
 from model.schedules import BETA_SCHEDULES, BetaSchedule, epoch_order, learning_rate, scheduled_beta
 from model.vae import VAE, ModelConfig
 
@@ -306,22 +307,6 @@ class Learner:
         for name, tensor in self.state().items():
             # In place, as the memory layout stays: with another one sums have another order, and other bits.
             tensor.copy_(tensors[name])
-
-
-def pixels(images: Images) -> Tensor:
-    """Pictures as networks take them.
-
-    Shapes:  (n, h, w, c) uint8 -> x (n, c, h, w) float32 in [0, 1], channels last in memory
-    """
-    return to_x(torch.from_numpy(images))
-
-
-def to_x(images: Tensor) -> Tensor:
-    """As `pixels`, of a tensor on any device.
-
-    Shapes:  (n, h, w, c) uint8 -> x (n, c, h, w) float32 in [0, 1], channels last in memory
-    """
-    return images.permute(0, 3, 1, 2).to(torch.float32) / 255
 
 
 def _adamw(vae: VAE, training: TrainConfig) -> torch.optim.AdamW:

@@ -23,8 +23,8 @@ from model.errors import BadCheckpoint
 from model.evaluation import ACTIVE_VARIANCE
 from model.gaussian import DiagonalGaussian
 from model.likelihoods import Gaussian
+from model.pixels import to_image, to_x
 from model.prior import FittedPrior
-from model.training import to_x
 from model.trust import judge
 from model.vae import VAE
 from service.manifest import PRIOR, ImageSpec
@@ -63,7 +63,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """As the class says."""
-        return torch.round(self.vae.decode(z) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return to_image(self.vae.decode(z))
 
 
 class Scorer(nn.Module):

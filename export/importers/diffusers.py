@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from export.frozen import CannotImport, Frozen
 from export.graphs import freeze, source
 from export.importers import weights
-from model.training import to_x
+from model.pixels import to_image, to_x
 from service.manifest import ImageSpec
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         """As the class says."""
         (decoded,) = self.vae.decode(z, return_dict=False)
         x_hat = (decoded / 2 + 0.5).clamp(0, 1)
-        return torch.round(x_hat * 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return to_image(x_hat)
 
 
 def recognises(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from export.frozen import CannotImport, Frozen
 from export.graphs import freeze, source
 from export.importers import pythae_networks
 from model.likelihoods import Bernoulli, FixedSigma, Gaussian, Levels
-from model.training import to_x
+from model.pixels import to_image, to_x
 from service.manifest import ImageSpec
 
 CONFIG, WEIGHTS = "model_config.json", "model.pt"
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """As the class says."""
-        return torch.round(torch.sigmoid(self.network(z)) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return to_image(torch.sigmoid(self.network(z)))
 
 
 class Scorer(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from export.frozen import CannotImport, Frozen
 from export.graphs import freeze, source
 from export.importers.weights import matched, read
-from model.training import to_x
+from model.pixels import to_image, to_x
 from service.manifest import ImageSpec
 
 _TRIED_ROWS = 3
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """As the class says."""
-        return torch.round(self.model.decode(z).clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return to_image(self.model.decode(z).clamp(0, 1))
 
 
 def load(target: str, *, weights: Path | None) -> Frozen:

@@ -1,6 +1,7 @@
 """A small classifier of the study's own pictures: the features in which pictures and paths are compared."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.data import Dataset
+from model.inference import pixel_parts
 from model.machine import Machine, deterministic
+from model.pixels import pixels
 from model.pyramid import Shape
 from model.schedules import epoch_order, learning_rate
 from model.small import SmallEncoder
-from model.training import pixels
 
 # Width of the layer below the classes.
 FEATURES = 64
@@ -22,7 +24,6 @@ _STEPS = 1_500
 _BATCH_SIZE = 128
 _LEARNING_RATE = 2e-3
 _WARMUP_STEPS = 100
-_ROWS = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +65,12 @@ class Classifier(nn.Module):
         return logits
 
     @torch.no_grad()
-    def look(self, x: Tensor) -> Seen:
-        """Features, and the class that each picture is taken for.
+    def look(self, parts: Iterable[Tensor]) -> Seen:
+        """Features, and the class that each picture is taken for, of pictures that come in parts.
 
-        Shapes:  x (n, c, h, w) in [0, 1]
+        Shapes:  parts (m, c, h, w) in [0, 1] each
         """
-        features = torch.cat([self.features(rows) for rows in torch.split(x, _ROWS)])
+        features = torch.cat([self.features(x) for x in parts])
         confidence, index = self.head(features).softmax(-1).max(-1)
         return Seen(features=features.double(), confidence=confidence, label=self.classes[index])
 
@@ -114,7 +115,7 @@ def train(dataset: Dataset) -> Classifier:
 def accuracy(classifier: Classifier, dataset: Dataset) -> float:
     """Share of the test pictures that it takes for what they are."""
     assert dataset.test_labels is not None  # noqa: S101  # the caller has asked `has_classes`
-    seen = classifier.look(pixels(dataset.test))
+    seen = classifier.look(pixel_parts(dataset.test))
     return float((seen.label == torch.from_numpy(dataset.test_labels)).double().mean())
 
 

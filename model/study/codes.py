@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from model.gaussian import DiagonalGaussian
+from model.inference import encode
 from model.parts import Images
 from model.prior import FittedPrior
-from model.training import pixels
 from model.vae import VAE
 
 # Cells along each side of the latent plane.
@@ -51,18 +51,13 @@ class Codes:
         return self.covariance().diagonal().sqrt().float()
 
 
-@torch.no_grad()
-def encode(vae: VAE, images: Images) -> Codes:
-    """The posteriors of pictures, as they are served.
+def codes_of(vae: VAE, images: Images) -> Codes:
+    """Where a model puts pictures, as they are served.
 
     Shapes:  images (n, h, w, c)
     """
-    found = [
-        vae.encode(vae.likelihood.settle(pixels(images[start : start + _ROWS])))
-        for start in range(0, len(images), _ROWS)
-    ]
-    logvar = [posterior.logvar for posterior in found if isinstance(posterior, DiagonalGaussian)]
-    return Codes(mu=torch.cat([posterior.mu for posterior in found]), logvar=torch.cat(logvar) if logvar else None)
+    posterior = encode(vae, images)
+    return Codes(posterior.mu, posterior.logvar if isinstance(posterior, DiagonalGaussian) else None)
 
 
 def fitted_gaussian(codes: Codes) -> FittedPrior:

@@ -88,9 +88,10 @@ def _draw(folder: Path, plan: Plan) -> None:
     measured = {kind: _model(folder, plan.measured(kind, 0)) for kind in KINDS}
     plane = {kind: _model(folder, plan.plane(kind, 0)) for kind in KINDS}
     dataset = plan.dataset
-    plane_codes = {kind: latent.encode(vae, dataset.test) for kind, vae in plane.items()}
+    plane_codes = {kind: latent.codes_of(vae, dataset.test) for kind, vae in plane.items()}
     draws = {
-        kind: latent.encode(vae, dataset.test).draw(torch.Generator().manual_seed(0)) for kind, vae in measured.items()
+        kind: latent.codes_of(vae, dataset.test).draw(torch.Generator().manual_seed(0))
+        for kind, vae in measured.items()
     }
     kl = {kind: _metrics(folder, plan.measured(kind, 0))["kl_per_dimension"] for kind in KINDS}
     drawn = {
@@ -151,7 +152,14 @@ def _for_programs(plan: Plan, found: Found) -> dict[str, Any]:
 def _stored(folder: Path) -> dict[str, Any]:
     """What earlier calls of the command wrote: the seconds that they took, and all that the last finished one found."""
     path = folder / _STUDY
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": 0.0}
+    if not path.exists():
+        return {"seconds": 0.0}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadSetting(f"{path}: got something else ({error}), expected what a study wrote there") from error
+    if not isinstance(found, dict) or not isinstance(found.get("seconds"), int | float):
+        raise BadSetting(f"{path}: got no seconds in it, expected what a study wrote there")
     return found
 
 

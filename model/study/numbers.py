@@ -12,15 +12,15 @@ from torch import Tensor
 from model.aggregate import discrepancy_to_prior
 from model.coverage import NEAREST, coverage_of_features
 from model.data import Dataset
+from model.inference import decode, decoded_parts, pixel_parts
 from model.parts import Images, Labels, all_over
-from model.pictures import decode
+from model.pixels import pixels
 from model.prior import FittedPrior
 from model.study import codes as latent
-from model.study.classifier import Classifier
+from model.study.classifier import Classifier, Seen
 from model.study.codes import Codes
 from model.study.paths import Smoothness, linear, smoothness, spherical
 from model.study.plan import PLANE
-from model.training import pixels
 from model.vae import VAE
 
 # Pictures on either side of a comparison, and pairs of them with a midpoint between.
@@ -35,6 +35,8 @@ MOVED, MOVE = 2_000, 0.05
 _FITTED = 10_000
 # Test codes that are counted on the plane and compared with their neighbours.
 _CODES = 10_000
+# Numbers of pictures whose nearest neighbours are sought, as float64 half a GiB.
+_VALUES = 2**26
 
 
 def measure(
@@ -44,7 +46,7 @@ def measure(
 
     `metrics` are those of its run, of the same test pictures.
     """
-    test = latent.encode(vae, dataset.test)
+    test = latent.codes_of(vae, dataset.test)
     counted = all_over(len(test.mu), most=_CODES)
     sigma = test.sigma()
     found: dict[str, float | None] = {
@@ -57,55 +59,63 @@ def measure(
         "plane_share": latent.plane_share(test.mu[counted]) if vae.config.latent_dim == PLANE else None,
         "label_agreement": _agreement(test.mu[counted], _labels(dataset, counted)),
         **_moves(vae, test),
-        **_paths(lambda z: decode(vae, z), test.mu, classifier=classifier),
+        **_paths(lambda z: decode(vae, z), *_chosen(test.mu, PATHS), classifier=classifier),
     }
     if classifier is None or len(dataset.test) <= NEAREST:
         return found
     fitted = fitted_gaussian(vae, dataset)
-    real = pixels(_some(dataset.test, REALISTIC))
-    first, last = _pairs(test.mu, REALISTIC)
+    real = classifier.look(pixel_parts(_some(dataset.test, REALISTIC)))
+    first, last = _chosen(test.mu, REALISTIC)
     half = torch.tensor([0.5])
     for prefix, z in {
-        "standard": torch.randn(len(real), vae.config.latent_dim, generator=_generator()),
-        "fitted": fitted.sample(len(real), generator=_generator()),
+        "standard": torch.randn(len(first), vae.config.latent_dim, generator=_generator()),
+        "fitted": fitted.sample(len(first), generator=_generator()),
         "linear": linear(first, last, half)[:, 0],
         "spherical": spherical(first, last, half)[:, 0],
     }.items():
-        found |= _realism(prefix, decode(vae, z), real=real, classifier=classifier)
+        found |= _realism(prefix, classifier.look(decoded_parts(vae, z)), real=real)
     return found
 
 
 def fitted_gaussian(vae: VAE, dataset: Dataset) -> FittedPrior:
     """The Gaussian with the mean and covariance of the codes of training pictures."""
-    return latent.fitted_gaussian(latent.encode(vae, _some(dataset.train, _FITTED)))
+    return latent.fitted_gaussian(latent.codes_of(vae, _some(dataset.train, _FITTED)))
 
 
 def reference(dataset: Dataset, *, latent_dim: int, classifier: Classifier | None) -> dict[str, float | None]:
     """What real pictures have in place of samples, a cross-fade of pixels in place of paths, and N(0, I) of codes."""
-    counted = all_over(len(dataset.test), most=_CODES)
-    test = pixels(dataset.test[counted])
+    test = dataset.test[all_over(len(dataset.test), most=_CODES)]
     standard = torch.randn(len(test), latent_dim, generator=_generator())
+    counted = all_over(len(dataset.test), most=min(_CODES, _VALUES // test[0].size))
+    first, last = _pairs(len(test), PATHS)
+    shape = (-1, *pixels(test[:1]).shape[1:])
     found: dict[str, float | None] = {
         "mmd": discrepancy_to_prior(standard, _generator(1)).mmd if len(standard) > 1 else None,
         "moments": latent.moment_distance(Codes(mu=standard, logvar=None)),
         "plane_share": latent.expected_plane_share(len(standard)) if latent_dim == PLANE else None,
-        "label_agreement": _agreement(test.flatten(1), _labels(dataset, counted)),
-        **_paths(lambda rows: rows.reshape(-1, *test.shape[1:]), test.flatten(1), classifier=classifier),
+        "label_agreement": _agreement(pixels(dataset.test[counted]).flatten(1), _labels(dataset, counted)),
+        **_paths(
+            lambda rows: rows.reshape(shape),
+            pixels(test[first]).flatten(1),
+            pixels(test[last]).flatten(1),
+            classifier=classifier,
+        ),
     }
     if classifier is None or len(test) <= NEAREST:
         return found
-    real = pixels(_some(dataset.test, REALISTIC))
-    first, last = _pairs(test, REALISTIC)
-    other = pixels(_some(dataset.train, len(real)))
-    found |= _realism("standard", other, real=real, classifier=classifier)
-    found["standard_confidence"] = float(classifier.look(real).confidence.double().mean())
+    chosen = _some(dataset.test, REALISTIC)
+    real = classifier.look(pixel_parts(chosen))
+    other = classifier.look(pixel_parts(_some(dataset.train, len(chosen))))
+    found |= _realism("standard", other, real=real)
+    found["standard_confidence"] = float(real.confidence.double().mean())
     found |= {name.replace("standard", "fitted"): value for name, value in found.items() if "standard" in name}
-    return found | _realism("linear", (first + last) / 2, real=real, classifier=classifier)
+    first, last = _pairs(len(test), REALISTIC)
+    sides = zip(pixel_parts(test[first]), pixel_parts(test[last]), strict=True)
+    return found | _realism("linear", classifier.look((above + below) / 2 for above, below in sides), real=real)
 
 
-def _realism(prefix: str, x: Tensor, *, real: Tensor, classifier: Classifier) -> dict[str, float | None]:
-    seen = classifier.look(x)
-    found = coverage_of_features(seen.features, classifier.look(real).features)
+def _realism(prefix: str, seen: Seen, *, real: Seen) -> dict[str, float | None]:
+    found = coverage_of_features(seen.features, real.features)
     return {
         f"{prefix}_density": found.density,
         f"{prefix}_coverage": found.coverage,
@@ -114,16 +124,18 @@ def _realism(prefix: str, x: Tensor, *, real: Tensor, classifier: Classifier) ->
 
 
 def _paths(
-    decoded: Callable[[Tensor], Tensor], ends: Tensor, *, classifier: Classifier | None
+    decoded: Callable[[Tensor], Tensor], first: Tensor, last: Tensor, *, classifier: Classifier | None
 ) -> dict[str, float | None]:
-    """How evenly pictures change along straight lines between rows of ends."""
+    """How evenly pictures change along straight lines from each row of the one to that of the other."""
     along: dict[str, list[Smoothness]] = {"pixel": [], "feature": []}
-    chunks = (torch.split(rows, _PATHS_AT_ONCE) for rows in _pairs(ends, PATHS))
-    for first, last in zip(*chunks, strict=True):
-        x = decoded(linear(first, last, torch.linspace(0, 1, PLACES)).flatten(0, 1))
-        along["pixel"].append(smoothness(x.reshape(len(first), PLACES, -1)))
+    chunks = (torch.split(rows, _PATHS_AT_ONCE) for rows in (first, last))
+    for begin, end in zip(*chunks, strict=True):
+        paths = linear(begin, end, torch.linspace(0, 1, PLACES))
+        x = decoded(paths.flatten(0, 1))
+        along["pixel"].append(smoothness(x.reshape(*paths.shape[:2], -1)))
         if classifier is not None:
-            along["feature"].append(smoothness(classifier.look(x).features.reshape(len(first), PLACES, -1)))
+            features = classifier.look(torch.split(x, PLACES)).features
+            along["feature"].append(smoothness(features.reshape(*paths.shape[:2], -1)))
     found: dict[str, float | None] = {}
     for name, parts in along.items():
         for quantity in ("unevenness", "length"):
@@ -137,11 +149,11 @@ def _moves(vae: VAE, test: Codes) -> dict[str, float | None]:
     rows = all_over(len(test.mu), most=MOVED)
     mu = test.mu[rows]
     eps = torch.randn(mu.shape, generator=_generator())
-    still = decode(vae, mu)
 
     def moved(step: Tensor) -> float:
-        change = (decode(vae, mu + step * eps) - still).double()
-        return math.sqrt(float(change.square().mean()))
+        changes = zip(decoded_parts(vae, mu), decoded_parts(vae, mu + step * eps), strict=True)
+        squares = sum(float((after - before).double().square().sum()) for before, after in changes)
+        return math.sqrt(squares / (len(mu) * math.prod(vae.config.image_shape)))
 
     sigma = test.sigma()
     by_spread = moved(MOVE * test.spread())
@@ -156,10 +168,15 @@ def _labels(dataset: Dataset, rows: npt.NDArray[np.int64]) -> Labels | None:
     return None if dataset.test_labels is None else dataset.test_labels[rows]
 
 
-def _pairs(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The first n of pairs drawn by lot: each row once as a first, once as a last."""
-    order = torch.randperm(len(rows), generator=_generator())
-    return rows[order[:n]], rows[order.roll(-1)[:n]]
+def _pairs(n_rows: int, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The first n of pairs of rows drawn by lot: each row once as a first, once as a last."""
+    order = torch.randperm(n_rows, generator=_generator())
+    return order[:n].numpy(), order.roll(-1)[:n].numpy()
+
+
+def _chosen(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    first, last = _pairs(len(rows), n)
+    return rows[first], rows[last]
 
 
 def _some(images: Images, n: int) -> Images:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from model.data import Dataset
+from model.inference import decode_images
 from model.parts import Images
-from model.pictures import decode, to_uint8
 from model.sheets import Sheet, grid, tile_size
 from model.study import codes as latent
 from model.study.numbers import fitted_gaussian
@@ -87,7 +87,7 @@ def fitted_samples(models: Models, dataset: Dataset) -> Sheet:
 def _samples(z: Mapping[Kind, Tensor], models: Models, *, title: str, note: str) -> Sheet:
     image_shape = next(iter(models.values())).config.image_shape
     columns, _ = grid(image_shape, n=100, most_rows=1)
-    shown = [to_uint8(decode(vae, z[kind][: columns * _ROWS])) for kind, vae in models.items()]
+    shown = [decode_images(vae, z[kind][: columns * _ROWS]) for kind, vae in models.items()]
     return Sheet(
         title=title,
         note=note,
@@ -102,8 +102,8 @@ def _path(models: Models, dataset: Dataset, pair: tuple[int, int], alpha: Tensor
     ends = dataset.test[list(pair)]
     rows = []
     for vae in models.values():
-        mu = latent.encode(vae, ends).mu
-        path = to_uint8(decode(vae, linear(mu[:1], mu[1:], alpha)[0]))
+        mu = latent.codes_of(vae, ends).mu
+        path = decode_images(vae, linear(mu[:1], mu[1:], alpha)[0])
         rows.append(np.concatenate([ends[:1], path, ends[1:]]))
     return np.stack(rows)
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
+from model.inference import decode_images
 from model.parts import Images, Labels, all_over
-from model.pictures import decode, to_uint8
 from model.plots import BLUE, INK, LABEL_COLOURS, STYLE, titled
 from model.study.codes import Codes
 from model.study.plan import AUTOENCODER, BETA_0, BETA_4, PLAIN, Kind
@@ -251,7 +251,7 @@ def _decoded_grid(vae: VAE, window: Window) -> Images:
     cells = max(5, min(_MOST_CELLS, _PLANE_PIXELS // max(height, width)))
     first, second = (low + (np.arange(cells) + 0.5) / cells * (high - low) for low, high in window)
     z = np.stack(np.meshgrid(first, second[::-1]), axis=-1).reshape(-1, 2)
-    tiles = to_uint8(decode(vae, torch.from_numpy(z).float())).reshape(cells, cells, height, width, channels)
+    tiles = decode_images(vae, torch.from_numpy(z).float()).reshape(cells, cells, height, width, channels)
     gap = max(1, max(height, width) // _GAP_SHARE)
     framed = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
     return framed.swapaxes(1, 2).reshape(cells * (height + gap), cells * (width + gap), channels)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from model import checkpoint, fingerprints, run
+from model import checkpoint, fingerprints, memory, run
 from model.errors import Died, NotANumber
 from model.files import write_whole
 from model.log import read_history
@@ -143,6 +144,7 @@ def run_folder(folder: Path, name: str) -> Path:
 def _begin(plan: Plan, stopping: Event) -> None:
     """In each process, once: training listens to signals, and all else is short enough to be finished."""
     global _plan, _stopping
+    memory.keep_freed()
     _plan, _stopping = plan, stopping
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -164,7 +166,9 @@ def _train(folder: Path, name: str, device: str) -> None:
     if _stopping.is_set() or has_ended(place, member):
         return
     machine = join(device, processes=1)
-    if (place / "config.json").exists():
+    if place.exists() and not (place / "config.json").exists():  # it was killed as it began
+        shutil.rmtree(place)
+    if place.exists():
         learner = run.resume(place, member.config, machine=machine)
     else:
         learner = run.start(place, member.config, dataset=dataset, machine=machine)

@@ -16,7 +16,8 @@ from model import checkpoint
 from model.checkpoint import DataConfig, RunConfig
 from model.data import Dataset
 from model.errors import BadCheckpoint
-from model.training import Learner, TrainConfig, pixels
+from model.pixels import pixels
+from model.training import Learner, TrainConfig
 from model.vae import ModelConfig
 
 CONFIG = RunConfig(

@@ -112,6 +112,17 @@ def test_no_prior_to_sample_from_is_said() -> None:
     assert _looks({}, history=[], family="autoencoder") == ["An autoencoder has no prior"]
     assert _looks(_with("samples/fitted", {"coverage": 0.9}), family="autoencoder") == []
     assert _looks({}, history=[], beta=0.0) == ["Prior"]
+    assert _looks(_with("samples/fitted", {"coverage": 0.9}), beta=0.0) == ["Prior"]
+
+
+def test_samples_are_judged_by_the_prior_that_is_served_unasked() -> None:
+    poor = GOOD["samples"]["standard"] | {"coverage": 0.2}
+    metrics = GOOD | {"samples": {"standard": poor, "fitted": {"coverage": 0.8, "expected_coverage": 0.95}}}
+    assert _looks(metrics) == ["Realism of samples"]
+    (found,) = [check.found for check in checks(_config(), metrics, history=HISTORY) if "Realism" in check.name]
+    assert found.startswith("Samples from N(0, I) cover 20%")
+    assert found.endswith("With prior=fitted they cover 80%.")
+    assert _looks(metrics, family="autoencoder") == []
 
 
 def test_activity_is_told_where_there_are_pictures_for_mu_to_vary_over_and_a_scale_of_its_own() -> None:

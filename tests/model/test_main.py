@@ -441,9 +441,9 @@ def test_memory_that_is_not_there_is_one_sentence(
     monkeypatch.setattr(run, "train", failing)
     done = called("fit", "--data", few, "--out", tmp_path / "run", *TINY)
     assert done.exit_code == 2
-    assert (
-        done.stderr.splitlines()[-1]
-        == f"vae-train: {error}; smaller pictures (--size) or batches (--batch-size, --accumulate) take less"
+    assert done.stderr.splitlines()[-1] == (
+        f"vae-train: {error}; smaller pictures (fit --size) take less, and in training smaller batches"
+        " (--batch-size, --accumulate)"
     )
     monkeypatch.setattr(run, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("another")))
     assert isinstance(called("fit", "--data", few, "--out", tmp_path / "other", *TINY).exception, RuntimeError)

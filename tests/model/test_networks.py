@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from model.mlp import GatedLayer
+from model.pixels import to_x
 from model.presets import PRESETS
 from model.pyramid import Shape, pyramid
 from model.residual import ResidualBlock
-from model.training import to_x
 from model.vae import VAE, ModelConfig
 
 SHAPES = [(28, 28, 1), (32, 32, 3), (65, 47, 3), (8, 8, 1), (1, 1, 1), (5, 90, 2)]

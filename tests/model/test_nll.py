@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model import nll
 from model.errors import BadCheckpoint, BadSetting, NotANumber
 from model.gaussian import DiagonalGaussian, standard_log_prob
-from model.training import pixels
+from model.pixels import pixels
 from model.vae import VAE, ModelConfig
 
 SIGMA = 0.2

@@ -11,7 +11,7 @@ import torch
 
 from model import pictures
 from model.pictures import Nearest
-from model.training import pixels
+from model.pixels import pixels
 from model.vae import VAE, ModelConfig
 
 KL = [0.5, 2.0, 0.001]
@@ -141,11 +141,6 @@ def test_an_autoencoder_has_no_prior_samples_and_no_kl(tmp_path: Path, images: n
 def test_few_test_pictures_and_one_latent_are_enough(tmp_path: Path, images: np.ndarray, n: int) -> None:
     names = pictures.write_all(tmp_path, _vae(latent_dim=1), images[:n], metrics={"kl_per_dimension": [1.0]})
     assert names == ["reconstructions", "samples", "interpolations", "traversals", "kl_spectrum"]
-
-
-def test_means_of_pixels_are_rounded_to_the_nearest_grey_level() -> None:
-    x = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 1.0]).reshape(1, 1, 2, 2)
-    assert pictures.to_uint8(x).flatten().tolist() == [0, 0, 1, 255]
 
 
 def test_importing_pictures_does_not_load_matplotlib_and_charts_do_without_pyplot() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from model import data
 from model.errors import BadSetting, NotANumber
 from model.machine import Machine
+from model.pixels import pixels
 from model.schedules import epoch_order, learning_rate, scheduled_beta
-from model.training import Learner, StepReport, TrainConfig, pixels
+from model.training import Learner, StepReport, TrainConfig
 from model.vae import ModelConfig
 
 TINY = {"latent_dim": 3, "features": 4}

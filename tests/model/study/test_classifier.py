@@ -8,9 +8,10 @@ import torch
 
 from model import data
 from model.data import Dataset
+from model.inference import pixel_parts
+from model.pixels import pixels
 from model.study import classifier as classifiers
 from model.study.classifier import Classifier
-from model.training import pixels
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def trained(digits: Dataset) -> Classifier:
 
 def test_it_learns_to_tell_digits(trained: Classifier, digits: Dataset) -> None:
     assert classifiers.accuracy(trained, digits) > 0.9
-    seen = trained.look(pixels(digits.test))
+    seen = trained.look(pixel_parts(digits.test))
     assert classifiers.accuracy(trained, digits) == (seen.label.numpy() == digits.test_labels).mean()
 
 
@@ -42,7 +43,7 @@ def test_confidence_is_the_probability_of_the_class_it_takes_a_picture_for(
     trained: Classifier, digits: Dataset
 ) -> None:
     x = pixels(digits.test)
-    seen = trained.look(x)
+    seen = trained.look([x])
     with torch.no_grad():
         probabilities = torch.softmax(trained(x), dim=1)
     torch.testing.assert_close(seen.confidence, probabilities.amax(1))

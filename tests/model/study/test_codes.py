@@ -8,9 +8,9 @@ import torch
 from scipy import linalg, stats
 from sklearn.neighbors import KNeighborsClassifier
 
+from model.pixels import pixels
 from model.study import codes
 from model.study.codes import Codes
-from model.training import pixels
 from model.vae import VAE, ModelConfig
 
 
@@ -24,12 +24,12 @@ def found() -> Codes:
 
 
 def test_posteriors_are_those_of_pictures_as_they_are_served(vae: VAE, images: np.ndarray) -> None:
-    found = codes.encode(vae, images)
+    found = codes.codes_of(vae, images)
     expected = vae.encode(vae.likelihood.settle(pixels(images)))
     torch.testing.assert_close(found.mu, expected.mu)
     torch.testing.assert_close(found.logvar, expected.logvar)
     autoencoder = VAE(ModelConfig(9, 6, 1, latent_dim=3, features=4, family="autoencoder"))
-    assert codes.encode(autoencoder, images).logvar is None
+    assert codes.codes_of(autoencoder, images).logvar is None
 
 
 def test_moments_are_those_of_many_draws(found: Codes) -> None:

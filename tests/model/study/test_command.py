@@ -58,7 +58,9 @@ def study(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def finished(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study that was stopped once its first run had begun, and then gone on with."""
+    """A study that was stopped once its first run had begun, another one of which a kill has left a file of its
+    beginning, and then gone on with.
+    """
     folder = tmp_path_factory.mktemp("studies") / "digits"
     command = (sys.executable, "-m", "model", "study", "--data", str(few), "--out", str(folder), *TINY)
     with begun(command, stderr=subprocess.PIPE) as process:
@@ -68,11 +70,25 @@ def finished(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert process.returncode == 128 + signal.SIGINT, said
     assert said.endswith("Stopped and saved. The same command goes on from there.\n")
     assert not (folder / "index.html").exists()
+    killed = next(folder / "runs" / name for name in sorted(NAMES) if not (folder / "runs" / name).exists())
+    killed.mkdir()
+    (killed / "probe.safetensors").write_bytes(b"cut")
     done = study("--data", few, "--out", folder, *TINY)
     assert done.exit_code == 0, done.stderr
     assert "11 runs" in done.stderr
     assert len(re.findall(r"^(held|not held): ", done.stdout, flags=re.MULTILINE)) == len(CLAIMS)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "got something else ("), ("[1]", "got no seconds in it, expected")]
+)
+def test_what_is_no_studys_file_is_told(few: Path, tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "study.json").write_text(content)
+    refused = study("--data", few, "--out", tmp_path, *TINY)
+    assert refused.exit_code == 2
+    assert f"{tmp_path / 'study.json'}: {said}" in refused.stderr
+    assert (tmp_path / "study.json").read_text() == content
 
 
 class Page(HTMLParser):

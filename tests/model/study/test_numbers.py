@@ -11,11 +11,11 @@ import torch
 from model.coverage import coverage_of_features
 from model.data import Dataset
 from model.evaluation import evaluate
+from model.pixels import pixels
 from model.study import classifier as classifiers
 from model.study import numbers
 from model.study.classifier import Classifier
 from model.study.quantities import QUANTITIES
-from model.training import pixels
 from model.vae import VAE, ModelConfig
 
 
@@ -103,10 +103,10 @@ def test_midpoints_lie_among_test_pictures_in_features(plane: VAE, labelled: Dat
     mu = plane.encode(x).mu
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
     middles = plane.decode((mu[order] + mu[order.roll(-1)]) / 2)
-    expected = coverage_of_features(classifier.look(middles).features, classifier.look(x).features)
+    expected = coverage_of_features(classifier.look([middles]).features, classifier.look([x]).features)
     assert found["linear_density"] == pytest.approx(expected.density)
     assert found["linear_coverage"] == pytest.approx(expected.coverage)
-    assert found["linear_confidence"] == pytest.approx(float(classifier.look(middles).confidence.mean()), rel=1e-4)
+    assert found["linear_confidence"] == pytest.approx(float(classifier.look([middles]).confidence.mean()), rel=1e-4)
 
 
 def test_too_few_test_pictures_to_lie_among_leave_realism_out(

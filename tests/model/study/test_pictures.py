@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from model.data import Dataset
-from model.pictures import to_uint8
+from model.pixels import pixels, to_image
 from model.study import pictures
 from model.study.plan import KINDS, Kind
-from model.training import pixels
 from model.vae import VAE, ModelConfig
 
 
@@ -37,7 +36,7 @@ def test_all_four_go_between_the_same_pictures(models: dict[Kind, VAE], labelled
             assert np.array_equal(first, sheet.tiles[start, 0])
             assert np.array_equal(last, sheet.tiles[start, -1])
             mu = vae.encode(pixels(np.stack([first, last]))).mu
-            expected = to_uint8(vae.decode(torch.stack([mu[0], mu.mean(0), mu[1]])))
+            expected = to_image(vae.decode(torch.stack([mu[0], mu.mean(0), mu[1]]))).numpy()
             shown = np.stack([path[0], path[5], path[-1]])
             assert np.abs(shown.astype(int) - expected).max() <= 1
         ends = [int(np.flatnonzero((labelled.test == sheet.tiles[start, at]).all((1, 2, 3)))[0]) % 2 for at in (0, -1)]
@@ -61,7 +60,7 @@ def test_samples_of_all_four_are_of_the_same_draws(models: dict[Kind, VAE]) -> N
     z = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))[: 2 * columns]
     for row, vae in enumerate(models.values()):
         shown = sheet.tiles[2 * row : 2 * row + 2].reshape(-1, 9, 6, 1)
-        assert np.abs(shown.astype(int) - to_uint8(vae.decode(z))).max() <= 1
+        assert np.abs(shown.astype(int) - to_image(vae.decode(z)).numpy()).max() <= 1
 
 
 def test_fitted_samples_come_from_where_the_codes_are(models: dict[Kind, VAE], labelled: Dataset) -> None:

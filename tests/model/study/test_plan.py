@@ -9,8 +9,8 @@ import torch
 from model.data import Dataset
 from model.errors import BadSetting
 from model.objectives import elbo_terms, mean_loss
+from model.pixels import pixels
 from model.study.plan import AUTOENCODER, BETA_0, BETA_4, KINDS, PLAIN, SIGMAS, Kind, Settings, plan
-from model.training import pixels
 from model.vae import VAE, ModelConfig
 
 
