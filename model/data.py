@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from model import arrays, fitting, folders, hub
-from model.errors import BadData
+from model.errors import BadData, OtherShape
 from model.fitting import SUFFIXES, PictureFiles
-from model.parts import Images, Labels, Part, Parts
+from model.parts import Images, Labels, Part, Parts, all_over
 
 _TEST_SHARE = 0.1
 _FILES = {".zip", ".npz", ".parquet"}
@@ -69,31 +69,37 @@ class Dataset:
         return hashlib.sha256(self.train_labels.tobytes() + self.test_labels.tobytes()).hexdigest()
 
 
-def read(path: Path | str | None, *, size: tuple[int, int] | None = None, channels: int | None = None) -> Dataset:
+def read(
+    path: Path | str | None,
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    most: int | None = None,
+) -> Dataset:
     """All pictures under a path or at `hf:owner/name`; without one, scikit-learn's digits.
 
-    Encoded pictures are brought to size (h, w) and channels; arrays have theirs already. A test part is taken out
-    of the pictures where the source has none.
+    Encoded pictures are brought to size (h, w) and channels, of each of the source's parts `most` of them at most, from
+    all over it; arrays have theirs already. A test part is taken out of the pictures where the source has none.
 
-    Raises:  BadData with got and expected
+    Raises:  OtherShape if arrays have another size or other channels; BadData with got and expected
     """
     if path is None:
         return _checked(_dataset("digits", arrays.digits()), size=size, channels=channels)
     if str(path).startswith(hub.PREFIX):
         name = str(path).removeprefix(hub.PREFIX)
-        return _fitted(name, hub.on_hub(str(path)), size=size, channels=channels)
+        return _fitted(name, hub.on_hub(str(path)), size=size, channels=channels, most=most)
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path, size=size, channels=channels)
+        return _read_folder(path, size=size, channels=channels, most=most)
     expected = "a folder or zip of pictures, a folder of IDX files, an .npz, a .parquet, or hf:owner/name"
     if not path.is_file():
         raise BadData(f"{path}: got nothing there, expected {expected}")
     if path.suffix.lower() not in _FILES:
         raise BadData(f"{path}: got a file of another kind, expected {expected}")
     if path.suffix.lower() == ".zip":
-        return _read_zip(path, size=size, channels=channels)
+        return _read_zip(path, size=size, channels=channels, most=most)
     if path.suffix.lower() == ".parquet":
-        return _fitted(path.stem, hub.in_parquet(path), size=size, channels=channels)
+        return _fitted(path.stem, hub.in_parquet(path), size=size, channels=channels, most=most)
     return _checked(_dataset(path.stem, arrays.npz(path)), size=size, channels=channels)
 
 
@@ -117,28 +123,32 @@ def with_validation(dataset: Dataset, n: int, *, seed: int) -> Dataset:
     )
 
 
-def _read_folder(folder: Path, *, size: tuple[int, int] | None, channels: int | None) -> Dataset:
+def _read_folder(folder: Path, *, size: tuple[int, int] | None, channels: int | None, most: int | None) -> Dataset:
     name = folder.resolve().name
     if arrays.is_idx(folder):
         return _checked(_dataset(name, arrays.idx(folder)), size=size, channels=channels)
     files = folders.in_folder(folder)
     if not files and any(folder.rglob("*.parquet")):
         files = hub.in_parquet(folder)
-    return _fitted(name, files, size=size, channels=channels)
+    return _fitted(name, files, size=size, channels=channels, most=most)
 
 
-def _read_zip(path: Path, *, size: tuple[int, int] | None, channels: int | None) -> Dataset:
+def _read_zip(path: Path, *, size: tuple[int, int] | None, channels: int | None, most: int | None) -> Dataset:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
         raise BadData(f"{path}: got something else, expected a zip of pictures ({error})") from error
     with archive:
-        return _fitted(path.stem, folders.in_zip(archive), size=size, channels=channels)
+        return _fitted(path.stem, folders.in_zip(archive), size=size, channels=channels, most=most)
 
 
-def _fitted(name: str, files: PictureFiles, *, size: tuple[int, int] | None, channels: int | None) -> Dataset:
+def _fitted(
+    name: str, files: PictureFiles, *, size: tuple[int, int] | None, channels: int | None, most: int | None
+) -> Dataset:
     if not any(files.values()):
         raise BadData(f"{name}: got no pictures, expected files named {', '.join('*' + s for s in SUFFIXES)}")
+    if most is not None:
+        files = {part: [found[row] for row in all_over(len(found), most=most)] for part, found in files.items()}
     parts, skipped = fitting.fit(name, files, size=size, channels=channels)
     return replace(_dataset(name, parts), skipped=tuple(skipped.named), n_skipped=skipped.n)
 
@@ -150,7 +160,7 @@ def _checked(dataset: Dataset, *, size: tuple[int, int] | None, channels: int | 
         raise BadData(f"{dataset.name}: got pictures of {depth} channels, expected 1 (grey) or 3 (RGB)")
     if (size or (height, width)) != (height, width) or (channels or depth) != depth:
         expected = (*(size or (height, width)), channels or depth)
-        raise BadData(f"{dataset.name}: got pictures of shape {(height, width, depth)}, expected {expected}")
+        raise OtherShape(f"{dataset.name}: got pictures of shape {(height, width, depth)}, expected {expected}")
     return dataset
 
 

@@ -9,6 +9,10 @@ class BadData(ValueError):
     """Data cannot be read as pictures of one size."""
 
 
+class OtherShape(BadData):
+    """Arrays of pictures, which are taken as they are, have another size or other channels than was asked for."""
+
+
 class BadCheckpoint(ValueError):
     """A checkpoint folder is missing, incomplete, or not what its config says."""
 

@@ -86,6 +86,35 @@ def test_pictures_from_a_path_are_fitted_to_every_size_and_take_the_place_of_the
         assert (found[..., 2] == 255).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_are_fitted_where_a_model_takes_any_size_and_refused_elsewhere(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "arrays.npz"
+    images = noise(6, (8, 12, channels))
+    np.savez(path, x_train=images[:4], x_test=images[4:])
+    image = OPEN.model_copy(update={"channels": channels})
+    own = real_of(path, own=None, image=image)(8, 12)
+    assert own is not None
+    np.testing.assert_array_equal(own, images[4:])
+    fitted = real_of(path, own=None, image=image)(4, 4)
+    assert fitted is not None
+    assert fitted.shape == (2, 4, 4, channels)
+    for row, picture in enumerate(images):
+        file = tmp_path / "encoded" / ("train" if row < 4 else "test") / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[..., 0] if channels == 1 else picture).save(file)
+    np.testing.assert_array_equal(fitted, real_of(tmp_path / "encoded", own=None, image=image)(4, 4))
+    with pytest.raises(BadData, match=r"got pictures of shape \(8, 12, [13]\), expected \(6, 5, "):
+        real_of(path, own=None, image=IMAGE)(6, 5)
+
+
+def test_no_more_pictures_are_read_than_are_needed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.pictures._READ", 10)
+    learnt, measured = to_learn_from(photos, (8, 8, 3)), real_of(photos, own=None, image=OPEN)(8, 8)
+    assert measured is not None
+    assert (len(learnt), len(measured)) == (9, 1)
+    assert {picture[0, 0, 0] for picture in learnt}.isdisjoint(picture[0, 0, 0] for picture in measured)
+
+
 def test_a_path_without_pictures_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="nowhere: got nothing there, expected a folder or zip of pictures"):
         real_of(tmp_path / "nowhere", own=None, image=IMAGE)(6, 5)
