@@ -1,7 +1,6 @@
 """A model's graphs in fewer bits, float16 for GPUs and 8-bit integers for CPUs: made, and what they lose and gain."""
 
 import math
-import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from export.frozen import Float32, Frozen, Graphs, Uint8
 from export.int8 import Calibrated, calibrated, quantised
 from export.runs import MAX_RUN_PIXELS
 from export.scorer import without_copies
+from model.machine import cpu_model
 from model.parts import all_over
 from service import differences
 from service.bundle import Probe
@@ -152,7 +152,7 @@ def variant(frozen: Frozen, reduced: Graphs) -> Variant:
         decoder_speedup=speedup(runs[DECODER, "fp32"], runs[DECODER, "reduced"]),
         batch_rows=rows,
         size_ratio=_size_bytes(reduced) / _size_bytes(frozen.graphs),
-        machine=f"{_processor()}, {available_cores()} cores, {device}, onnxruntime {ort.__version__}",
+        machine=f"{cpu_model()}, {available_cores()} cores, {device}, onnxruntime {ort.__version__}",
     )
 
 
@@ -278,13 +278,3 @@ def _seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def _processor() -> str:
-    """What the machine calls its processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

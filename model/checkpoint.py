@@ -154,7 +154,7 @@ def saved_step(folder: Path) -> int | None:
 
     Raises:  BadCheckpoint if the state cannot be read
     """
-    return int(_read_tensors(folder / _STATE)["step"]) if (folder / _STATE).exists() else None
+    return int(_read_tensors(folder / _STATE, only="step")["step"]) if (folder / _STATE).exists() else None
 
 
 def machine_facts(folder: Path) -> dict[str, Any]:
@@ -230,10 +230,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, *, only: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file by name: all, or one of them, whatever else there is."""
     try:
         path.open("rb").close()  # whose error tells more
-        return safetensors.torch.load_file(path)
+        if only is None:
+            return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {only: file.get_tensor(only)}
     except OSError as error:
         raise BadCheckpoint(f"{path}: got {error.strerror or error}, expected a file that vae-train wrote") from error
     except safetensors.SafetensorError as error:

@@ -32,7 +32,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class NllEstimate:
+class NllFigure:
     """The negative log-likelihood by importance sampling.
 
     Units:   nats, mean over pictures
@@ -44,11 +44,11 @@ class NllEstimate:
     effective_draws: float | None
 
 
-def nll_estimates(metrics: Mapping[str, Any]) -> list[NllEstimate]:
+def nll_estimates(metrics: Mapping[str, Any]) -> list[NllFigure]:
     """Estimates at all numbers of draws, the fewest first."""
     found = figure(metrics, "nll") or {}
     return [
-        NllEstimate(
+        NllFigure(
             draws=draws,
             nats=found[str(draws)]["nll"],
             standard_error=found[str(draws)].get("standard_error"),

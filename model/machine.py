@@ -71,7 +71,7 @@ class Machine:
         """What the last digits of a run hang on, beside its settings."""
         return {
             "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu_model(),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model(),
             "threads": torch.get_num_threads(),
             "processes": self.processes,
         }
@@ -143,7 +143,8 @@ def deterministic(machine: Machine) -> Iterator[None]:
         memory.fill_uninitialized_memory = filled
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What the machine calls its processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  # a device of the kernel, not a file
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))

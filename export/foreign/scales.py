@@ -1,7 +1,6 @@
 """What encoders say of a posterior's scale, brought to logvar: in numpy, and as steps of a graph."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +8,8 @@ from onnx import TensorProto
 
 from export.foreign.surgery import Step, cast
 from export.frozen import Float32
+from model.gaussian import ScaleHead
 
-Head = Literal["logvar", "log_sigma", "variance", "sigma"]
-HEADS: tuple[Head, ...] = ("logvar", "log_sigma", "variance", "sigma")
 # Of those that are no logarithm, which is minus infinity at 0: sigma from e^-15 to e^10.
 _RANGE = (-30.0, 20.0)
 
@@ -20,11 +18,11 @@ _RANGE = (-30.0, 20.0)
 class Scale:
     """A head, and the range that logvar is cut to; None where it is not cut."""
 
-    head: Head
+    head: ScaleHead
     logvar_range: tuple[float, float] | None
 
     @classmethod
-    def of(cls, head: Head) -> "Scale":
+    def of(cls, head: ScaleHead) -> "Scale":
         """A head with the range that its conversion needs."""
         return cls(head, None if head in ("logvar", "log_sigma") else _RANGE)
 

@@ -12,9 +12,10 @@ from export.foreign import files
 from export.foreign.frozen import frozen
 from export.foreign.pair import Pair, Part
 from export.foreign.pixels import LAYOUTS, Layout, Pixels
-from export.foreign.scales import HEADS, Scale
+from export.foreign.scales import Scale
 from export.foreign.sizes import DEFAULT_SIDE, Sides
 from export.frozen import CannotImport, Frozen
+from model.gaussian import SCALE_HEADS
 
 
 def load(
@@ -73,10 +74,10 @@ def _scale(posterior: Sequence[str], scale_head: str | None, *, path: Path) -> S
     if len(posterior) != 2:
         raise CannotImport(f"{path}: --outputs names {', '.join(posterior)}, expected mu and a scale, or mu alone")
     said = scale_head or posterior[1]
-    head = next((head for head in HEADS if head == said), None)
+    head = next((head for head in SCALE_HEADS if head == said), None)
     if head is None:
         found = f"--scale-head is {scale_head}" if scale_head else f"nothing says what {posterior[1]} is"
-        raise CannotImport(f"{path}: {found}, expected --scale-head {', '.join(HEADS[:-1])} or {HEADS[-1]}")
+        raise CannotImport(f"{path}: {found}, expected --scale-head {', '.join(SCALE_HEADS[:-1])} or {SCALE_HEADS[-1]}")
     return Scale.of(head)
 
 

@@ -12,9 +12,10 @@ from export.foreign import draws, files
 from export.foreign.files import cut, read
 from export.foreign.original import Original
 from export.foreign.pixels import Pixels
-from export.foreign.scales import HEADS, Head, Scale
+from export.foreign.scales import Scale
 from export.foreign.surgery import Port, Step, halved, rewired, with_free_rows
 from export.frozen import CannotImport
+from model.gaussian import SCALE_HEADS, ScaleHead
 from tests.export.onnx_files import normal, parsed, saved
 
 PLAIN = "g (float[n, 2] x) => (float[n, 3] y) { h = MatMul(x, w) y = Relu(h) }"
@@ -419,8 +420,8 @@ EMITTED = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_becomes_logvar_within_its_bounds(head: Head) -> None:
+@pytest.mark.parametrize("head", SCALE_HEADS)
+def test_every_head_becomes_logvar_within_its_bounds(head: ScaleHead) -> None:
     emitted, expected = (np.array(values, np.float32) for values in EMITTED[head])
     scale = Scale.of(head)
     np.testing.assert_allclose(scale.logvar(emitted), expected, atol=1e-5)
