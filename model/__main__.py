@@ -241,6 +241,7 @@ def fit(
             for cut in run.cut_warm_ups(learner):
                 print(f"vae-train: warning: {cut}", file=sys.stderr)
         outcome = run.train(out, learner, dataset, save_every_s=save_every)
+        machine.leave()
         if not machine.is_main:
             return
         if outcome.signal_number is not None:

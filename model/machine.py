@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.errors import BadSetting
+from model.errors import BadSetting, Died
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -24,6 +24,9 @@ class Accelerator(Protocol):
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, in the order of their ranks, one after another."""
+
+    def end_training(self) -> None:
+        """Leave the group of processes."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,12 @@ class Machine:
         """The sum of each tensor over all processes, in one exchange.
 
         Shapes:  as they come, float32
+        Raises:  Died if one of them has ended
         """
         if self.accelerator is None:
             return list(tensors)
-        flat = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
+        with _peers():
+            flat = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
@@ -55,10 +60,12 @@ class Machine:
         """The tensors of all processes, in the order of their ranks.
 
         Shapes:  (*shape) -> (processes, *shape)
+        Raises:  Died if one of them has ended
         """
         if self.accelerator is None:
             return tensor.unsqueeze(0)
-        return self.accelerator.gather(tensor.unsqueeze(0).to(self.device)).cpu()
+        with _peers():
+            return self.accelerator.gather(tensor.unsqueeze(0).to(self.device)).cpu()
 
     def any(self, said: bool) -> bool:
         """Whether any process says so; all of them hear the same."""
@@ -66,6 +73,11 @@ class Machine:
             return said
         (votes,) = self.summed([torch.tensor([float(said)], device=self.device)])
         return bool(votes.item())
+
+    def leave(self) -> None:
+        """Part from the others, once all of them have come here: on GPUs each waits for the last one to leave."""
+        if self.accelerator is not None:
+            self.accelerator.end_training()
 
     def facts(self) -> dict[str, Any]:
         """What the last digits of a run hang on, beside its settings."""
@@ -100,8 +112,10 @@ def join(device: str, *, processes: int) -> Machine:
     import accelerate  # takes seconds to import, and a single process never needs it
 
     accelerator = accelerate.Accelerator(cpu=kind == "cpu")
-    # Threads of the process group that outlive the interpreter now and then abort the process.
-    atexit.register(accelerator.end_training)
+    if kind == "cpu":
+        # Threads of the process group that outlive the interpreter now and then abort the process. On GPUs a process
+        # that has failed would wait here for the others, who wait for it, so there they leave by `leave` alone.
+        atexit.register(accelerator.end_training)
     if accelerator.num_processes != processes:
         raise BadSetting(f"processes: got {accelerator.num_processes} that found each other, expected {processes}")
     return Machine(accelerator.device, accelerator.process_index, processes, accelerator)
@@ -141,6 +155,22 @@ def deterministic(machine: Machine) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(were, warn_only=only_warned)
         memory.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """While processes tell each other something, one of them may be gone; why, it has said itself.
+
+    Raises:  Died
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise Died(
+            "another process of the run has ended; --resume goes on from the last save, if there is one"
+        ) from error
 
 
 def cpu_model() -> str:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -190,6 +191,29 @@ def test_a_run_of_two_stops_at_a_signal_and_resumes(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(13, 781, 13))
     assert json.loads((out / "state" / "machine.json").read_text())["processes"] == 2
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has begun."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it may end meanwhile
+            text = stat.read_text()
+            if int(text.rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def test_a_process_whose_neighbour_was_killed_says_so_and_ends(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ("--features", "4", "--epochs", "2000", "--batch-size", "128", "--save-every", "0")
+    with begun((*TORCHRUN, *fit(out, *settings)), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE) as process:
+        until(lambda: (out / STATE).exists() or process.poll() is not None)
+        os.kill(children(process.pid)[-1], signal.SIGKILL)
+        _, said = process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert "vae-train: another process of the run has ended; --resume goes on from the last save" in said
+    assert safetensors.torch.load_file(out / STATE)
 
 
 def test_fewer_processes_than_asked_for_end_with_a_sentence(tmp_path: Path) -> None:
