@@ -31,6 +31,7 @@ class Model:
         self.image_axes, self.latent_axes = sizes.of_images(self.manifest), sizes.of_latents(self.manifest)
         self.prior = _fitted_prior(bundle)
         self.card = cards.page(bundle)
+        self._default_pixels = _default_pixels(self.manifest)
         self._queues = {name: _queue(name, engine=engine, lane=lane, settings=settings) for name in engine.graphs}
         self.encoder, self.decoder, self.scorer = self._queues[ENCODER], self._queues[DECODER], self._queues.get(SCORER)
 
@@ -56,14 +57,15 @@ class Model:
         pictures of the default size, rounded up.
         """
         # Rounded up in whole numbers: n is as large as anyone may write it, a float is not.
-        return -(-n * image_shape[0] * image_shape[1] // _default_pixels(self.manifest))
+        return -(-n * image_shape[0] * image_shape[1] // self._default_pixels)
 
 
 def _queue(name: str, *, engine: Engine, lane: Lane, settings: Settings) -> Queue:
     """The queue before one of an engine's graphs."""
     graph, single = engine.graphs[name], engine.singles.get(name)
     most = min(settings.max_batch_rows, engine.most_rows(name))
-    loads = _Loads(engine.manifest, engine.costs[name], most, settings.max_run_pixels)
+    pixels = _default_pixels(engine.manifest)
+    loads = _Loads(engine.manifest, engine.costs[name], pixels, most, settings.max_run_pixels)
     return Queue(
         graph.run,
         lane=lane,
@@ -81,12 +83,13 @@ class _Loads:
 
     manifest: Manifest
     cost: Cost
+    default_pixels: int
     max_batch_rows: int
     max_run_pixels: int
 
     def of_images(self, image_shape: RowShape) -> Load:
         pixels = image_shape[0] * image_shape[1]
-        engine_rows = pixels / _default_pixels(self.manifest)
+        engine_rows = pixels / self.default_pixels
         return Load(
             max_rows=rows_of_a_run(pixels, max_batch_rows=self.max_batch_rows, max_run_pixels=self.max_run_pixels),
             engine_rows=engine_rows,
