@@ -108,7 +108,7 @@ def _in_fewer_bits(
     assert wanted.precision != "fp32"  # noqa: S101  # the caller has asked
     image: ImageSpec = frozen.described["image"]
     shape = image.default_shape
-    calibration = None if wanted.calibrate is None else pictures.to_learn_from(wanted.calibrate, shape)
+    calibration = None if wanted.calibrate is None else pictures.to_learn_from(wanted.calibrate, image)
     graphs = precision.reduce(frozen, precision=wanted.precision, calibration=calibration)
     loss = precision.measure_reduced(frozen, graphs, pictures=pictures.natural(real, shape, n=_PICTURES, seed=0))
     if not wanted.force:

@@ -17,8 +17,10 @@ from service.manifest import ImageSpec
 
 _WAVES = 3
 _MOST_PERIODS = 3
-# Pictures that are read of each part of a data set: a tenth of them to measure with where it has no test part.
-_READ = 4_096
+# Pictures that are read of each part of a data set, a tenth of which are to measure with where it has no test part; of
+# large ones, of which fewer run, fewer.
+_READ, _LEAST = 2_560, 20
+_READ_BYTES = 2**28
 
 # Pictures that a person has, by height and width; None where there are none.
 Real = Callable[[int, int], Uint8 | None]
@@ -53,13 +55,18 @@ def real_of(path: Path | None, *, own: Uint8 | None, image: ImageSpec) -> Real:
 
 def _read(path: Path, *, height: int, width: int, image: ImageSpec) -> Dataset:
     """As many pictures as are needed, of a size; arrays too are brought to it where a model takes any."""
+    most = max(_LEAST, min(_READ, _READ_BYTES // (height * width * image.channels)))
     try:
-        return data.read(path, size=(height, width), channels=image.channels, most=_READ)
+        return data.read(path, size=(height, width), channels=image.channels, most=most)
     except OtherShape:
         if not image.is_open:
             raise
     found = data.read(path, channels=image.channels)
-    return replace(found, test=_fitted(found.test, height=height, width=width))
+    train, test = (
+        _fitted(images[all_over(len(images), most=most)], height=height, width=width)
+        for images in (found.train, found.test)
+    )
+    return replace(found, train=train, test=test)
 
 
 def _fitted(images: Uint8, *, height: int, width: int) -> Uint8:
@@ -67,23 +74,23 @@ def _fitted(images: Uint8, *, height: int, width: int) -> Uint8:
 
     Shapes:  images (n, h, w, c) -> (n, height, width, c)
     """
-    few = images[all_over(len(images), most=_READ)]
-    grey = few.shape[-1] == 1
+    grey = images.shape[-1] == 1
     fitted = [
         ImageOps.fit(Image.fromarray(row[..., 0] if grey else row), (width, height), method=Image.Resampling.LANCZOS)
-        for row in few
+        for row in images
     ]
-    return np.stack([np.asarray(row) for row in fitted]).reshape(len(few), height, width, -1)
+    return np.stack([np.asarray(row) for row in fitted]).reshape(len(images), height, width, -1)
 
 
-def to_learn_from(path: Path, shape: tuple[int, int, int]) -> Uint8:
-    """Training pictures of a data set: others than those to measure with, should both be one data set.
+def to_learn_from(path: Path, image: ImageSpec) -> Uint8:
+    """Training pictures of a data set, of a model's default size: others than those to measure with, should both be one
+    data set.
 
-    Shapes:  shape (h, w, c) -> (n, h, w, c)
+    Shapes:  -> (n, h, w, c)
     Raises:  BadData if there are none at the path that have this shape or can be brought to it
     """
-    height, width, channels = shape
-    return data.read(path, size=(height, width), channels=channels, most=_READ).train
+    height, width, _ = image.default_shape
+    return _read(path, height=height, width=width, image=image).train
 
 
 def sample(real: Real, shape: tuple[int, int, int], *, n: int, seed: int) -> Sample:

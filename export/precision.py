@@ -135,8 +135,6 @@ def variant(frozen: Frozen, reduced: Graphs) -> Variant:
     Raises:  BadEngine if that does not start, BadBundle if it has no room
     """
     device = resolve_device("auto")
-    if device == "cuda":
-        ort.preload_dlls()
     height, width, channels = _image(frozen).default_shape
     rows = _rows(height * width)
     image = np.random.default_rng(0).integers(0, 256, (rows, height, width, channels), dtype=np.uint8)

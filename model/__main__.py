@@ -466,8 +466,11 @@ def _sentences() -> Iterator[None]:
     except (BadSetting, BadData, BadCheckpoint) as error:
         print(f"vae-train: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
+    except (NotANumber, Died) as error:
+        print(f"vae-train: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, Died) or not _IS_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+        if not _IS_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
             raise
         said = " ".join(str(error).split())[:200] or "out of memory"
         print(
@@ -476,9 +479,6 @@ def _sentences() -> Iterator[None]:
             file=sys.stderr,
         )
         raise typer.Exit(2) from error
-    except (NotANumber, Died) as error:
-        print(f"vae-train: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
     except KeyboardInterrupt:
         raise typer.Exit(128 + signal.SIGINT) from None
 

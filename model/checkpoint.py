@@ -27,6 +27,7 @@ _WEIGHTS = "model.safetensors"
 _STATE = "state/training.safetensors"
 _MACHINE = "state/machine.json"
 _METRICS = "metrics.json"
+_WITHDRAWN = "state/metrics.json"
 _PROBE = "probe.safetensors"
 _PRIOR = "prior.safetensors"
 
@@ -185,13 +186,24 @@ def load_state(folder: Path, learner: Learner) -> None:
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """What an evaluation found, beside the weights it was found with."""
     _write_json(folder / _METRICS, metrics)
+    (folder / _WITHDRAWN).unlink(missing_ok=True)
 
 
 def withdraw_metrics(folder: Path) -> None:
     """Nothing is told of the checkpoint, until it has been measured anew: what was told spoke of an earlier prior,
-    pictures and card.
+    pictures and card. It is kept aside for `withdrawn_metrics`.
     """
-    (folder / _METRICS).unlink(missing_ok=True)
+    if (folder / _METRICS).exists():
+        (folder / _WITHDRAWN).parent.mkdir(exist_ok=True)
+        (folder / _METRICS).replace(folder / _WITHDRAWN)
+
+
+def withdrawn_metrics(folder: Path) -> dict[str, Any] | None:
+    """What was told before an evaluation that did not come to its end.
+
+    Raises:  BadCheckpoint if the file cannot be read
+    """
+    return _read_json(folder / _WITHDRAWN) if (folder / _WITHDRAWN).exists() else None
 
 
 def write_prior(folder: Path, tensors: Mapping[str, Tensor] | None) -> None:

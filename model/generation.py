@@ -81,7 +81,7 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
 def _draws(vae: VAE, training: Images, generator: torch.Generator) -> Tensor:
     """A draw from the posterior of each of as many training pictures as a prior is fitted to: (n, latent_dim)."""
     chosen = torch.randperm(len(training), generator=generator)[: prior.DRAWS_MAX].sort().values
-    posterior = encode(vae, training[chosen.numpy()])
+    posterior = encode(vae, training, chosen.numpy())
     return posterior.sample(torch.randn(posterior.mu.shape, generator=generator))
 
 

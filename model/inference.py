@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -11,28 +12,31 @@ from model.parts import Images, rows_at_once
 from model.pixels import pixels, to_image
 from model.vae import VAE
 
+Rows = npt.NDArray[np.int64]
+
 # Rows in a batch, fewer where pictures are large.
 _ROWS = 200
 
 
-def pixel_parts(images: Images) -> Iterator[Tensor]:
-    """Pictures as networks take them, a batch at a time.
+def pixel_parts(images: Images, rows: Rows | None = None) -> Iterator[Tensor]:
+    """Pictures as networks take them, a batch at a time: all, or these rows.
 
-    Shapes:  images (n, h, w, c) -> (m, c, h, w) in [0, 1] each
+    Shapes:  images (n, h, w, c), rows (k,) -> (m, c, h, w) in [0, 1] each
     """
     n = rows_at_once(images.shape[1:], most=_ROWS)
-    for start in range(0, len(images), n):
-        yield pixels(images[start : start + n])
+    for start in range(0, len(images) if rows is None else len(rows), n):
+        part = slice(start, start + n)
+        yield pixels(images[part] if rows is None else images[rows[part]])
 
 
 @torch.no_grad()
-def encode(vae: VAE, images: Images) -> DiagonalGaussian | Point:
-    """The posteriors of pictures, as they are served.
+def encode(vae: VAE, images: Images, rows: Rows | None = None) -> DiagonalGaussian | Point:
+    """The posteriors of pictures, as they are served: of all, or of these rows.
 
-    Shapes:  images (n, h, w, c) -> mu, logvar (n, latent_dim), on the CPU
+    Shapes:  images (n, h, w, c), rows (k,) -> mu, logvar (n or k, latent_dim), on the CPU
     """
     device = next(vae.parameters()).device
-    found = [vae.encode(vae.likelihood.settle(x.to(device))) for x in pixel_parts(images)]
+    found = [vae.encode(vae.likelihood.settle(x.to(device))) for x in pixel_parts(images, rows)]
     mu = torch.cat([posterior.mu for posterior in found]).cpu()
     logvar = [posterior.logvar for posterior in found if isinstance(posterior, DiagonalGaussian)]
     return DiagonalGaussian(mu, torch.cat(logvar).cpu()) if logvar else Point(mu)

@@ -3,6 +3,7 @@
 import atexit
 import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from torch import Tensor
 from model.errors import BadSetting, Died
 
 DEVICES = ("auto", "cpu", "cuda")
+
+# What gloo and NCCL say where another process does not answer any more.
+_IS_OF_PEERS = re.compile(r"(?i)gloo|nccl|peer|connection")
 
 
 class Accelerator(Protocol):
@@ -51,8 +55,9 @@ class Machine:
         """
         if self.accelerator is None:
             return list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _peers():
-            flat = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
+            flat = self.accelerator.reduce(flat, "sum")
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
@@ -64,8 +69,10 @@ class Machine:
         """
         if self.accelerator is None:
             return tensor.unsqueeze(0)
+        mine = tensor.unsqueeze(0).to(self.device)
         with _peers():
-            return self.accelerator.gather(tensor.unsqueeze(0).to(self.device)).cpu()
+            gathered = self.accelerator.gather(mine)
+        return gathered.cpu()
 
     def any(self, said: bool) -> bool:
         """Whether any process says so; all of them hear the same."""
@@ -165,9 +172,9 @@ def _peers() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if not _IS_OF_PEERS.search(str(error)):
+            raise
         raise Died(
             "another process of the run has ended; --resume goes on from the last save, if there is one"
         ) from error

@@ -224,7 +224,7 @@ def measure(
     generation = generate(found.vae, training=dataset.train, test=dataset.test, seed=seed)
     metrics["samples"] = generation.metrics if generation else None
     metrics["nll"] = (
-        _kept_nll(found, dataset) if nll is None else _estimated_nll(folder, found, dataset, nll, seed=seed)
+        _kept_nll(folder, found, dataset) if nll is None else _estimated_nll(folder, found, dataset, nll, seed=seed)
     )
     fitted = generation.fitted if generation else None
     checkpoint.withdraw_metrics(folder)
@@ -246,9 +246,9 @@ def _estimated_nll(
     ).metrics()
 
 
-def _kept_nll(found: Checkpoint, dataset: Dataset) -> dict[str, Any] | None:
-    """The estimate that metrics.json holds, if these are the weights and pictures that it was made with."""
-    kept: dict[str, Any] | None = (found.metrics or {}).get("nll")
+def _kept_nll(folder: Path, found: Checkpoint, dataset: Dataset) -> dict[str, Any] | None:
+    """The estimate of an earlier evaluation, if these are the weights and pictures that it was made with."""
+    kept: dict[str, Any] | None = (found.metrics or checkpoint.withdrawn_metrics(folder) or {}).get("nll")
     if not kept:
         return None
     protocol = kept["protocol"]

@@ -62,6 +62,12 @@ def test_the_application_loads_without_torch() -> None:
     assert not loaded & set(NEVER_IN_SERVICE)
 
 
+def test_the_parent_of_several_workers_loads_no_engine() -> None:
+    loaded = loaded_after("service.__main__")
+    assert "service" in loaded
+    assert "onnxruntime" not in loaded
+
+
 def test_no_module_of_the_service_loads_torch() -> None:
     assert "service.app" in SERVICE_MODULES
     assert not loaded_after(*SERVICE_MODULES) & set(NEVER_IN_SERVICE)

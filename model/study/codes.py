@@ -113,13 +113,14 @@ def expected_plane_share(n: int) -> float:
 def label_agreement(rows: Tensor, labels: Tensor) -> float:
     """Share of rows whose nearest other row has their label.
 
-    Shapes:  rows (n, d), labels (n,)
+    Shapes:  rows (n, d) of any type, labels (n,)
     """
     agree = 0
-    rows = rows.double()
+    # Only two blocks at a time are in float64: pictures may be large, and there are many.
     for start in range(0, len(rows), _ROWS):
         part = slice(start, start + _ROWS)
-        distances = torch.cdist(rows[part], rows)
+        some = rows[part].double()
+        distances = torch.cat([torch.cdist(some, others.double()) for others in torch.split(rows, _ROWS)], dim=1)
         own = torch.arange(start, start + len(distances))
         distances[torch.arange(len(distances)), own] = torch.inf
         agree += int((labels[distances.argmin(1)] == labels[part]).sum())

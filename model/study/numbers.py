@@ -35,8 +35,6 @@ MOVED, MOVE = 2_000, 0.05
 _FITTED = 10_000
 # Test codes that are counted on the plane and compared with their neighbours.
 _CODES = 10_000
-# Numbers of pictures whose nearest neighbours are sought, as float64 half a GiB.
-_VALUES = 2**26
 
 
 def measure(
@@ -84,16 +82,16 @@ def fitted_gaussian(vae: VAE, dataset: Dataset) -> FittedPrior:
 
 def reference(dataset: Dataset, *, latent_dim: int, classifier: Classifier | None) -> dict[str, float | None]:
     """What real pictures have in place of samples, a cross-fade of pixels in place of paths, and N(0, I) of codes."""
-    test = dataset.test[all_over(len(dataset.test), most=_CODES)]
+    counted = all_over(len(dataset.test), most=_CODES)
+    test = dataset.test[counted]
     standard = torch.randn(len(test), latent_dim, generator=_generator())
-    counted = all_over(len(dataset.test), most=min(_CODES, _VALUES // test[0].size))
     first, last = _pairs(len(test), PATHS)
     shape = (-1, *pixels(test[:1]).shape[1:])
     found: dict[str, float | None] = {
         "mmd": discrepancy_to_prior(standard, _generator(1)).mmd if len(standard) > 1 else None,
         "moments": latent.moment_distance(Codes(mu=standard, logvar=None)),
         "plane_share": latent.expected_plane_share(len(standard)) if latent_dim == PLANE else None,
-        "label_agreement": _agreement(pixels(dataset.test[counted]).flatten(1), _labels(dataset, counted)),
+        "label_agreement": _agreement(torch.from_numpy(test).flatten(1), _labels(dataset, counted)),
         **_paths(
             lambda rows: rows.reshape(shape),
             pixels(test[first]).flatten(1),

@@ -13,7 +13,7 @@ from service.observation import tally
 from service.processes import ports
 from service.processes.child import Child
 from service.processes.messages import Answer, Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
-from service.redeployment import log_served, logged_refusal
+from service.reloads import log_served, logged_refusal
 from service.settings import AUTO, Settings
 
 logger = logging.getLogger("vaeserve")
@@ -31,8 +31,10 @@ _GOOD_AFTER_S = 10.0
 _REPLACED_AT_ONCE = 5
 _LONGEST_PAUSE_S = 30.0
 
-# How soon workers that serve different versions are told again to load the one that lies there.
+# How soon workers that serve different versions are told again to load the one that lies there: then after twice as
+# long each time, up to a bound, as every try loads all models beside those that serve.
 _AGAIN_S = 10.0
+_LATEST_AGAIN_S = 600.0
 
 # What workers get beyond the time that they give themselves, before they are killed.
 _GRACE_S = 1.0
@@ -85,7 +87,7 @@ class Supervisor:
         self._labels: tuple[str, ...] = ()
         self._greeted = self._complete = False
         self._leaving, self._hurried, self._hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._answering = asyncio.Event()  # once any worker has come to
+        self._answering = asyncio.Event()  # whether any worker does
         self._turn = asyncio.Lock()  # of reloads
 
     async def run(self) -> None:
@@ -220,13 +222,19 @@ class Supervisor:
         """At every SIGHUP, let all workers take what the settings name by then; and again while they do not serve the
         same, as when one was replaced after another version had come to its place, which the others cannot read.
         """
-        await self._answering.wait()  # before that nobody has anything to load anew
+        again_s = _AGAIN_S
         while True:
+            await self._answering.wait()  # before that nobody has anything to load anew
             try:
-                await asyncio.wait_for(self._hangup.wait(), _AGAIN_S if self._differ else None)
+                await asyncio.wait_for(self._hangup.wait(), again_s if self._differ else None)
+                again_s = _AGAIN_S
             except TimeoutError:
+                again_s = min(_LATEST_AGAIN_S, 2 * again_s)
                 if not self._differ:
                     continue
+            if not self._listening:  # any more
+                self._answering.clear()
+                continue
             self._hangup.clear()
             with suppress(ReloadRefused):  # which the log has told
                 await self._reload(None)

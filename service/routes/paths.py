@@ -87,9 +87,9 @@ async def _decoded(
     density = points.prior_of_seeds(call, anchors)
     if held := addresses.not_modified(call, seeded=True):
         return held
-    decoded_at = perf_counter()
     with call.admit(engine_rows):
         drawn = await points.drawn(call, anchors, density)
+        decoded_at = perf_counter()
         encoded = [await call.run(call.model.encoder, anchors.image)] if len(anchors.image) else []
         given = anchors.latents(drawn=drawn, mu=encoded[0].outputs[0] if encoded else ())
         z = await call.spend(latents.path_cost_us(rows * given[0].size), path, given)

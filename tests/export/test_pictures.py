@@ -103,13 +103,15 @@ def test_arrays_are_fitted_where_a_model_takes_any_size_and_refused_elsewhere(tm
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture[..., 0] if channels == 1 else picture).save(file)
     np.testing.assert_array_equal(fitted, real_of(tmp_path / "encoded", own=None, image=image)(4, 4))
+    assert to_learn_from(path, image).shape == (4, 8, 8, channels)
     with pytest.raises(BadData, match=r"got pictures of shape \(8, 12, [13]\), expected \(6, 5, "):
         real_of(path, own=None, image=IMAGE)(6, 5)
 
 
 def test_no_more_pictures_are_read_than_are_needed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.pictures._READ", 10)
-    learnt, measured = to_learn_from(photos, (8, 8, 3)), real_of(photos, own=None, image=OPEN)(8, 8)
+    monkeypatch.setattr("export.pictures._LEAST", 2)
+    learnt, measured = to_learn_from(photos, OPEN), real_of(photos, own=None, image=OPEN)(8, 8)
     assert measured is not None
     assert (len(learnt), len(measured)) == (9, 1)
     assert {picture[0, 0, 0] for picture in learnt}.isdisjoint(picture[0, 0, 0] for picture in measured)
@@ -130,7 +132,7 @@ def test_natural_pictures_are_real_where_there_are_some() -> None:
 
 
 def test_what_is_learnt_from_is_not_what_is_measured_on(photos: Path) -> None:
-    learnt, measured = to_learn_from(photos, (8, 8, 3)), real_of(photos, own=None, image=OPEN)(8, 8)
+    learnt, measured = to_learn_from(photos, OPEN), real_of(photos, own=None, image=OPEN)(8, 8)
     assert measured is not None
     assert len(learnt) + len(measured) == 20
     assert {picture[0, 0, 0] for picture in learnt}.isdisjoint(picture[0, 0, 0] for picture in measured)

@@ -398,6 +398,8 @@ def test_an_estimate_of_log_p_is_kept_for_the_same_weights_and_pictures_alone(
     estimated = run.measure(tmp_path, dataset=dataset, nll=run.NllRequest(samples=(3,)))
     assert estimated["nll"] is not None
     assert run.measure(tmp_path, dataset=dataset)["nll"] == json.loads(json.dumps(estimated["nll"]))
+    checkpoint.withdraw_metrics(tmp_path)  # as an evaluation does that is then stopped
+    assert run.measure(tmp_path, dataset=dataset)["nll"] == json.loads(json.dumps(estimated["nll"]))
     other = dataclasses.replace(dataset, test=dataset.test[::-1].copy())
     assert run.measure(tmp_path, dataset=other)["nll"] is None
 
@@ -417,6 +419,7 @@ def test_metrics_come_last_so_that_where_they_are_all_else_is_of_the_same_weight
                 run.measure(tmp_path, dataset=dataset)
         assert not (tmp_path / "metrics.json").exists()
         metrics = run.measure(tmp_path, dataset=dataset)
+    assert not (tmp_path / "state" / "metrics.json").exists()
     assert metrics["protocol"]["model_sha256"] == fingerprints.of_model(checkpoint.read(tmp_path).vae)
 
 

@@ -20,9 +20,6 @@ def test_two_bundles_of_one_name_are_refused(tmp_path: Path, bundles: Bundles, g
         deploy(Settings(bundles=(bundles.colour, tmp_path / "other")))
 
 
-# Devices, distributions, cores
-
-
 @pytest.mark.parametrize(
     ("places", "device", "lent"), [(2, "cpu", True), (1, "cpu", False), (2, "cuda", False)], ids=str
 )

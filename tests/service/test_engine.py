@@ -177,9 +177,6 @@ def test_warming_keeps_to_the_pixels_of_a_run(tmp_path: Path) -> None:
     )
 
 
-# Wrong graphs
-
-
 def test_a_manifest_of_another_opset_than_its_graphs_is_refused(tmp_path: Path, colour: Linear) -> None:
     folder = made(tmp_path / "b", colour, opset=19)
     assert refusal(folder) == f"{folder / MANIFEST}: opset is 19, its graphs have 20"

@@ -112,6 +112,3 @@ def test_cores_are_the_affinity_bounded_by_the_quota(
     monkeypatch.setattr(machine, "_cgroup_quota", lambda _root, **_within: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(affinity)), raising=False)
     assert available_cores() == cores
-
-
-# The process

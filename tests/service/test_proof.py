@@ -95,9 +95,6 @@ def test_a_small_sigma_of_a_converted_head_is_compared_as_sigma(tmp_path: Path, 
         assert refusal(folder) == f"{folder / ENCODER}: logvar differs from the probe by 0.01, the tolerance is 0.0001"
 
 
-# Below fp32
-
-
 @pytest.mark.parametrize(("share", "said"), [(0.09, None), (0.11, "0.11 sigma, the tolerance is 0.1 sigma")])
 @pytest.mark.parametrize("scale", [0.1, 1, 10])
 def test_below_fp32_mu_is_compared_in_sigma(
@@ -143,6 +140,3 @@ def test_below_fp32_a_logvar_that_is_no_number_is_refused(tmp_path: Path, colour
     graph = with_constant(colour.encoder(), "b", np.full_like(colour.b, np.inf))
     folder = made(tmp_path / "b", colour, encoder=graph, **REDUCED)
     assert refusal(folder) == f"{folder / ENCODER}: on 4 rows logvar holds NaN or infinity, expected numbers"
-
-
-# One wrong number in the manifest
