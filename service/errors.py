@@ -3,6 +3,7 @@
 `docs/api.md` shows this list to clients; each case travels as RFC 9457 `application/problem+json`.
 """
 
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -10,6 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
+
+# What pydantic says of a list of another length.
+_LENGTH = re.compile(r"\w+ should have (at \w+ \d+ items?) after validation, not .*")
 
 # Of a list or an object in a sentence.
 _SHOWN = 7
@@ -260,6 +264,8 @@ def invalid(where: str, *, got: object, expected: str) -> Invalid:
 def expectation(message: str) -> str:
     """What pydantic expected, as our sentences go on after "expected"."""
     expected = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    if length := _LENGTH.fullmatch(message):
+        expected = length[1]
     return expected[0].lower() + expected[1:]
 
 
@@ -267,7 +273,8 @@ def shown(value: object, *, most: int = 200) -> str:
     """A value as an error shows it, however much of it there is, and however deep."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape}"
-    return (reprlib.repr(_beginning(value)) if isinstance(value, list | dict) else str(value))[:most]
+    text = reprlib.repr(_beginning(value)) if isinstance(value, list | dict) else str(value)
+    return text[:most] or "nothing"
 
 
 def _beginning(value: object, depth: int = 3) -> object:

@@ -636,3 +636,15 @@ def test_bytes_that_are_not_http_get_400_and_a_close(server_url: str) -> None:
         while chunk := connection.recv(4096):
             said += chunk
     assert said.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("/interpolate?seeds=1", "query.seeds: got 1, expected at least 2 items"),
+        ("/sample?n=", "query.n: got nothing, expected a valid integer"),
+        ("/traverse?seed=1&dims=", "query.dims.0: got nothing, expected a valid integer"),
+    ],
+)
+def test_lists_and_empty_values_are_refused_in_our_words(client: httpx.Client, path: str, detail: str) -> None:
+    assert problem(client.get(path), 422, "invalid")["detail"].startswith(detail)

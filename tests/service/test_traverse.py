@@ -282,7 +282,7 @@ def test_a_post_has_no_address(client: httpx.Client) -> None:
         ("seed=1&dims=4", "dims", "4", "0 to 3, the dimensions of a latent"),
         ("seed=1&dims=0,99999999999999999999", "dims", "99999999999999999999", "0 to 3, the dimensions of a latent"),
         ("seed=1&dims=-1", "query.dims.0", "-1", "greater than or equal to 0"),
-        ("seed=1&dims=", "query.dims.0", "", "a valid integer, unable to parse string as an integer"),
+        ("seed=1&dims=", "query.dims.0", "nothing", "a valid integer, unable to parse string as an integer"),
         ("seed=1&dims=0,x", "query.dims.1", "x", "a valid integer, unable to parse string as an integer"),
         ("seed=-1", "query.seed", "-1", "greater than or equal to 0"),
         ("seed=1&steps=1", "query.steps", "1", "greater than or equal to 2"),
