@@ -6,12 +6,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from export.frozen import Uint8
 from model import data
 from model.data import Dataset
 from model.errors import OtherShape
+from model.fitting import covering
 from model.parts import all_over
 from service.manifest import ImageSpec
 
@@ -70,16 +71,14 @@ def _read(path: Path, *, height: int, width: int, image: ImageSpec) -> Dataset:
 
 
 def _fitted(images: Uint8, *, height: int, width: int) -> Uint8:
-    """Pictures scaled to cover a size and cropped at the centre, as those that come encoded.
+    """Pictures brought to a size as those are that come encoded.
 
     Shapes:  images (n, h, w, c) -> (n, height, width, c)
     """
     grey = images.shape[-1] == 1
-    fitted = [
-        ImageOps.fit(Image.fromarray(row[..., 0] if grey else row), (width, height), method=Image.Resampling.LANCZOS)
-        for row in images
-    ]
-    return np.stack([np.asarray(row) for row in fitted]).reshape(len(images), height, width, -1)
+    rows = [Image.fromarray(row[..., 0] if grey else row) for row in images]
+    fitted = [np.asarray(covering(row, height=height, width=width)) for row in rows]
+    return np.stack(fitted).reshape(len(images), height, width, -1)
 
 
 def to_learn_from(path: Path, image: ImageSpec) -> Uint8:

@@ -202,9 +202,14 @@ def _fitted(file: PictureFile, *, size: tuple[int, int], channels: int) -> Image
             colour = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
         picture = picture.convert("L" if channels == 1 else "RGB")
-        if picture.size != (width, height):
-            picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
-        return np.asarray(picture).reshape(height, width, channels)
+        return np.asarray(covering(picture, height=height, width=width)).reshape(height, width, channels)
+
+
+def covering(picture: Image.Image, *, height: int, width: int) -> Image.Image:
+    """A picture scaled to cover a size and cropped at the centre; as it is, where it has that size."""
+    if picture.size == (width, height):
+        return picture
+    return ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from service import lane
 from service.access import rates
 from service.app import create_app
+from service.bundle import read
+from service.engine import Engine
 from service.settings import Settings
 from tests.service.clock import Clock
 from tests.service.linear import Bundles, Linear, OpenLinear, fitted_prior, linear, open_linear, write_linear
@@ -43,6 +45,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, colour: Linear, grey: Line
     write_linear(folder / "colour", colour)
     write_linear(folder / "grey", grey)
     return Bundles(folder / "colour", folder / "grey")
+
+
+@pytest.fixture(scope="session")
+def engine(bundles: Bundles) -> Engine:
+    """Of the default model, on one thread."""
+    return Engine(read(bundles.colour), device="cpu", threads=1)
 
 
 @pytest.fixture(scope="session")

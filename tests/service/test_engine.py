@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,20 +14,10 @@ from service import engine as engine_module
 from service.bundle import read
 from service.engine import Cost, Engine, rows_of_a_run
 from service.manifest import DECODER, ENCODER, MANIFEST
-from tests.service.broken import (
-    made,
-    with_last,
-)
+from tests.service.broken import made, with_last
 from tests.service.linear import Bundles, Linear, linear, open_linear, write_linear
 from tests.service.refusals import FIRST_FOUR_ROWS, refusal, started
 from tests.service.wire import assert_near, latents, pixels
-
-NO_CUDA = "CUDAExecutionProvider" not in ort.get_available_providers()
-
-
-@pytest.fixture(scope="module")
-def engine(bundles: Bundles) -> Engine:
-    return Engine(read(bundles.colour), device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -29,16 +29,10 @@ from tests.service.broken import (
     with_last,
     with_type,
 )
+from tests.service.devices import NO_CUDA
 from tests.service.linear import Bundles, Linear
 from tests.service.refusals import of_four_rows, refusal, started, with_graph
 from tests.service.wire import pixels
-
-NO_CUDA = "CUDAExecutionProvider" not in ort.get_available_providers()
-
-
-@pytest.fixture(scope="module")
-def engine(bundles: Bundles) -> Engine:
-    return Engine(read(bundles.colour), device="cpu", threads=1)
 
 
 @pytest.mark.parametrize(

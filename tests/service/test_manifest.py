@@ -10,9 +10,7 @@ import pytest
 
 from service.bundle import BadBundle
 from service.manifest import DECODER, ENCODER, MANIFEST, PROBE
-from tests.service.broken import (
-    edit_manifest,
-)
+from tests.service.broken import edit_manifest
 from tests.service.linear import fitted_prior, linear, open_linear, write_linear
 from tests.service.refusals import REDUCED, started
 

@@ -9,11 +9,7 @@ import pytest
 from service.bundle import read
 from service.engine import Engine
 from service.manifest import DECODER, ENCODER, SCORER
-from tests.service.broken import (
-    made,
-    with_constant,
-    with_last,
-)
+from tests.service.broken import made, with_constant, with_last
 from tests.service.linear import Linear, open_linear
 from tests.service.refusals import REDUCED, refusal, started
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from service.manifest import DECODER, ENCODER, MANIFEST, SCORER
@@ -21,11 +20,10 @@ from tests.service.broken import (
     with_last,
     zipped,
 )
+from tests.service.devices import NO_CUDA
 from tests.service.linear import Bundles, Linear
 from tests.service.refusals import of_four_rows, with_graph
 from tests.serving import stopped
-
-NO_CUDA = "CUDAExecutionProvider" not in ort.get_available_providers()
 
 
 def test_a_process_with_a_changed_graph_stops_with_one_sentence(tmp_path: Path, bundles: Bundles) -> None:
