@@ -12,8 +12,8 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from model import checkpoint, data, memory, run
-from model.checkpoint import DataConfig, RunConfig
+from model import checkpoint, data, fingerprints, memory, run
+from model.checkpoint import Checkpoint, DataConfig, Origin, RunConfig
 from model.errors import BadCheckpoint, BadData, BadSetting, Died, NotANumber
 from model.gaussian import SCALE_HEADS
 from model.machine import DEVICES, join
@@ -85,6 +85,10 @@ def fit(
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run; becomes a checkpoint.")],
     data_path: DataPath = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last save.")] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Start from the weights of another run.", show_default="random weights"),
+    ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Fit pictures to this size.", show_default="their own, if shared")
     ] = None,
@@ -194,18 +198,24 @@ def fit(
     }
     with _sentences():
         stored = checkpoint.read_config(out) if resume else None
-        if (family or (stored.model.family if stored else None)) == "autoencoder":
+        origin = checkpoint.read(start_from) if start_from else None
+        base = stored.model if stored else origin.config if origin else None
+        if (family or (base.family if base else None)) == "autoencoder":
             _require_none_of_a_density(_given(model_options | training_options))
         training = _training_config(_given(training_options), stored=stored)
         if stored is None:  # what does not hang on the pictures is refused before they are read, which may take hours
-            require_compatible(ModelConfig(height=1, width=1, channels=1, **_of_likelihood(model_options)), training)
+            early = _model_config(base.image_shape if base else (1, 1, 1), model_options, base=base)
+            require_compatible(early, training)
+            if origin is not None:
+                run.require_same_model(early, origin)
             run.require_free(out)
         machine = join(device, processes=training.processes)
         shape = {"height": None, "width": None, "channels": channels}
         if size is not None:
             shape["height"], shape["width"] = _parse_size(size)
+        if base is not None:
+            shape = {name: value or getattr(base, name) for name, value in shape.items()}
         if stored is not None:
-            shape = {name: value or getattr(stored.model, name) for name, value in shape.items()}
             validation = stored.data.n_validation if validation is None else validation
             validation_seed = stored.data.validation_seed if validation_seed is None else validation_seed
         dataset = data.with_validation(
@@ -218,7 +228,7 @@ def fit(
             seed=validation_seed or 0,
         )
         config = RunConfig(
-            model=_model_config(dataset, _given(model_options), stored=stored),
+            model=_model_config(dataset.image_shape, model_options, base=base),
             training=training,
             data=DataConfig(
                 name=dataset.name,
@@ -228,11 +238,12 @@ def fit(
                 n_test=len(dataset.test),
                 sha256=dataset.sha256,
             ),
+            origin=_origin(start_from, origin) or (stored.origin if stored else None),
         )
         learner = (
             run.resume(out, config, machine=machine)
             if resume
-            else run.start(out, config, dataset=dataset, machine=machine)
+            else run.start(out, config, dataset=dataset, origin=origin, machine=machine)
         )
         if resume and machine.is_main:
             for change in run.changed_machine(out, learner):
@@ -369,11 +380,17 @@ def _read(path: Path | None, *, size: tuple[int, int] | None, channels: int | No
     return dataset
 
 
-def _model_config(dataset: data.Dataset, options: dict[str, Any], *, stored: RunConfig | None) -> ModelConfig:
-    height, width, channels = dataset.image_shape
-    options = _of_likelihood(options)
-    options |= {"height": height, "width": width, "channels": channels}
-    return ModelConfig(**options) if stored is None else dataclasses.replace(stored.model, **options)
+def _origin(folder: Path | None, found: Checkpoint | None) -> Origin | None:
+    if folder is None or found is None:
+        return None
+    return Origin(name=folder.resolve().name, sha256=fingerprints.of_model(found.vae))
+
+
+def _model_config(
+    image_shape: tuple[int, int, int], options: dict[str, Any], *, base: ModelConfig | None
+) -> ModelConfig:
+    options = _of_likelihood(options) | dict(zip(("height", "width", "channels"), image_shape, strict=True))
+    return ModelConfig(**options) if base is None else dataclasses.replace(base, **options)
 
 
 def _of_likelihood(options: dict[str, Any]) -> dict[str, Any]:

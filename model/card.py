@@ -111,9 +111,13 @@ def _what(config: RunConfig) -> str:
     model = config.model
     kind = "A variational autoencoder" if model.family == "vae" else "An autoencoder"
     colours = {1: "grey", 3: "colour"}.get(model.channels, f"{model.channels}-channel")
+    origin = config.origin
+    before = (
+        f" It started from the weights of {origin.name}; what those had learnt from, its card says." if origin else ""
+    )
     return (
         f"{kind} of {model.height}×{model.width} {colours} pictures with {model.latent_dim:,} latents,"
-        f" trained on {config.data.n_train:,} pictures of {config.data.name}."
+        f" trained on {config.data.n_train:,} pictures of {config.data.name}.{before}"
     )
 
 

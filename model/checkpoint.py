@@ -50,7 +50,17 @@ class DataConfig:
     """Hash over all of them, as `model.data.Dataset` computes it."""
 
 
-Config = TypeVar("Config", ModelConfig, TrainConfig, DataConfig)
+@dataclass(frozen=True)
+class Origin:
+    """The run whose averaged weights another one started from."""
+
+    name: str
+    """Name of its folder."""
+    sha256: str
+    """Hash of its model, as `model.fingerprints.of_model` computes it."""
+
+
+Config = TypeVar("Config", ModelConfig, TrainConfig, DataConfig, Origin)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class RunConfig:
     model: ModelConfig
     training: TrainConfig
     data: DataConfig
+    origin: Origin | None = None
+    """Where its weights started; at random ones, if nowhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +84,7 @@ class Checkpoint:
     config: ModelConfig
     training: TrainConfig
     data: DataConfig
+    origin: Origin | None
     vae: VAE
     probe: Images
     metrics: dict[str, Any] | None
@@ -97,6 +110,7 @@ def read(folder: Path) -> Checkpoint:
         config=config.model,
         training=config.training,
         data=config.data,
+        origin=config.origin,
         vae=vae,
         probe=probe.numpy(),
         metrics=_read_json(folder / _METRICS) if (folder / _METRICS).exists() else None,
@@ -116,6 +130,7 @@ def read_config(folder: Path) -> RunConfig:
         model=_parse(path, "model", content, kind=ModelConfig),
         training=_parse(path, "training", content, kind=TrainConfig),
         data=_parse(path, "data", content, kind=DataConfig),
+        origin=None if content.get("origin") is None else _parse(path, "origin", content, kind=Origin),
     )
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from model import card, checkpoint, fingerprints, pictures
-from model.checkpoint import Checkpoint, RunConfig
+from model.checkpoint import Checkpoint, DataConfig, RunConfig
 from model.data import Dataset
-from model.errors import BadData, BadSetting, NotANumber
+from model.errors import BadCheckpoint, BadData, BadSetting, NotANumber
 from model.evaluation import evaluate
 from model.generation import Generation, generate
 from model.log import Log, read_history
@@ -23,6 +24,7 @@ from model.machine import Machine, exact_convolutions
 from model.nll import SAMPLES, Precision, estimate, protocol_of
 from model.parts import all_over
 from model.training import Learner, StepReport
+from model.vae import ModelConfig
 
 SAVE_EVERY_S = 60.0
 # Latents of the fitted prior that a picture shows.
@@ -38,19 +40,55 @@ class Outcome:
     signal_number: int | None
 
 
-def start(folder: Path, config: RunConfig, *, dataset: Dataset, machine: Machine | None = None) -> Learner:
-    """A learner at step 0, in a folder that is made for it.
+def start(
+    folder: Path,
+    config: RunConfig,
+    *,
+    dataset: Dataset,
+    origin: Checkpoint | None = None,
+    machine: Machine | None = None,
+) -> Learner:
+    """A learner at step 0, with random weights or those of config.origin, in a folder that is made for it.
 
-    Raises:  BadSetting if the folder holds something already
+    Raises:  BadSetting if the folder holds something already, or if the origin has another model or other pictures to
+             validate on
     """
+    probe = dataset.test[all_over(len(dataset.test), most=checkpoint.PROBE_ROWS)]
+    if origin is not None:
+        require_same_model(config.model, origin)
+        if np.array_equal(probe, origin.probe):  # the same data, of which a hash would also tell another validation
+            _require_unseen_validation(config.data, origin.data)
     learner = Learner(config.model, training=config.training, n_images=len(dataset.train), machine=machine)
     # All processes look before one writes.
     if learner.machine.any(_is_taken(folder)):
         raise _taken(folder)
+    if origin is not None:  # saved before the folder is a run's, which would else be resumed from random weights
+        learner.start_from(origin.vae)
+        checkpoint.save(folder, learner)
     if learner.machine.is_main:
-        rows = all_over(len(dataset.test), most=checkpoint.PROBE_ROWS)
-        checkpoint.write_config(folder, config, probe=dataset.test[rows])
+        checkpoint.write_config(folder, config, probe=probe)
     return learner
+
+
+def require_same_model(model: ModelConfig, origin: Checkpoint) -> None:
+    """Nothing, if a model can start from the weights of another run.
+
+    Raises:  BadSetting if one of its settings is not that of the run
+    """
+    was, now = dataclasses.asdict(origin.config), dataclasses.asdict(model)
+    for name in was:
+        if was[name] != now[name]:
+            raise BadSetting(f"{name}: got {now[name]}, expected {was[name]}, as the run has that it is to start from")
+
+
+def _require_unseen_validation(data: DataConfig, origin: DataConfig) -> None:
+    """Nothing, if of one data set no picture to validate on is one that the weights have learnt already."""
+    choice, was = ((c.n_validation, c.validation_seed) for c in (data, origin))
+    if data.n_validation > 0 and choice != was:
+        raise BadSetting(
+            f"validation: got {choice[0]} pictures by seed {choice[1]}, expected 0, or {was[0]} by seed {was[1]}:"
+            " the run that this one is to start from has learnt from all others"
+        )
 
 
 def require_free(folder: Path) -> None:
@@ -90,9 +128,12 @@ def cut_warm_ups(learner: Learner) -> list[str]:
 def resume(folder: Path, config: RunConfig, *, machine: Machine | None = None) -> Learner:
     """A learner at the step of the last save.
 
-    Raises:  BadCheckpoint if the folder holds no run; BadSetting if its run was started with other settings
+    Raises:  BadCheckpoint if the folder holds no run, or has lost the weights that it started from; BadSetting if its
+             run was started with other settings
     """
     require_same(folder, config)
+    if config.origin is not None and checkpoint.saved_step(folder) is None:
+        raise BadCheckpoint(f"{folder}: got no state, expected at least the weights of {config.origin.name}")
     learner = Learner(config.model, training=config.training, n_images=config.data.n_train, machine=machine)
     checkpoint.load_state(folder, learner)
     return learner
@@ -110,6 +151,7 @@ def require_same(folder: Path, config: RunConfig) -> None:
             **dataclasses.asdict(c.training),
             "validation": c.data.n_validation,
             "validation_seed": c.data.validation_seed,
+            "start_from": c.origin and f"weights of sha256 {c.origin.sha256[:8]}…",
         }
         for c in (stored, config)
     )
@@ -278,7 +320,7 @@ def _report(
     )
     card.write(
         folder,
-        RunConfig(model=found.config, training=found.training, data=found.data),
+        RunConfig(model=found.config, training=found.training, data=found.data, origin=found.origin),
         metrics=metrics,
         pictures=drawn,
         n_weights=sum(weight.numel() for weight in found.vae.parameters()),

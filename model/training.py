@@ -158,6 +158,11 @@ class Learner:
             self.vae.encoder.compile()
             self.vae.decoder.compile()
 
+    def start_from(self, vae: VAE) -> None:
+        """Take the weights of another model of the same config, before the first step."""
+        for mine in (self.vae, self.average):
+            mine.load_state_dict(vae.state_dict())
+
     @property
     def images_seen(self) -> int:
         """Pictures that the steps so far have visited; every epoch's last batch holds what is left."""

@@ -1,5 +1,6 @@
 """The card: all figures at hand, none that is not, and every picture with a word on it."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from model import card
-from model.checkpoint import DataConfig, RunConfig
+from model.checkpoint import DataConfig, Origin, RunConfig
 from model.pictures import NAMES
 from model.training import TrainConfig
 from model.vae import ModelConfig
@@ -99,6 +100,12 @@ def test_every_table_has_as_many_cells_in_each_row(config: RunConfig) -> None:
     assert len(tables) == 6
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_a_run_that_started_from_another_sends_the_reader_there_too(config: RunConfig) -> None:
+    started = dataclasses.replace(config, origin=Origin(name="photos", sha256="ab12" * 16))
+    assert "pictures of blo|cks. It started from the weights of photos; what those had learnt from" in _render(started)
+    assert "started from" not in _render(config)
 
 
 def test_doubts_are_counted_above_their_table(config: RunConfig) -> None:

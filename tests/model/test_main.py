@@ -145,7 +145,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], str, str, object]] = {
     "--seed": (("4",), "training", "seed", 4),
 }
 # These say where, and how pictures come in; they have tests of their own.
-ELSEWHERE = {"--out", "--data", "--resume", "--size", "--channels", "--device", "--save-every"}
+ELSEWHERE = {"--out", "--data", "--resume", "--start-from", "--size", "--channels", "--device", "--save-every"}
 
 
 def test_no_flag_of_fit_is_forgotten_here() -> None:
@@ -294,6 +294,43 @@ def test_a_run_that_is_stopped_again_and_again_equals_an_uninterrupted_one(
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     assert logged_steps(folder) == logged_steps(whole) == list(range(26, 313, 26))
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_run_starts_from_another_whose_model_it_takes(
+    finished: Path, few: Path, tmp_path: Path, unmeasured: None
+) -> None:
+    more = ("fit", "--out", tmp_path / "more", "--start-from", finished, "--epochs", 1, "--learning-rate", 1e-4)
+    assert called(*more).exit_code == 0
+    config = json.loads((tmp_path / "more" / "config.json").read_text())
+    assert config["model"] == json.loads((finished / "config.json").read_text())["model"]
+    assert config["origin"]["name"] == finished.name
+    assert (config["training"]["batch_size"], config["training"]["learning_rate"]) == (128, 1e-4)
+    assert called(*more, "--resume").exit_code == 0
+    assert called("fit", "--out", tmp_path / "more", "--resume").exit_code == 0
+
+    refused = called("fit", "--out", tmp_path / "wider", "--start-from", finished, "--features", 5)
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "vae-train: features: got 5, expected 4, as the run has that it is to start from\n",
+    )
+    refused = called("fit", "--out", tmp_path / "none", "--start-from", tmp_path / "nowhere")
+    assert refused.exit_code == 2
+    assert "nowhere/config.json: got No such file or directory" in refused.stderr
+    assert not (tmp_path / "wider").exists()
+    assert not (tmp_path / "none").exists()
+
+
+def test_pictures_are_brought_to_the_size_of_the_run_that_is_started_from(
+    few: Path, tmp_path: Path, unmeasured: None
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(12):
+        Image.new("RGB", (20 + index, 30), (index, 9, 9)).save(photos / f"{index}.png")
+    assert called("fit", "--data", few, "--out", tmp_path / "first", *TINY).exit_code == 0
+    done = called("fit", "--data", photos, "--out", tmp_path / "second", "--start-from", tmp_path / "first")
+    assert done.exit_code == 0, done.stderr
+    assert checkpoint.read_config(tmp_path / "second").model.image_shape == (8, 8, 1)
 
 
 def test_a_polite_kill_saves_too(starter: Starter, tmp_path: Path) -> None:

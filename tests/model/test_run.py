@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from model import checkpoint, fingerprints, run
-from model.checkpoint import DataConfig, RunConfig
+from model.checkpoint import Checkpoint, DataConfig, Origin, RunConfig
 from model.data import Dataset, with_validation
 from model.errors import BadCheckpoint, BadData, BadSetting, NotANumber
 from model.machine import Machine
@@ -226,6 +226,97 @@ def test_a_place_with_something_in_it_is_refused(tmp_path: Path, config: RunConf
     with pytest.raises(BadSetting, match="expected a new folder"):
         run.start(tmp_path / "notes.txt", config, dataset=dataset)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.fixture
+def trained(tmp_path: Path, config: RunConfig, dataset: Dataset) -> Checkpoint:
+    """What a run of the same data has learnt, nothing of it kept back."""
+    folder = tmp_path / "trained"
+    run.train(folder, run.start(folder, config, dataset=dataset), dataset, has_bar=False)
+    return checkpoint.read(folder)
+
+
+def from_weights_of(trained: Checkpoint, config: RunConfig) -> RunConfig:
+    origin = Origin(name="trained", sha256=fingerprints.of_model(trained.vae))
+    return dataclasses.replace(config, origin=origin)
+
+
+def test_a_run_starts_from_the_averaged_weights_of_another_and_is_a_checkpoint_of_them(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, trained: Checkpoint
+) -> None:
+    config = from_weights_of(trained, config)
+    learner = run.start(tmp_path / "run", config, dataset=dataset, origin=trained)
+    found = checkpoint.read(tmp_path / "run")
+    assert found.origin == config.origin
+    for vae in (learner.vae, learner.average, found.vae):
+        assert all(torch.equal(vae.state_dict()[name], weight) for name, weight in trained.vae.state_dict().items())
+    fresh = Learner(config.model, training=config.training, n_images=30)
+    assert learner.step == 0
+    assert all(torch.equal(learner.state()[name], fresh.state()[name]) for name in ("noise", "step"))
+
+
+def test_a_run_that_started_from_another_is_resumed_without_it(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, trained: Checkpoint
+) -> None:
+    config = from_weights_of(trained, config)
+    learner = run.start(tmp_path / "run", config, dataset=dataset, origin=trained)
+    again = run.resume(tmp_path / "run", config)
+    list(islice(learner.run(dataset.train), 5))
+    list(islice(again.run(dataset.train), 5))
+    assert all(torch.equal(again.state()[name], tensor) for name, tensor in learner.state().items())
+    other = dataclasses.replace(config, origin=Origin(name="trained", sha256="0" * 64))
+    for changed, got in ((other, "weights of sha256 00000000…"), (dataclasses.replace(config, origin=None), "None")):
+        with pytest.raises(BadSetting, match=f"^start_from: got {got}, expected weights of sha256 "):
+            run.resume(tmp_path / "run", changed)
+
+
+def test_a_run_that_lost_the_weights_it_started_from_is_not_resumed_with_random_ones(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, trained: Checkpoint
+) -> None:
+    config = from_weights_of(trained, config)
+    run.start(tmp_path / "run", config, dataset=dataset, origin=trained)
+    (tmp_path / "run" / "state" / "training.safetensors").unlink()
+    with pytest.raises(BadCheckpoint, match=r"got no state, expected at least the weights of trained$"):
+        run.resume(tmp_path / "run", config)
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_no_run_to_resume(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, trained: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_folder: Path, _learner: Learner) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    config = from_weights_of(trained, config)
+    with pytest.raises(OSError, match="No space left"):
+        run.start(tmp_path / "run", config, dataset=dataset, origin=trained)
+    with pytest.raises(BadCheckpoint, match=r"config\.json: got No such file"):
+        run.resume(tmp_path / "run", config)
+
+
+def test_another_model_cannot_take_the_weights(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, trained: Checkpoint
+) -> None:
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, features=8))
+    with pytest.raises(BadSetting, match=r"^features: got 8, expected 4, as the run has that it is to start from"):
+        run.start(tmp_path / "run", wider, dataset=dataset, origin=trained)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_that_the_weights_have_learnt_cannot_validate_them(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, trained: Checkpoint
+) -> None:
+    split = with_validation(dataset, 10, seed=3)
+    data = dataclasses.replace(config.data, n_train=20, n_validation=10, validation_seed=3, sha256=split.sha256)
+    held_back = dataclasses.replace(config, data=data)
+    with pytest.raises(BadSetting, match=r"^validation: got 10 pictures by seed 3, expected 0, or 0 by seed 0: "):
+        run.start(tmp_path / "refused", held_back, dataset=split, origin=trained)
+    run.start(tmp_path / "first", held_back, dataset=split)
+    checkpoint.save(tmp_path / "first", run.resume(tmp_path / "first", held_back))
+    first = checkpoint.read(tmp_path / "first")
+    run.start(tmp_path / "same", held_back, dataset=split, origin=first)
+    others = dataclasses.replace(split, test=split.test[::-1])  # of another data set nothing has been learnt
+    run.start(tmp_path / "others", held_back, dataset=others, origin=trained)
 
 
 def test_a_place_without_a_run_cannot_be_resumed(tmp_path: Path, config: RunConfig) -> None:
