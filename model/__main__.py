@@ -199,7 +199,7 @@ def fit(
     with _sentences():
         stored = checkpoint.read_config(out) if resume else None
         origin = checkpoint.read(start_from) if start_from else None
-        base = stored.model if stored else origin.config if origin else None
+        base = stored.model if stored else origin.config.model if origin else None
         if (family or (base.family if base else None)) == "autoencoder":
             _require_none_of_a_density(_given(model_options | training_options))
         training = _training_config(_given(training_options), stored=stored)

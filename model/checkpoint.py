@@ -81,10 +81,7 @@ class Checkpoint:
     Shapes:  probe (n, h, w, c) uint8, a few test pictures
     """
 
-    config: ModelConfig
-    training: TrainConfig
-    data: DataConfig
-    origin: Origin | None
+    config: RunConfig
     vae: VAE
     probe: Images
     metrics: dict[str, Any] | None
@@ -107,10 +104,7 @@ def read(folder: Path) -> Checkpoint:
         expected = f"uint8 of shape (n, {', '.join(map(str, config.model.image_shape))})"
         raise BadCheckpoint(f"{folder / _PROBE}, images: got {got}, expected {expected}")
     return Checkpoint(
-        config=config.model,
-        training=config.training,
-        data=config.data,
-        origin=config.origin,
+        config=config,
         vae=vae,
         probe=probe.numpy(),
         metrics=_read_json(folder / _METRICS) if (folder / _METRICS).exists() else None,

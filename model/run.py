@@ -57,7 +57,7 @@ def start(
     if origin is not None:
         require_same_model(config.model, origin)
         if np.array_equal(probe, origin.probe):  # the same data, of which a hash would also tell another validation
-            _require_unseen_validation(config.data, origin.data)
+            _require_unseen_validation(config.data, origin.config.data)
     learner = Learner(config.model, training=config.training, n_images=len(dataset.train), machine=machine)
     # All processes look before one writes.
     if learner.machine.any(_is_taken(folder)):
@@ -75,7 +75,7 @@ def require_same_model(model: ModelConfig, origin: Checkpoint) -> None:
 
     Raises:  BadSetting if one of its settings is not that of the run
     """
-    was, now = dataclasses.asdict(origin.config), dataclasses.asdict(model)
+    was, now = dataclasses.asdict(origin.config.model), dataclasses.asdict(model)
     for name in was:
         if was[name] != now[name]:
             raise BadSetting(f"{name}: got {now[name]}, expected {was[name]}, as the run has that it is to start from")
@@ -254,15 +254,15 @@ def measure(
              p(x) to estimate
     """
     found = checkpoint.read(folder)
-    if dataset.image_shape != found.config.image_shape:
-        got, expected = dataset.image_shape, found.config.image_shape
+    got, expected = dataset.image_shape, found.config.model.image_shape
+    if got != expected:
         raise BadData(f"{dataset.name}: got pictures of shape {got}, expected {expected} as {folder} was trained on")
     if machine is not None:
         found.vae.to(machine.device)
     if nll is not None:  # refused now, if it cannot be, and not after minutes of other figures
         protocol_of(found.vae, dataset.test, **nll.settings(), seed=seed)
     metrics = evaluate(found.vae, dataset.test, data=dataset.name, draws=draws, seed=seed)
-    metrics["protocol"]["of_the_run"] = dataset.sha256 == found.data.sha256
+    metrics["protocol"]["of_the_run"] = dataset.sha256 == found.config.data.sha256
     generation = generate(found.vae, training=dataset.train, test=dataset.test, seed=seed)
     metrics["samples"] = generation.metrics if generation else None
     metrics["nll"] = (
@@ -320,7 +320,7 @@ def _report(
     )
     card.write(
         folder,
-        RunConfig(model=found.config, training=found.training, data=found.data, origin=found.origin),
+        found.config,
         metrics=metrics,
         pictures=drawn,
         n_weights=sum(weight.numel() for weight in found.vae.parameters()),

@@ -102,9 +102,9 @@ def load(run: Path) -> Frozen:
     files: dict[str, bytes] = {}
     if trained.metrics is not None:
         _require_its_own(run, trained.vae, trained.metrics)
-        files = card.files(run) | _fitted_prior(run, trained.config.latent_dim)
+        files = card.files(run) | _fitted_prior(run, trained.config.model.latent_dim)
     modules = Encoder(trained.vae).eval(), Decoder(trained.vae).eval(), Scorer(trained.vae).eval()
-    described = _described(trained) | {"diagnostics": _diagnostics(run, trained.config.family, trained.metrics)}
+    described = _described(trained) | {"diagnostics": _diagnostics(run, trained.config.model.family, trained.metrics)}
     return Frozen(
         graphs=freeze(*modules, image=described["image"], latent_shape=described["latent_shape"]),
         source=source(*modules),
@@ -172,7 +172,7 @@ def _fitted_prior(run: Path, latent_dim: int) -> dict[str, bytes]:
 
 def _described(trained: Checkpoint) -> dict[str, Any]:
     """What a manifest says of a model, from its config and its evaluation."""
-    config = trained.config
+    config = trained.config.model
     height, width, channels = config.image_shape
     has_posterior = config.family == "vae"
     return {
@@ -197,8 +197,9 @@ def _sigma(trained: Checkpoint) -> float | None:
     likelihood = trained.vae.likelihood
     if not isinstance(likelihood, Gaussian):
         return None
-    if isinstance(trained.config.sigma, float | int):
-        return trained.config.sigma
+    sigma = trained.config.model.sigma
+    if isinstance(sigma, float | int):
+        return sigma
     return math.sqrt(likelihood.sigma(torch.zeros(())).item())
 
 

@@ -247,7 +247,7 @@ def test_a_run_starts_from_the_averaged_weights_of_another_and_is_a_checkpoint_o
     config = from_weights_of(trained, config)
     learner = run.start(tmp_path / "run", config, dataset=dataset, origin=trained)
     found = checkpoint.read(tmp_path / "run")
-    assert found.origin == config.origin
+    assert found.config == config
     for vae in (learner.vae, learner.average, found.vae):
         assert all(torch.equal(vae.state_dict()[name], weight) for name, weight in trained.vae.state_dict().items())
     fresh = Learner(config.model, training=config.training, n_images=30)

@@ -113,7 +113,7 @@ def test_every_run_is_a_checkpoint_with_a_card(finished: Path) -> None:
         found = checkpoint.read(finished / "runs" / name)
         assert found.metrics is not None
         assert (finished / "runs" / name / "card.md").exists()
-        assert found.data.n_train == (200 if name in {f"{kind.name}-3" for kind in KINDS} else 150)
+        assert found.config.data.n_train == (200 if name in {f"{kind.name}-3" for kind in KINDS} else 150)
 
 
 def test_a_run_of_a_study_is_an_ordinary_run(finished: Path, few: Path) -> None:
