@@ -15,7 +15,7 @@ from service.machine import BadEngine, require_one_distribution
 from service.observation import collector, logs
 from service.observation.collector import BadCollector
 from service.observation.tally import NoSharedMemory
-from service.processes import ports
+from service.processes import ports, signals
 from service.processes.ports import BadAddress
 from service.processes.supervisor import Ended, Supervisor
 from service.settings import Settings
@@ -70,6 +70,7 @@ def serve(
 ) -> None:
     """Serve until told to stop."""
     given = {name: value for name, value in locals().items() if value is not None}
+    signals.end_at(signal.SIGTERM)  # until there is something to finish
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     try:
         settings = Settings(**given)

@@ -1,6 +1,7 @@
 """One process that serves, from its first answer until it has finished what it accepted."""
 
 import asyncio
+import faulthandler
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 from service.http.connections import Connections
 from service.http.protocol import Protocol
 from service.observation import logs
-from service.processes import ports
+from service.processes import ports, signals
 from service.settings import Settings
 
 _CLOSE = (b"connection", b"close")
@@ -65,7 +66,8 @@ class Server(uvicorn.Server):
         for connection in self.server_state.connections:
             if isinstance(connection, Protocol) and connection.is_busy:  # which took its headers before
                 connection.shutdown()
-        signal.setitimer(signal.ITIMER_REAL, self._settings.shutdown_timeout_s)  # SIGALRM ends even a stuck process
+        # By a thread that needs nothing of Python, it ends even a stuck process, and says where that is stuck.
+        faulthandler.dump_traceback_later(self._settings.shutdown_timeout_s, exit=True)
         asyncio.get_running_loop().call_later(self._settings.shutdown_pause_s, self._close_port)
 
     def release(self, *, one_in: int) -> None:
@@ -96,7 +98,7 @@ class Server(uvicorn.Server):
 
     def _interrupt(self) -> None:
         self.leave()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signals.end_at(signal.SIGINT)
 
     def _close_port(self) -> None:
         self.should_exit = True

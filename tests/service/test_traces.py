@@ -265,7 +265,7 @@ def test_a_process_sends_its_spans_and_logs_their_trace_in_json(
 
 
 def test_a_collector_that_is_gone_does_not_keep_the_process(bundles: Bundles) -> None:
-    """The exporter would try for ten seconds; the process would be killed by SIGALRM before."""
+    """The exporter would try for ten seconds; the process would be ended before."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
     flags = ["--traces", "--shutdown-pause-s", "0", "--shutdown-timeout-s", "4", "--port", "0"]
