@@ -2,13 +2,16 @@
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from io import BytesIO
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
+from urllib.parse import unquote
 
 import orjson
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
 from service import images, multipart, tensors
@@ -22,6 +25,12 @@ JSON_BYTE_US = 0.01
 
 
 _JSON = "application/json"
+
+# A data: URI up to its comma: RFC 2397, whose words have no case.
+_DATA_URI = re.compile(r"data:.*;base64", re.IGNORECASE | re.DOTALL)
+
+# What a safetensors body may hold.
+_AS_TENSORS = frozenset({"images", "z"})
 
 T = TypeVar("T")
 
@@ -117,8 +126,7 @@ async def parse(
     if media_type == _JSON:
         return await spend(JSON_BYTE_US * len(body), deadline, _json, body, takes, max_parts)
     if media_type == tensors.MEDIA_TYPE and takes:
-        document = await spend(tensors.reading_cost_us(body), deadline, tensors.read, body)
-        return _members(document, takes, where="tensor", max_parts=max_parts)
+        return _tensors(await spend(tensors.reading_cost_us(body), deadline, tensors.read, body), takes)
     if "images" in takes:
         if media_type in images.MEDIA_TYPES:
             return Body(pictures=(Named("body", body),))
@@ -150,19 +158,27 @@ def _json(body: bytes, takes: frozenset[str], max_parts: int) -> Body:
         raise BadBody(f"not readable as JSON: {error}") from error
     if not isinstance(document, dict):
         raise invalid("body", got=type(document).__name__, expected="a JSON object")
-    return _members(document, takes, where="body", max_parts=max_parts)._replace(json_bytes=len(body))
-
-
-def _members(document: dict[str, Any], takes: frozenset[str], *, where: str, max_parts: int) -> Body:
-    payload = {name: value for name, value in document.items() if name in takes}
-    options = tuple((name, Named(f"{where}.{name}", value)) for name, value in document.items() if name not in takes)
-    if "images" in payload and isinstance(payload["images"], list):
-        sent = payload.pop("images")
+    members = {name: value for name, value in document.items() if name in takes}
+    options = tuple((name, Named(f"body.{name}", value)) for name, value in document.items() if name not in takes)
+    pictures: tuple[Named[bytes], ...] = ()
+    if isinstance(sent := members.get("images"), list):
         if len(sent) > max_parts:
             raise too_large("rows", got=len(sent), limit=max_parts, unit="rows")
-        pictures = [Named(f"{where}.images[{index}]", value) for index, value in enumerate(sent)]
-        return Body(tuple(Named(item.where, picture_bytes(item)) for item in pictures), payload, options)
-    return Body((), payload, options)
+        del members["images"]
+        pictures = tuple(
+            Named(where, picture_bytes(Named(where, value)))
+            for where, value in ((f"body.images[{index}]", value) for index, value in enumerate(sent))
+        )
+    return Body(pictures, members, options, json_bytes=len(body))
+
+
+def _tensors(found: Mapping[str, NDArray[Any]], takes: frozenset[str]) -> Body:
+    """Options stand in the query: as arrays they could be of any length."""
+    known = takes & _AS_TENSORS
+    for name in found:
+        if name not in known:
+            raise invalid(f"tensor.{name[:200]}", got=name[:200], expected=f"one of {', '.join(sorted(known))}")
+    return Body(members=found)
 
 
 def picture_bytes(item: Named[Any]) -> bytes:
@@ -173,7 +189,8 @@ def picture_bytes(item: Named[Any]) -> bytes:
     text = item.value
     if isinstance(text, str):
         head, comma, data = text.partition(",")
-        encoded = data if comma and head.startswith("data:") and head.endswith(";base64") else text
+        is_uri = comma and _DATA_URI.fullmatch(head)
+        encoded = unquote(data) if is_uri else text
         try:
             return base64.b64decode(encoded.replace("\r", "").replace("\n", ""), validate=True)
         except (binascii.Error, ValueError):

@@ -13,7 +13,7 @@ _LOOK_EVERY_S = 0.5
 
 # Who was refused still has this long to read why, as closing on bytes that were not read would take the answer back.
 # A flood does not: those beyond are closed at once.
-_LINGER_S = 2.0
+_LINGER_S = 5.0
 _MAX_LINGERING = 100
 
 
@@ -51,6 +51,8 @@ class Connections:
 
     def linger(self, connection: Connection) -> None:
         """Close one soon, to which the last was said."""
+        if connection in self._lingering:
+            return
         self._open.discard(connection)
         if len(self._lingering) >= _MAX_LINGERING:
             connection.close()

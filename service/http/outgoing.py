@@ -1,6 +1,7 @@
 """What leaves by connections: counted, and answers that were made in one turn of the loop all at its end."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 
@@ -25,11 +26,14 @@ class Outbox:
 
 
 class Outgoing:
-    """A transport that counts what is written and holds what is posted; all else is its own."""
+    """A transport that counts what is written, holds what is posted, and asks before it closes whether the other side
+    is heard out instead; all else is its own.
+    """
 
-    def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
+    def __init__(self, transport: asyncio.Transport, outbox: Outbox, *, hears_out: Callable[[], bool]) -> None:
         self._transport = transport
         self._outbox = outbox
+        self._hears_out = hears_out
         self._posted = b""
         self._written_bytes = 0
         self.is_closing = transport.is_closing
@@ -64,9 +68,10 @@ class Outgoing:
         self._transport.write_eof()
 
     def close(self) -> None:
-        """Close once all is written."""
+        """Close once all is written, or once the other side has been heard out."""
         self.send()
-        self._transport.close()
+        if not self._hears_out():
+            self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -26,6 +26,9 @@ _PIECE_BYTES = 2**18
 # Seconds that a connection may rest after an answer.
 _KEEP_ALIVE_S = 5.0
 
+# The parser takes 0.9 and 2.0 too, in words that those do not have.
+_VERSIONS = frozenset({"1.0", "1.1"})
+
 _PROCESSING = STATUS_LINE[102] + b"\r\n"
 
 _NOT_HTTP = b"This is not an HTTP request that this server reads."
@@ -80,7 +83,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, or refuse it."""
-        self._outgoing = Outgoing(cast("asyncio.Transport", transport), self._connections.outbox)
+        self._outgoing = Outgoing(
+            cast("asyncio.Transport", transport), self._connections.outbox, hears_out=self._hears_out
+        )
         super().connection_made(cast("asyncio.Transport", self._outgoing))
         self.flow = _Flow(cast("asyncio.Transport", self._outgoing), self)
         try:
@@ -110,6 +115,15 @@ class Protocol(HttpToolsProtocol):
     def close(self) -> None:
         """Close, whatever goes on."""
         self.transport.abort()
+
+    def _hears_out(self) -> bool:
+        """Whether, in place of closing after an answer, what is still on its way of the body is read and dropped:
+        closing on bytes that were not read would take the answer back.
+        """
+        if not self._reads_body or self._heard_all:
+            return False
+        self._part(b"")
+        return True
 
     def look(self, now: float) -> None:
         """Close what has no request in work and takes too long to send one, or does not read its answer. Who reads a
@@ -228,14 +242,16 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def _is_clear(self) -> bool:
-        """Whether a head says once whom it is for, and its body comes as it is; the parser has seen to the rest.
+        """Whether a head is of a version that we speak and says once whom it is for, and its body comes as it is; the
+        parser has seen to the rest.
 
         Source:  RFC 9112, sections 3.2 and 6.1
         """
         names = [name for name, _ in self.headers]
         if b"transfer-encoding" in names and self.headers[names.index(b"transfer-encoding")][1].lower() != b"chunked":
             return False
-        return names.count(b"host") == 1 or (self.parser.get_http_version() == "1.0" and b"host" not in names)
+        version = self.parser.get_http_version()
+        return version in _VERSIONS and (names.count(b"host") == 1 or (version == "1.0" and b"host" not in names))
 
     @property
     def _owes_answers(self) -> bool:
@@ -287,6 +303,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self.transport.write_eof()
+            self.flow.resume_reading()
             self._connections.linger(self)
 
 

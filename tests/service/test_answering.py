@@ -45,7 +45,7 @@ def exchange(
     wire: Wire, *, method: str = "GET", keep_alive: bool = True, on_response: Callable[[], None] = lambda: None
 ) -> tuple[RequestResponseCycle, Outgoing]:
     """uvicorn's side of a request and its answer, and what leaves by its connection."""
-    outgoing = Outgoing(wire, Outbox())
+    outgoing = Outgoing(wire, Outbox(), hears_out=lambda: False)
     cycle = RequestResponseCycle(
         scope={"type": "http", "method": method, "http_version": "1.1", "path": "/"},  # type: ignore[typeddict-item]
         transport=cast("asyncio.Transport", outgoing),

@@ -5,6 +5,8 @@ import json
 import socket
 import struct
 import time
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
@@ -399,14 +401,15 @@ FORMS = {
 
 # What one picture or one row costs is bounded; so is how many there are, before anything is done for each.
 MANY = {
-    "a million seeds": ("/interpolate", b'{"seeds":[' + b"0," * 900_000 + b"0]}", JSON),
-    "a million dimensions": ("/traverse", b'{"seed":1,"dims":[' + b"0," * 900_000 + b"0]}", JSON),
-    "200,000 latents": ("/interpolate", tensors(z=np.zeros((200_000, 4), np.float16)), SAFETENSORS),
-    "600,000 pictures": ("/encode", b'{"images":[' + b'"",' * 600_000 + b'""]}', JSON),
+    "a million seeds": ("/interpolate", b'{"seeds":[' + b"0," * 900_000 + b"0]}", JSON, 413),
+    "a million dimensions": ("/traverse", b'{"seed":1,"dims":[' + b"0," * 900_000 + b"0]}", JSON, 413),
+    "two million dimensions": ("/traverse", tensors(dims=np.zeros(1_900_000, np.uint8)), SAFETENSORS, 422),
+    "200,000 latents": ("/interpolate", tensors(z=np.zeros((200_000, 4), np.float16)), SAFETENSORS, 413),
+    "600,000 pictures": ("/encode", b'{"images":[' + b'"",' * 600_000 + b'""]}', JSON, 413),
 }
 
 BODIES = [
-    *((f"rows: {name}", post(path, body, kind), 413) for name, (path, body, kind) in MANY.items()),
+    *((f"many: {name}", post(path, body, kind), status) for name, (path, body, kind, status) in MANY.items()),
     *((f"picture: {name}", post("/encode", body, kind), status) for name, (body, kind, status) in PICTURES.items()),
     *((f"tensors: {name}", post("/decode", body, SAFETENSORS), status) for name, (body, status) in TENSORS.items()),
     *((f"JSON: {name}", post("/decode", body), status) for name, (body, status) in DOCUMENTS.items()),
@@ -457,6 +460,8 @@ REQUESTS: list[tuple[str, bytes, int, bool]] = [
     ("a header without a colon", get("/health/live", "abc"), 400, False),
     ("a header on two lines", get("/health/live", "X: a", " b"), 400, False),
     ("HTTP/0.9", b"GET /health/live\r\n\r\n", 400, False),
+    ("HTTP/0.9 with headers", b"GET /health/live HTTP/0.9\r\nHost: h\r\n\r\n", 400, False),
+    ("HTTP/2 in a line", b"GET /health/live HTTP/2.0\r\nHost: h\r\n\r\n", 400, False),
     ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, False),
     ("HTTP/3.7", b"GET /health/live HTTP/3.7\r\nHost: h\r\n\r\n", 400, False),
     ("TLS", bytes.fromhex("16030100c8010000c40303") + bytes(200), 400, False),
@@ -738,3 +743,36 @@ def test_a_broken_body_behind_a_request_is_answered_after_it(connection: socket.
     connection.sendall(get("/sample?seed=1&n=500") + chunked(b"zz\r\n"))
     assert [answer(connection).status for _ in range(2)] == [200, 400]
     assert_closed(connection)
+
+
+@pytest.mark.parametrize("is_declared", [True, False], ids=["with its length", "in chunks"])
+def test_a_refusal_arrives_though_the_body_is_on_its_way_and_the_connection_ends(
+    server: Server, is_declared: bool
+) -> None:
+    """As of urllib, which says `Connection: close` each time, and sends all before it reads."""
+    pieces = [bytes(2**20)] * 20
+    headers = {"content-type": SAFETENSORS}
+    body = b"".join(pieces) if is_declared else iter(pieces)
+    request = urllib.request.Request(f"{server.url}/decode", body, headers)  # noqa: S310
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=PATIENCE_S)  # noqa: S310
+    with closing(refused.value) as refusal:
+        assert json.load(refusal)["type"] == "urn:vaeserve:problem:too-large"
+
+
+def is_closed_for(caller: socket.socket) -> bool:
+    try:
+        caller.sendall(bytes(2**16))
+    except OSError:
+        return True
+    return False
+
+
+def test_who_sends_on_after_a_refusal_is_heard_out_and_then_closed(server: Server) -> None:
+    url = urlsplit(server.url)
+    with closing(socket.create_connection((url.hostname or "", url.port or 0), timeout=PATIENCE_S)) as caller:
+        send(caller, post("/decode", b"", lines=(PETABYTE, "Connection: close")))
+        assert answer(caller).status == 413
+        assert caller.recv(1) == b""
+        caller.sendall(bytes(2**22))
+        until(lambda: is_closed_for(caller))

@@ -39,11 +39,16 @@ class Notes(asyncio.Transport):
         return f"the {name}"
 
 
+def outgoing_to(transport: Notes, outbox: Outbox) -> Outgoing:
+    """One that closes when it is told to."""
+    return Outgoing(transport, outbox, hears_out=lambda: False)
+
+
 def test_answers_of_one_turn_leave_together_when_it_is_over() -> None:
     async def main() -> None:
         done: list[bytes] = []
         outbox = Outbox()
-        first, second = Outgoing(Notes(done), outbox), Outgoing(Notes(done), outbox)
+        first, second = outgoing_to(Notes(done), outbox), outgoing_to(Notes(done), outbox)
 
         async def answer(outgoing: Outgoing, data: bytes) -> None:
             outgoing.post(data)
@@ -69,7 +74,7 @@ def test_answers_of_one_turn_leave_together_when_it_is_over() -> None:
 def test_what_is_posted_goes_ahead_of_what_follows(act: Callable[[Outgoing], None], then: bytes) -> None:
     async def main() -> None:
         notes = Notes()
-        outgoing = Outgoing(notes, Outbox())
+        outgoing = outgoing_to(notes, Outbox())
         outgoing.post(b"answer")
         act(outgoing)
         assert notes.done == [b"answer", then]
@@ -84,7 +89,7 @@ def test_an_answer_on_a_connection_that_was_lost_meanwhile_keeps_no_other_from_l
 
     async def main() -> None:
         outbox, lost, stays = Outbox(), Notes(), Notes()
-        first, second = Outgoing(lost, outbox), Outgoing(stays, outbox)
+        first, second = outgoing_to(lost, outbox), outgoing_to(stays, outbox)
         for turn in (b"1", b"2"):
             first.post(b"a" + turn)
             second.post(b"b" + turn)
@@ -100,7 +105,7 @@ def test_an_answer_on_a_connection_that_was_lost_meanwhile_keeps_no_other_from_l
 def test_every_byte_leaves_once_and_in_order(steps: list[tuple[bool, bytes]]) -> None:
     async def main() -> list[bytes]:
         notes = Notes()
-        outgoing = Outgoing(notes, Outbox())
+        outgoing = outgoing_to(notes, Outbox())
         for is_posted, data in steps:
             outgoing.post(data) if is_posted else outgoing.write(data)
         await asyncio.sleep(0)
@@ -111,7 +116,7 @@ def test_every_byte_leaves_once_and_in_order(steps: list[tuple[bool, bytes]]) ->
 
 def test_what_was_taken_is_what_was_written_and_does_not_wait() -> None:
     async def main() -> int:
-        outgoing = Outgoing(Notes(), Outbox())
+        outgoing = outgoing_to(Notes(), Outbox())
         outgoing.post(b"answer")
         for data in (b"head", b"body"):
             outgoing.write(data)
@@ -121,8 +126,19 @@ def test_what_was_taken_is_what_was_written_and_does_not_wait() -> None:
 
 
 def test_all_else_is_the_transports_own() -> None:
-    outgoing = Outgoing(notes := Notes(), Outbox())
+    outgoing = outgoing_to(notes := Notes(), Outbox())
     assert outgoing.get_extra_info("peername") == "the peername"
     assert not outgoing.is_closing()
     notes.close()
     assert outgoing.is_closing()
+
+
+def test_who_is_to_be_heard_out_is_answered_and_not_closed() -> None:
+    async def main() -> None:
+        notes = Notes()
+        outgoing = Outgoing(notes, Outbox(), hears_out=lambda: True)
+        outgoing.post(b"answer")
+        outgoing.close()
+        assert notes.done == [b"answer"]
+
+    asyncio.run(main())
