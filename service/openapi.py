@@ -1,5 +1,6 @@
 """OpenAPI for verbs, from the same classes that check their requests."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -47,11 +48,11 @@ _COMPONENTS: tuple[type[BaseModel], ...] = (
 )
 _KEY, _SHOWN = "key", "A key of the file that this service was started with, as `Authorization: Bearer vae_…`"
 _BINARY = {"type": "string", "format": "binary"}
-_HEADERS = {
+_IDENTITY = {
     "X-Model": "name@digest of the bundle that answered",
-    "X-Request-ID": "yours if you sent one",
-    "Server-Timing": "milliseconds of decode, queue, run and encode, and the batch's size",
+    "Vary": "`Accept`, where no `format` was named",
 }
+_TIMING = {"Server-Timing": "milliseconds of decode, queue, run and encode, and the batch's size"}
 _CACHING = {
     "Cache-Control": "`no-cache` with a seed, `immutable` with a seed and `model=name@digest`, else `no-store`",
     "ETag": "with a seed: of this URL and the model that answered",
@@ -59,14 +60,35 @@ _CACHING = {
 _SEED = {"X-Seed": "the seed that was chosen, where one was needed and none was sent"}
 _WARNINGS = {"X-Warnings": "where the model is not to be trusted for this: type and reason, a list of RFC 9651"}
 _DIMS = {"X-Dims": "the dimensions that were chosen, line by line, where none were sent"}
+_REQUEST_ID = {"X-Request-ID": "yours if you sent one"}
+_AGAIN = {"Retry-After": "seconds after which to come back, where that can be said"}
+_CHALLENGE = {"WWW-Authenticate": "what the key lacks: RFC 6750"}
+_NO_STORE = {"Cache-Control": "`no-store`"}
+_OF_PROBLEMS = {401: _CHALLENGE, 403: _CHALLENGE, 429: _AGAIN, 503: _AGAIN}
 
+# What any request may come to, wherever it leads.
+_ANYWHERE = (431, 500, 503)
 
 _TIMEOUT = {
     "name": "X-Timeout-Ms",
     "in": "header",
     "required": False,
-    "description": "Milliseconds until 504, if the rows have not run by then; else the server's own.",
+    "description": "Milliseconds until 504, if the answer is not made by then; else the server's own.",
     "schema": {"type": "integer", "format": "int64", "minimum": 1},
+}
+_HELD = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "description": "ETags of the answers that a cache holds, one of which may be told by 304.",
+    "schema": {"type": "string"},
+}
+_NAMED = {
+    "name": "X-Request-ID",
+    "in": "header",
+    "required": False,
+    "description": "Name of this request, in its answer and in logs; else one is made.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
 }
 
 
@@ -76,34 +98,43 @@ class VerbRoute(APIRoute):
 
 def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseModel] | None = None) -> dict[str, Any]:
     """What FastAPI is told of a verb's route; without a body, of its GET."""
-    extra: dict[str, Any] = {"parameters": [*_parameters(verb), _TIMEOUT]}
+    extra: dict[str, Any] = {"parameters": [*_parameters(verb), _TIMEOUT, *([_HELD] if body is None else [])]}
     if body is not None:
         required = bool(verb.takes) and not issubclass(verb.options, SeededOptions)
         extra["requestBody"] = {"required": required, "content": _contents(verb, body, is_required=required)}
-    common = (404, 406, 409, 413, 422, 429, 431, 500, 503, 504)
+    common = (404, 406, 409, 413, 422, 429, 504)
     statuses = common if body is None else (400, 408, 415, *common)
     answers: dict[int | str, Any] = {
         200: {
             "description": "The answer, in the form asked for",
             "content": _answers(verb.forms, answer),
-            "headers": {
-                name: {"description": text, "schema": {"type": "string"}}
-                for name, text in _headers(verb, is_get=body is None).items()
-            },
+            "headers": headers(_identity(verb) | _TIMING | _chosen(verb) | (_CACHING if body is None else {})),
         },
         **problems(*statuses),
     }
     if body is None:
-        answers[304] = {"description": "The cache that asked holds this answer"}
+        answers[304] = not_modified(_identity(verb) | _CACHING)
     # A plain Response has no media type of its own, which would be listed before the verb's default.
     return {"responses": answers, "openapi_extra": extra, "response_model": None, "response_class": Response}
 
 
-def _headers(verb: Verb[Options], *, is_get: bool) -> dict[str, str]:
+def _identity(verb: Verb[Options]) -> dict[str, str]:
+    return _IDENTITY | (_WARNINGS if {"prior", "seeds"} & verb.options.model_fields.keys() else {})
+
+
+def _chosen(verb: Verb[Options]) -> dict[str, str]:
     options = verb.options.model_fields
-    chosen = _DIMS if "dims" in options else _SEED if "seed" in options else {}
-    warned = _WARNINGS if {"prior", "seeds"} & options.keys() else {}
-    return _HEADERS | (_CACHING if is_get else {}) | chosen | warned
+    return _DIMS if "dims" in options else _SEED if "seed" in options else {}
+
+
+def headers(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Headers of an answer, from what each of them says."""
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in texts.items()}
+
+
+def not_modified(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The 304 of an answer that has these headers."""
+    return {"description": "The cache that asked holds this answer", "headers": headers(texts)}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -114,14 +145,18 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         if kind.status in statuses:
             titles.setdefault(kind.status, []).append(kind.title)
     return {
-        status: {"description": "; or: ".join(several), "content": {"application/problem+json": document}}
+        status: {
+            "description": "; or: ".join(several),
+            "content": {"application/problem+json": document},
+            "headers": headers(_NO_STORE | _OF_PROBLEMS.get(int(status), {})),
+        }
         for status, several in titles.items()
     }
 
 
 def install(app: FastAPI, *, keyed: bool, metrics_open: bool) -> None:
-    """Give an application its OpenAPI document, made once, with the schemas that `describe` refers to; where keys are
-    on, also with what takes one, which the metrics may not.
+    """Give an application its OpenAPI document, made once, with the schemas that `describe` refers to and what is true
+    of every operation; where keys are on, also with what takes one, which the metrics may not.
     """
 
     def document() -> dict[str, Any]:
@@ -131,6 +166,7 @@ def install(app: FastAPI, *, keyed: bool, metrics_open: bool) -> None:
             made.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
             if keyed:
                 _lock(made, metrics_open=metrics_open)
+            _complete(made)
             app.openapi_schema = made
         return app.openapi_schema
 
@@ -146,6 +182,17 @@ def _lock(document: dict[str, Any], *, metrics_open: bool) -> None:
             if not gate.is_open(path, metrics_open=metrics_open):
                 operation["security"] = [{_KEY: [gate.needed(method.upper(), path)]}]
                 operation["responses"] |= refused
+
+
+def _complete(document: dict[str, Any]) -> None:
+    """Say of every operation what any request may send and come to."""
+    anywhere = {str(status): answer for status, answer in problems(*_ANYWHERE).items()}
+    for item in document["paths"].values():
+        for operation in item.values():
+            operation["parameters"] = [*operation.get("parameters", ()), _NAMED]
+            operation["responses"] = anywhere | operation["responses"]
+            for answer in operation["responses"].values():
+                answer["headers"] = answer.get("headers", {}) | headers(_REQUEST_ID)
 
 
 def _parameters(verb: Verb[Options]) -> list[dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from service.errors import Fault, too_large
+from service.errors import PROBLEMS, Fault, too_large
 from service.latents import MAX_SEED
 
 # Named for generated clients, whose integers have 32 bits else.
@@ -36,10 +36,26 @@ def _as_items(schema: dict[str, Any]) -> None:
             choice["minItems"] = choice.pop("minLength")
 
 
-class Options(BaseModel):
-    """Options that every verb knows."""
+class Sent(BaseModel):
+    """What a client sends, of which nothing is taken for something else than it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_is_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Nor a number a truth, as they are to Python. Texts, as a query has them, are read as what they stand for."""
+        is_truth = cls.model_fields[info.field_name or ""].annotation is bool
+        if is_truth and type(value) in (int, float):
+            raise ValueError("true or false")
+        listed = value[:_MOST_LISTED] if isinstance(value, list) else [value]
+        if not is_truth and any(type(item) is bool for item in listed):
+            raise ValueError("something other than true or false")
+        return value
+
+
+class Options(Sent):
+    """Options that every verb knows."""
 
     model: str | None = Field(None, description="`name` or `name@digest` of a loaded model; else the default.")
     format: str | None = Field(None, description="Form of the answer; else `Accept` decides.")
@@ -130,7 +146,7 @@ class TraverseOptions(PathOptions):
     steps: int = Field(9, ge=2, description="Pictures in a line, both ends included.")
 
 
-Base64 = Annotated[str, Field(description="a picture as base64, or as a data: URI")]
+Base64 = Annotated[str, Field(description="a picture as base64, or as a base64 data: URI")]
 Vector = Annotated[list[Any], Field(description="one latent, nested as latent_shape says")]
 
 
@@ -158,10 +174,8 @@ class DecodeBody(DecodeOptions):
     z: list[Vector] | Vector
 
 
-class Point(BaseModel):
+class Point(Sent):
     """One point of a path: an image (its mu), a latent, or a seed (its first latent). Exactly one of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image: Base64 | None = None
     z: Vector | None = None
@@ -228,7 +242,7 @@ class PicturesAnswer(BaseModel):
 class ProblemAnswer(BaseModel):
     """RFC 9457 problem details."""
 
-    type: str
+    type: str = Field(json_schema_extra={"enum": [f"urn:vaeserve:problem:{problem.kind}" for problem in PROBLEMS]})
     title: str
     status: int
     detail: str

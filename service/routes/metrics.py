@@ -15,11 +15,16 @@ from starlette.responses import Response
 
 from service.deployment import Deployment
 from service.observation.metrics import Metrics
+from service.openapi import headers
 
 router = APIRouter(tags=["health"])
 
 _ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format"}
+    200: {
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+        "description": "Prometheus' text format",
+        "headers": headers({"Cache-Control": "`no-store`"}),
+    }
 }
 
 

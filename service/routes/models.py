@@ -12,7 +12,7 @@ from service.deployment import Deployment
 from service.errors import KeysOff, NotFound, unfinished
 from service.manifest import CARD
 from service.models import Model
-from service.openapi import problems
+from service.openapi import headers, not_modified, problems
 from service.schemas import Limits, ModelAnswer, ModelsAnswer, ModelSummary, ReloadAnswer
 
 router = APIRouter(tags=["models"])
@@ -20,9 +20,14 @@ router = APIRouter(tags=["models"])
 # Said here instead of in the signature, where FastAPI would announce a 422 that a name cannot cause.
 _NAME = {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]}
 
+_CACHING = {"Cache-Control": "`no-cache`, and `private` where keys are on", "ETag": "of the page"}
 _CARD: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The page", "content": {"text/html": {"schema": {"type": "string"}}}},
-    304: {"description": "The cache that asked holds this page"},
+    200: {
+        "description": "The page",
+        "content": {"text/html": {"schema": {"type": "string"}}},
+        "headers": headers(_CACHING),
+    },
+    304: not_modified(_CACHING),
 }
 
 

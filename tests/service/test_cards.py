@@ -111,6 +111,12 @@ def test_a_cache_that_holds_the_page_gets_304(http: httpx.Client) -> None:
     assert http.get("/models/mine/card", headers={"if-none-match": '"other"'}).status_code == 200
 
 
+def test_openapi_lists_what_a_card_tells_caches(http: httpx.Client) -> None:
+    responses = http.get("/openapi.json").json()["paths"]["/models/{name}/card"]["get"]["responses"]
+    for status in ("200", "304"):
+        assert responses[status]["headers"].keys() == {"Cache-Control", "ETag", "X-Request-ID"}
+
+
 def test_another_card_under_the_same_digest_has_another_etag(bare: Bundle) -> None:
     pages = [cards.page(replace(bare, card=text)) for text in (b"# one", b"# two", b"# one")]
     one, two, again = (page.etag for page in pages if page)

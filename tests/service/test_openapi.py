@@ -93,7 +93,9 @@ def test_every_option_is_a_described_parameter(document: dict[str, Any], path: s
     for operation in verb_operations(document, path):
         parameters = {item["name"]: item for item in operation["parameters"] if item["in"] == "query"}
         assert set(parameters) == set(VERBS[path].options.model_fields)
-        assert [item["name"] for item in operation["parameters"] if item["in"] == "header"] == ["X-Timeout-Ms"]
+        headers = [item["name"] for item in operation["parameters"] if item["in"] == "header"]
+        cached = [] if "requestBody" in operation else ["If-None-Match"]
+        assert headers == ["X-Timeout-Ms", *cached, "X-Request-ID"]
         for parameter in parameters.values():
             assert parameter["in"] == "query"
             assert not parameter["required"]
@@ -255,10 +257,45 @@ def test_every_option_stands_among_the_fields_of_a_form(document: dict[str, Any]
         assert fields == {"images", *VERBS[path].options.model_fields}
 
 
-def test_every_header_of_an_answer_stands_in_it(document: dict[str, Any], client: httpx.Client) -> None:
-    ours = ("x-model", "x-request-id", "server-timing", "x-seed", "x-dims", "etag", "cache-control")
-    for path, query in {"/sample": "", "/interpolate": "?seeds=1,2", "/traverse": "?seed=1"}.items():
-        listed = {name.lower() for name in document["paths"][path]["get"]["responses"]["200"]["headers"]}
-        sent = {name for name in client.get(path + query).headers if name in ours}
-        assert sent <= listed
-        assert {"x-model", "x-request-id", "server-timing", "cache-control"} <= sent
+# Of HTTP itself, and what tells a browser what it may do.
+UNNAMED = {"date", "content-type", "content-length", "connection", "x-content-type-options", "content-security-policy"}
+SENT: list[tuple[str, str, int, dict[str, str]]] = [
+    ("/sample", "", 200, {}),
+    ("/sample", "?seed=1", 304, {"if-none-match": "*"}),
+    ("/sample", "?seed=1&format=json", 304, {"if-none-match": "*"}),
+    ("/sample", "?n=0", 422, {}),
+    ("/interpolate", "?seeds=1,2", 200, {}),
+    ("/interpolate", "", 422, {}),
+    ("/traverse", "?seed=1", 200, {}),
+    ("/models", "", 200, {}),
+    ("/models/{name}", "", 200, {}),
+    ("/models/{name}", "?", 404, {}),
+    ("/health/live", "", 200, {}),
+    ("/metrics", "", 200, {}),
+]
+
+
+@pytest.mark.parametrize(("path", "query", "status", "headers"), SENT)
+def test_every_header_of_an_answer_stands_in_it(
+    kinds: httpx.Client, path: str, query: str, status: int, headers: dict[str, str]
+) -> None:
+    document = kinds.get("/openapi.json").json()
+    name = "nobody" if status == 404 else "full"
+    answer = kinds.get(path.replace("{name}", name) + query, headers=headers)
+    assert answer.status_code == status, answer.text
+    operation = document["paths"][path]["get"]
+    listed = {name.lower() for name in operation["responses"][str(status)]["headers"]}
+    assert answer.headers.keys() - UNNAMED <= listed
+    assert {name.lower() for name in headers} <= {item["name"].lower() for item in operation["parameters"]}
+
+
+def test_what_any_request_may_come_to_stands_at_every_operation(document: dict[str, Any]) -> None:
+    for _, _, operation in operations(document):
+        assert {"431", "500", "503"} <= operation["responses"].keys()
+        assert all("X-Request-ID" in answer["headers"] for answer in operation["responses"].values())
+        assert "Retry-After" in operation["responses"]["503"]["headers"]
+
+
+def test_the_types_of_problems_are_a_closed_list(document: dict[str, Any]) -> None:
+    types = document["components"]["schemas"]["ProblemAnswer"]["properties"]["type"]["enum"]
+    assert types == [f"urn:vaeserve:problem:{kind.kind}" for kind in PROBLEMS]

@@ -214,6 +214,26 @@ def test_an_option_out_of_its_range_is_named(client: httpx.Client, option: str, 
     assert fault["expected"]
 
 
+@pytest.mark.parametrize(
+    ("path", "option", "value", "expected"),
+    [
+        ("/sample", "n", True, "something other than true or false"),
+        ("/sample", "seed", False, "something other than true or false"),
+        ("/sample", "temperature", True, "something other than true or false"),
+        ("/interpolate", "seeds", [3, True], "something other than true or false"),
+        ("/interpolate", "loop", 1, "true or false"),
+        ("/interpolate", "loop", 0.0, "true or false"),
+    ],
+)
+def test_a_truth_is_no_number_and_a_number_no_truth(
+    client: httpx.Client, path: str, option: str, value: object, expected: str
+) -> None:
+    answer = client.post(path, json={option: value})
+    assert answer.status_code == 422
+    (fault,) = answer.json()["errors"]
+    assert (fault["where"], fault["expected"]) == (f"body.{option}", expected)
+
+
 def test_every_wrong_option_is_named_at_once(client: httpx.Client) -> None:
     answer = client.get("/sample?n=0&scale=99&colour=red")
     assert {fault["where"] for fault in answer.json()["errors"]} == {"query.n", "query.scale", "query.colour"}
