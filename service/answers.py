@@ -116,6 +116,10 @@ def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], 
     longest = rendering.LONGEST_SIDE.get(call.form.label, side)
     if side > longest:
         raise too_large(f"side of {call.form.label}, with {columns} columns", got=side, limit=longest, unit="pixels")
+    if call.form is Form.GIF and isinstance(options, PathOptions):
+        lasts_ms, longest_ms = n * options.frame_ms, rendering.LONGEST_GIF_MS
+        if lasts_ms > longest_ms:
+            raise too_large(f"time of gif, of {n:,} frames", got=lasts_ms, limit=longest_ms, unit="ms")
     return columns
 
 

@@ -123,7 +123,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _root() -> Response:
-    return RedirectResponse("/docs")
+    return RedirectResponse("docs")  # of whatever it stands behind
 
 
 async def _problem(request: Request, problem: Problem) -> Response:

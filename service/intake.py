@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 _TIMEOUT_DIGITS = 12  # of X-Timeout-Ms, of which more are no less than any server's bound
 
+# Headers that may stand on several lines, and that something hangs on.
+_LISTS = frozenset({"accept", "content-encoding"})
+
 # Many more than any verb knows; a body of nothing but unknown options must not cost a fault each.
 _MAX_OPTIONS = 64
 
@@ -140,7 +143,10 @@ class Call(NamedTuple, Generic[O]):
 
 
 async def read(request: Request, verb: Verb[O]) -> Call[O]:
-    """A request to a verb, or the problem with it."""
+    """A request to a verb.
+
+    Raises:  whatever Problem there is with it
+    """
     began = perf_counter()
     deployment: Deployment = request.app.state.deployment
     settings = deployment.settings
@@ -169,14 +175,14 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
 
 
 def _headers(request: Request) -> dict[str, str]:
-    """The headers by their names; the first of those that have the same, and of `Accept` all as one list.
+    """The headers by their names; the first of those that have the same, and of lists all as one list.
 
     Source:  RFC 9110, section 5.3
     """
     sent: list[tuple[bytes, bytes]] = request.scope["headers"]
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(sent)}
-    if len(headers) < len(sent) and "accept" in headers:
-        headers["accept"] = ", ".join(request.headers.getlist("accept"))
+    if len(headers) < len(sent):
+        headers |= {name: ", ".join(request.headers.getlist(name)) for name in _LISTS & headers.keys()}
     return headers
 
 
@@ -224,7 +230,7 @@ def _fault(places: dict[str, Named[Any]], error: dict[str, Any], verb: Verb[Opti
     name, *inner = error["loc"] or ("",)
     where = ".".join([places[name].where if name in places else name, *map(str, inner)])[:200]
     if error["type"] == "extra_forbidden":
-        members = sorted(verb.takes) if where.startswith(("body.", "tensor.")) else []
+        members = sorted(verb.takes) if where.startswith("body.") else []
         known = ", ".join([*members, *verb.options.model_fields])
         return {"where": where, "got": name[:200], "expected": f"one of {known}"}
     return {"where": where, "got": shown(error["input"]), "expected": expectation(error["msg"])}

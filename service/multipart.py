@@ -53,8 +53,10 @@ def read(body: bytes, content_type: str, *, max_files: int) -> list[Part]:
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         raise _unreadable("its Content-Type names no boundary; leave that header to the client's library")
-    if b"--%b--" % boundary not in body[-_CHUNK_BYTES:]:  # or else the last part would be lost without a word
-        raise _unreadable("it ends before its last boundary")
+    if b"--" + boundary not in body:
+        raise _unreadable(
+            "it has not the boundary that its Content-Type names; leave that header to the client's library"
+        )
     reader = _Reader(body, max_files=max_files)
     try:
         parser = MultipartParser(
@@ -67,6 +69,7 @@ def read(body: bytes, content_type: str, *, max_files: int) -> list[Part]:
                 "on_headers_finished": reader.headers_finished,
                 "on_part_data": reader.part_data,
                 "on_part_end": reader.part_end,
+                "on_end": reader.end,
             },
         )
         for start in range(0, len(body), _CHUNK_BYTES):
@@ -74,6 +77,8 @@ def read(body: bytes, content_type: str, *, max_files: int) -> list[Part]:
             parser.write(reader.chunk)
     except FormParserError as error:
         raise _unreadable(str(error)) from error
+    if not reader.is_whole:  # the last part would be lost without a word
+        raise _unreadable("it ends before its last boundary")
     return reader.parts
 
 
@@ -82,6 +87,7 @@ class _Reader:
 
     def __init__(self, body: bytes, *, max_files: int) -> None:
         self.parts: list[Part] = []
+        self.is_whole = False
         self.chunk = b""
         self.start = 0
         self._body = body
@@ -131,6 +137,9 @@ class _Reader:
                 f"the field {self._name[:40]} has {self._bytes:,} bytes, the limit is {_MAX_FIELD_BYTES:,}"
             )
         self.parts.append(Part(self._name, is_file, content))
+
+    def end(self) -> None:
+        self.is_whole = True
 
 
 def _is_text(sent: bytes) -> bool:

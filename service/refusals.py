@@ -1,11 +1,16 @@
 """A problem becomes the response that tells it."""
 
+from urllib.parse import quote
+
 import orjson
 from starlette.responses import Response
 from starlette.types import Scope
 
 from service.errors import Problem
 from service.observation import record
+
+# What a path may hold as it is: RFC 3986, section 3.3.
+_IN_PATHS = "/:@!$&'()*+,;="
 
 
 def response(problem: Problem, scope: Scope) -> Response:
@@ -15,7 +20,7 @@ def response(problem: Problem, scope: Scope) -> Response:
     """
     record.of(scope).problem = problem.kind
     document = Response(
-        orjson.dumps(problem.members(scope["path"])),
+        orjson.dumps(problem.members(quote(scope["path"], safe=_IN_PATHS))),
         status_code=problem.status,
         media_type="application/problem+json",
         headers={"cache-control": "no-store"},

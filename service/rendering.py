@@ -21,6 +21,9 @@ from service import png
 Uint8 = NDArray[np.uint8]
 Encoding = Literal["png", "webp", "jpeg", "gif", "apng"]
 
+# A GIF counts time in 16 bits, in hundredths of a second. Equal frames become one, which is shown for as long as all.
+LONGEST_GIF_MS = 655_350
+
 # Largest side that each format can state; libjpeg stops a little below its format.
 LONGEST_SIDE = {"png": 2**31 - 1, "apng": 2**31 - 1, "webp": 16383, "jpeg": 65500, "gif": 65535}
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -33,12 +34,17 @@ def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     assert set(document) - {"errors"} == {"type", "title", "status", "detail", "instance"}
     assert document["type"] == f"urn:vaeserve:problem:{kind}"
     assert document["status"] == status
-    assert document["instance"] == answer.request.url.path
+    assert unquote(document["instance"]) == answer.request.url.path
     assert document["title"] == next(known.title for known in PROBLEMS if known.kind == kind)
     for fault in document.get("errors", []):
         assert set(fault) == {"where", "got", "expected"}
         assert all(isinstance(text, str) and text for text in fault.values())
     return document
+
+
+@pytest.mark.parametrize("path", ["/a%20b%22", "/a%3Fb", "/caf%C3%A9"])
+def test_where_a_problem_was_is_a_reference_to_it(client: httpx.Client, path: str) -> None:
+    assert problem(client.get(path), 404, "not-found")["instance"] == path
 
 
 def test_the_list_is_closed_and_every_kind_is_one_of_it() -> None:
@@ -221,6 +227,12 @@ def test_a_compressed_body_is_415(client: httpx.Client, encoding: str) -> None:
     answer = client.post("/encode", content=b"x", headers=PNG | {"content-encoding": encoding})
     document = problem(answer, 415, "unsupported-type")
     assert document["detail"] == f"Content-Encoding: got {encoding}, expected none"
+
+
+def test_a_body_whose_compression_stands_on_a_second_line_is_415(client: httpx.Client) -> None:
+    lines = [("content-type", "image/png"), ("content-encoding", "identity"), ("content-encoding", "gzip")]
+    document = problem(client.post("/encode", content=b"x", headers=lines), 415, "unsupported-type")
+    assert document["detail"] == "Content-Encoding: got identity, gzip, expected none"
 
 
 # 409: what this model lacks

@@ -203,6 +203,15 @@ def test_a_path_can_move(client: httpx.Client, grey: Linear, label: str, media_t
     assert_near(frames(answer.content, 1), expected.repeat(2, axis=1).repeat(2, axis=2))
 
 
+def test_a_film_of_one_picture_lasts_as_long_as_a_gif_can_say(client: httpx.Client) -> None:
+    asked = "/interpolate?seeds=3,3&format=gif&frame_ms=10000&steps="
+    assert client.get(f"{asked}65").status_code == 200
+    refused = client.get(f"{asked}66")
+    assert refused.status_code == 413
+    assert refused.json()["detail"] == "time of gif, of 66 frames: got 660,000 ms, the limit is 655,350"
+    assert client.get(f"{asked.replace('gif', 'apng')}66").status_code == 200
+
+
 def test_a_browser_gets_the_strip_not_the_film(client: httpx.Client) -> None:
     accept = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
     answer = client.get("/interpolate?seeds=3,14", headers={"accept": accept})
