@@ -51,6 +51,11 @@ class Body(NamedTuple):
     json_bytes: int = 0
     """What the members were read from, where that was JSON."""
 
+    @property
+    def place(self) -> str:
+        """What stands before a member's name where it is spoken of."""
+        return "body" if self.json_bytes else "tensor"
+
 
 EMPTY = Body()
 

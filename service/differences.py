@@ -12,6 +12,9 @@ Float64 = NDArray[np.float64]
 _CONVERTED_HEADS = frozenset({"variance", "sigma"})
 _SMALL_SIGMA = 1e-3
 _TINY = 1e-30
+# Of mu's spread. A difference of a tenth of it moves nothing that a decoder or a client of embeddings could see, and
+# a sigma below it is only what a tiny weight of the KL has left: float16 alone rounds by several of such.
+_LEAST_UNIT = 0.01
 
 
 def absolute(found: NDArray[Any], expected: NDArray[Any]) -> Float64:
@@ -34,12 +37,12 @@ def of_sums(found: NDArray[Any], expected: NDArray[Any]) -> Float64:
 
 
 def in_sigma(found: NDArray[Any], mu: NDArray[Any], logvar: NDArray[Any] | None) -> Float64:
-    """Differences of mu in units of the posterior's sigma. An autoencoder has none: its unit is the standard deviation
-    of all of mu, over rows and dimensions.
+    """Differences of mu in units of the posterior's sigma, or of a hundredth of mu's spread where that is larger. The
+    spread is the standard deviation of all of mu, over rows and dimensions; of an autoencoder it is the unit itself.
     """
-    wide = mu.astype(np.float64)
-    sigma = wide.std() if logvar is None else np.exp(logvar.astype(np.float64) / 2)
-    return absolute(found, mu) / np.maximum(sigma, _TINY)
+    spread = mu.astype(np.float64).std()
+    unit = spread if logvar is None else np.maximum(np.exp(logvar.astype(np.float64) / 2), _LEAST_UNIT * spread)
+    return absolute(found, mu) / np.maximum(unit, _TINY)
 
 
 def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:

@@ -105,8 +105,8 @@ class Tolerance(_Part):
 
 
 class ReducedTolerance(_Part):
-    """Largest difference to the source that is allowed below fp32: mu in units of the posterior's sigma, pictures by
-    their PSNR.
+    """Largest difference to the source that is allowed below fp32: mu in units of the posterior's sigma, or of a
+    hundredth of mu's spread where that is larger, pictures by their PSNR.
     """
 
     mu_in_sigma: float = Field(gt=0)
@@ -127,7 +127,11 @@ class Parity(_Part):
     logvar: Difference | None
     image: Difference
     log_likelihood: Difference | None = None
-    mu_in_sigma: Difference | None = Field(None, description="mu in units of the posterior's sigma; below fp32")
+    mu_in_sigma: Difference | None = Field(
+        None,
+        description="mu in units of the posterior's sigma, or of a hundredth of mu's spread where that is larger; "
+        "below fp32",
+    )
     psnr_db: float | None = Field(None, description="of all pictures against the source's; below fp32")
     shapes: tuple[tuple[int, int, int], ...] = Field(description="rows, height and width of the runs")
     pictures: int

@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from service import images, tensors
 from service.access import gate
 from service.bodies import readable_types
 from service.errors import PROBLEMS
@@ -235,7 +234,7 @@ def _contents(verb: Verb[Options], body: type[BaseModel], *, is_required: bool) 
             }
             if lists:  # which would be a part for each item else
                 contents[media_type]["encoding"] = {name: {"style": "form", "explode": False} for name in lists}
-        elif media_type in images.MEDIA_TYPES or media_type == tensors.MEDIA_TYPE:
+        else:
             contents[media_type] = {"schema": _BINARY}
     return contents
 

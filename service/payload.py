@@ -190,7 +190,7 @@ async def latents_of(call: Call[Options]) -> NDArray[np.float32] | None:
     if value is None:
         return None
     cost_us = TENSOR_NUMBER_US * value.size if isinstance(value, np.ndarray) else nested_cost_us(call.body)
-    latents = await call.spend(cost_us, as_latents, call, value, where="z")
+    latents = await call.spend(cost_us, as_latents, call, value, where=f"{call.body.place}.z")
     call.check_rows(len(latents))
     return latents
 

@@ -170,9 +170,9 @@ async def _rows(call: Call[PathOptions]) -> dict[str, list[AnyPoint]]:
     if tensor is not None:
         image = payload.from_tensor(call, tensor)
         call.check_rows(len(image))  # each of which, if small, may cost the engine less than a row
-        sources["images"] = [Pixels(f"images[{index}]", row) for index, row in enumerate(image)]
+        sources["images"] = [Pixels(f"{call.body.place}.images[{index}]", row) for index, row in enumerate(image)]
     if (z := await payload.latents_of(call)) is not None:
-        sources["z"] = [Latent(f"z[{index}]", row) for index, row in enumerate(z)]
+        sources["z"] = [Latent(f"{call.body.place}.z[{index}]", row) for index, row in enumerate(z)]
     return sources
 
 

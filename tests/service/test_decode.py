@@ -139,7 +139,7 @@ def test_latents_that_cannot_be_are_refused_with_what_was_found(
     answer = client.post("/decode", json={"z": z})
     assert answer.status_code == 422
     (fault,) = answer.json()["errors"]
-    assert (fault["where"], fault["got"]) == (where, got)
+    assert (fault["where"], fault["got"]) == (f"body.{where}", got)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_latents_that_cannot_be_are_refused_with_what_was_found(
 def test_a_tensor_that_cannot_be_is_refused(client: httpx.Client, z: np.ndarray, where: str) -> None:
     answer = client.post("/decode", content=tensors(z=z), headers={"content-type": SAFETENSORS})
     assert answer.status_code == 422
-    assert answer.json()["errors"][0]["where"] == where
+    assert answer.json()["errors"][0]["where"] == f"tensor.{where}"
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,17 @@ def test_sums_are_compared_by_their_size_above_one() -> None:
 
 
 def test_mu_is_compared_in_sigma() -> None:
-    sigma = np.array([[2.0, 0.5], [1.0, 0.01]])
+    sigma = np.array([[2.0, 0.5], [1.0, 0.05]])
     mu = np.array([[1.0, -1.0], [0.0, 5.0]])
-    apart = in_sigma(mu + np.array([[1, 1], [-1, 0.005]]), mu, 2 * np.log(sigma))
+    apart = in_sigma(mu + np.array([[1, 1], [-1, 0.025]]), mu, 2 * np.log(sigma))
     np.testing.assert_allclose(apart, [[0.5, 2], [1, 0.5]])
+
+
+def test_where_sigma_is_tiny_mu_is_compared_in_a_hundredth_of_its_spread() -> None:
+    sigma = np.array([[1e-4, 1e-4], [0.5, 1e-9]])
+    mu = np.array([[4.0, -4.0], [4.0, -4.0]])
+    apart = in_sigma(mu + np.array([[0.02, -0.04], [0.05, 0]]), mu, 2 * np.log(sigma))
+    np.testing.assert_allclose(apart, [[0.5, 1], [0.1, 0]], rtol=1e-6)
 
 
 def test_an_autoencoders_mu_is_compared_in_the_spread_of_all_of_it() -> None:

@@ -285,7 +285,7 @@ SEED = {"seed": 1}
         ({"points": [SEED, {"z": [[0, 0, 0, 0]] * 2}]}, "body.points[1].z", "2 latents"),
         ({"points": [SEED, {"z": [0, 0, 0, 1e39]}]}, "body.points[1].z[0]", "NaN or infinity"),
         ({"points": [SEED, {"image": "http://example.com/a.png"}]}, "body.points[1].image", "http://example.com/a.png"),
-        ({"z": [[0, 0, 0, 0], [0, 0, 0, 1e39]]}, "z[1]", "NaN or infinity"),
+        ({"z": [[0, 0, 0, 0], [0, 0, 0, 1e39]]}, "body.z[1]", "NaN or infinity"),
         ({"images": "abc"}, "body.images", "str"),
     ],
 )
@@ -308,7 +308,7 @@ def test_points_that_cannot_be_are_refused_by_their_index(
             {"points": [{"image": base64_png(np.zeros((8, 8, 3), np.uint8))}, {"z": np.zeros((2, 2, 5)).tolist()}]},
             "body.points[1]: got height 8, width 20, expected height 8, width 8 as body.points[0]",
         ),
-        ({"z": np.zeros((3, 2, 2, 5)).tolist(), "width": 24}, "width: got 24, expected 20, as z[0] has it"),
+        ({"z": np.zeros((3, 2, 2, 5)).tolist(), "width": 24}, "width: got 24, expected 20, as body.z[0] has it"),
         ({"z": np.zeros((3, 2, 2, 5)).tolist(), "height": 6}, "height: got 6, expected a multiple of 4 up to 64"),
     ],
 )

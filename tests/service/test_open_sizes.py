@@ -236,20 +236,20 @@ def test_a_single_latent_counts_as_one_row(client: httpx.Client, model: OpenLine
 def test_latents_that_cannot_be_are_refused_with_what_may_be(client: httpx.Client, z: NDArray[Any]) -> None:
     answer = client.post("/decode", content=tensors(z=z), headers=BINARY)
     assert refusal(answer) == (
-        f"z: got {z.dtype} {z.shape}, expected float32 (n, 2, h, w), h and w from 1 to 16, n ≥ 1, or one latent"
+        f"tensor.z: got {z.dtype} {z.shape}, expected float32 (n, 2, h, w), h and w from 1 to 16, n ≥ 1, or one latent"
     )
 
 
 def test_the_first_latent_of_another_size_is_named(client: httpx.Client) -> None:
     z = [np.zeros((2, 4, width)).tolist() for width in (4, 4, 5, 6)]
-    assert refusal(client.post("/decode", json={"z": z})) == "z[2]: got (2, 4, 5), expected (2, 4, 4) as z[0]"
+    assert refusal(client.post("/decode", json={"z": z})) == "body.z[2]: got (2, 4, 5), expected (2, 4, 4) as body.z[0]"
 
 
 def test_a_latent_that_is_not_finite_is_named(client: httpx.Client) -> None:
     z = latents(3, (2, 2, 2))
     z[2, 1, 0, 1] = np.nan
     answer = client.post("/decode", content=tensors(z=z), headers=BINARY)
-    assert refusal(answer) == "z[2]: got NaN or infinity, expected finite float32"
+    assert refusal(answer) == "tensor.z[2]: got NaN or infinity, expected finite float32"
 
 
 # Sizes of what is made from seeds
@@ -331,7 +331,7 @@ def test_points_of_every_kind_share_the_size_of_those_that_have_one(client: http
         ),
         (
             {"z": np.zeros((2, 2, 4, 4)).tolist(), "height": 20},
-            "height: got 20, expected 16, as z[0] has it",
+            "height: got 20, expected 16, as body.z[0] has it",
         ),
     ],
     ids=["latents", "a latent and an image", "images", "an option"],

@@ -307,8 +307,8 @@ def test_an_address_that_cannot_be_is_refused_by_its_place(
         ({}, "start", "none"),
         ({"z": [0, 0, 0, 0], "seed": 1}, "start", "seed and z"),
         ({"z": [[0, 0, 0, 0]] * 2}, "z", "2 rows"),
-        ({"z": [0, 0, 0, 1e39]}, "z[0]", "NaN or infinity"),
-        ({"z": [0, 0, 0]}, "z", "int64 (3,)"),
+        ({"z": [0, 0, 0, 1e39]}, "body.z[0]", "NaN or infinity"),
+        ({"z": [0, 0, 0]}, "body.z", "int64 (3,)"),
         ({"dims": [], "seed": 1}, "body.dims", "[]"),
     ],
 )
