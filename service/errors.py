@@ -270,7 +270,9 @@ def expectation(message: str) -> str:
 
 
 def shown(value: object, *, most: int = 200) -> str:
-    """A value as an error shows it, however much of it there is, and however deep."""
+    """A value as an error shows it, however much of it there is, and however deep; JSON's words in its own."""
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape}"
     text = reprlib.repr(_beginning(value)) if isinstance(value, list | dict) else str(value)

@@ -1,5 +1,6 @@
 """GET and POST /sample over a real socket: seeds, every form out, and how pictures are put together."""
 
+import json
 from io import BytesIO
 from typing import Any
 
@@ -232,6 +233,7 @@ def test_a_truth_is_no_number_and_a_number_no_truth(
     assert answer.status_code == 422
     (fault,) = answer.json()["errors"]
     assert (fault["where"], fault["expected"]) == (f"body.{option}", expected)
+    assert fault["got"] == (json.dumps(value) if isinstance(value, bool) else str(value))
 
 
 def test_every_wrong_option_is_named_at_once(client: httpx.Client) -> None:
