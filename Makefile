@@ -55,7 +55,7 @@ lint: $(DEV)/stamp
 bench: $(DEV)/stamp
 	$(DEV)/bin/python -m benchmarks.serving $(ARGS)
 	$(DEV)/bin/python -m benchmarks.stages
-	$(DEV)/bin/python -m benchmarks.start
+	$(DEV)/bin/python -m benchmarks.start --environment
 
 $(SERVE)/stamp: locks/cpu.txt pyproject.toml
 	@echo "Installing locks/cpu.txt into $(SERVE) (once, about a minute)"

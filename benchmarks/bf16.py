@@ -95,8 +95,8 @@ def main() -> None:
     print("\n" + results.table(_SIZES_HEAD, [_sizes_row(one) for one in sizes]))
     print("\n" + results.table(_LOSS_HEAD, [_loss_row(one) for one in losses]))
     measured: dict[str, list[Any]] = {"speeds": speeds, "sizes": sizes, "losses": losses}
-    kept = results.write("bf16", {name: [asdict(one) for one in each] for name, each in measured.items()})
-    print(f"\nKept in {kept.name}")
+    content = {name: [asdict(one) for one in each] for name, each in measured.items()}
+    print("\n" + results.keep("bf16", content, lacks=set(_MODELS) - set(arguments.models)))
 
 
 def _speeds(subject: Subject, *, seconds: float) -> Iterator[Speed]:

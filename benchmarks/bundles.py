@@ -8,8 +8,6 @@ import os
 import subprocess
 import time
 from argparse import ArgumentParser
-from http.client import HTTPConnection
-from io import BytesIO
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -18,17 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 from safetensors.numpy import load, save
 
-from benchmarks import results
-from benchmarks.servers import HOST, Server, running, script, serve_command
+from benchmarks import pictures, results
+from benchmarks.requests import PNG, SAFETENSORS
+from benchmarks.servers import Request, Server, running, script, serve_command
 from service.bundle import read
 
 WIDTHS = (128, 256, 512, 512)
 DEFAULT_SIDE = 256
 SIDES = (64, 128, 256, 512)
-PNG, SAFETENSORS = "image/png", "application/vnd.safetensors"
 
 
 def main() -> None:
@@ -44,7 +41,7 @@ def main() -> None:
         print(results.table(("vae-export make", "figure"), _rows_of_make(measured["make"])), "\n")
         measured["serve"] = _serve(bundle, repeats=arguments.repeats)
     print(results.table(("vae-serve", "/encode s", "/decode s", "resident MB"), _rows_of_serve(measured["serve"])))
-    results.write("bundles", measured)
+    print("\n" + results.keep("bundles", measured))
 
 
 def _save(folder: Path) -> int:
@@ -91,14 +88,12 @@ def _at(server: Server, side: int, *, repeats: int) -> dict[str, float]:
     encode_s, decode_s = [], []
     for seed in range(repeats):
         picture = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-        file = BytesIO()
-        Image.fromarray(picture).save(file, "PNG")
-        taken, answer = _posted(server, "/encode?format=safetensors", file.getvalue(), content_type=PNG)
+        taken, answer = _timed(server, Request("/encode?format=safetensors", PNG, pictures.as_png(picture)))
         encode_s.append(taken)
-        taken, answer = _posted(server, "/decode", save({"z": load(answer)["mu"]}), content_type=SAFETENSORS)
+        taken, answer = _timed(server, Request("/decode", SAFETENSORS, save({"z": load(answer)["mu"]})))
         decode_s.append(taken)
-        if (size := Image.open(BytesIO(answer)).size) != (side, side):
-            raise RuntimeError(f"/decode: got a picture of {size}, expected {(side, side)}")
+        if (shape := pictures.of_png(answer, channels=3).shape) != picture.shape:
+            raise RuntimeError(f"/decode: got a picture of {shape}, expected {picture.shape}")
     return {
         "encode_s": round(median(encode_s), 3),
         "decode_s": round(median(decode_s), 3),
@@ -106,20 +101,11 @@ def _at(server: Server, side: int, *, repeats: int) -> dict[str, float]:
     }
 
 
-def _posted(server: Server, path: str, body: bytes, *, content_type: str) -> tuple[float, bytes]:
+def _timed(server: Server, request: Request) -> tuple[float, bytes]:
     """Seconds until the whole answer was there, and the answer."""
-    connection = HTTPConnection(HOST, server.port, timeout=600)
-    try:
-        began = time.perf_counter()
-        connection.request("POST", path, body, {"Content-Type": content_type})
-        answer = connection.getresponse()
-        content = answer.read()
-        taken = time.perf_counter() - began
-    finally:
-        connection.close()
-    if answer.status != 200:
-        raise RuntimeError(f"{path}: got {answer.status} {content[:200]!r}, expected 200")
-    return taken, content
+    began = time.perf_counter()
+    answer = server.answer(request)
+    return time.perf_counter() - began, answer
 
 
 def _rows_of_make(made: dict[str, Any]) -> list[tuple[str, str]]:

@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from isal import isal_zlib
-from numpy.typing import NDArray
 from PIL import Image
 from PIL import __version__ as pillow_version
 
 from benchmarks import results
+from benchmarks.pictures import Uint8, saved
 from model import data
 from service import images, png, rendering
 
@@ -37,7 +37,6 @@ except ImportError:
     imagecodecs = None
 
 T = TypeVar("T")
-Uint8 = NDArray[np.uint8]
 Write = Callable[[Uint8], bytes]
 Read = Callable[[bytes], Uint8]
 
@@ -80,17 +79,16 @@ def main() -> None:
     print(results.table(*figures(filters)))
     print("\nMeasured, and stated to the event loop\n")
     print(results.table(*figures(expected)))
-    results.write(
-        "codecs",
-        {
-            "seconds": seconds,
-            "writing": writing,
-            "reading": reading,
-            "steps": steps,
-            "filters": filters,
-            "expected": expected,
-        },
-    )
+    content = {
+        "seconds": seconds,
+        "writing": writing,
+        "reading": reading,
+        "steps": steps,
+        "filters": filters,
+        "expected": expected,
+    }
+    lacks = [name for name, module in {"OpenCV": cv2, "imagecodecs": imagecodecs}.items() if module is None]
+    print("\n" + results.keep("codecs", content, lacks=lacks))
 
 
 def of_data(path: Path) -> dict[str, Canvases]:
@@ -140,18 +138,6 @@ def as_opencv(canvas: Uint8) -> bytes:
     pixels = cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR) if canvas.shape[2] == 3 else canvas
     content: bytes = cv2.imencode(".png", pixels)[1].tobytes()
     return content
-
-
-def saved(canvas: Uint8, file_format: str, **options: Any) -> bytes:
-    """A file by Pillow."""
-    file = BytesIO()
-    picture(canvas).save(file, file_format, **options)
-    return file.getvalue()
-
-
-def picture(canvas: Uint8) -> Image.Image:
-    """A canvas as Pillow sees it."""
-    return Image.fromarray(canvas[..., 0] if canvas.shape[2] == 1 else canvas)
 
 
 def read_back(canvases: Canvases, seconds: float) -> Iterable[tuple[str, dict[str, Any]]]:

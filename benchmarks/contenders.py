@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.requests import FORM, multipart
 from benchmarks.servers import READY, Request, Server, running, script, serve_command
 
 AUTO = "vae-serve"
@@ -18,8 +19,6 @@ FLOOR_ASGI = "floor: bare ASGI"
 FLOOR_FASTAPI = "floor: bare FastAPI"
 
 BF16_DIFFERENCE = 0.1  # of mu and logvar, which spread by 1 and less
-
-_BOUNDARY = "----benchmark"
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,8 @@ def contenders(bundle: Path, *, litserve: str | None, openvino: str | None) -> l
 
 
 def as_form(request: Request) -> Request:
-    """A picture as the part `image` of a multipart form."""
-    head = 'Content-Disposition: form-data; name="image"; filename="image.png"'
-    opening = f"--{_BOUNDARY}\r\n{head}\r\nContent-Type: {request.content_type}\r\n\r\n"
-    body = opening.encode() + request.body + f"\r\n--{_BOUNDARY}--\r\n".encode()
-    return replace(request, content_type=f"multipart/form-data; boundary={_BOUNDARY}", body=body)
+    """A PNG as the part `image` of a multipart form."""
+    return replace(request, content_type=FORM, body=multipart("image", [request.body]))
 
 
 def _serve(bundle: Path, *options: str, python: str = sys.executable) -> tuple[str, ...]:

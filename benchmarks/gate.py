@@ -47,7 +47,7 @@ def main() -> None:
         measured = {label: us for count in COUNTS for label, us in _measured(Path(folder) / "keys.toml", count).items()}
     print(f"CPU of a request at the gate; {results.on_machine()}\n")
     print(results.table(("what", "µs"), [(label, f"{us:.2f}") for label, us in measured.items()]))
-    print(f"\nKept in {results.write('gate', {'us': measured}).name}")
+    print("\n" + results.keep("gate", {"us": measured}))
 
 
 def _measured(path: Path, count: int) -> dict[str, float]:

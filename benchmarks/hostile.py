@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import cycle
 from time import perf_counter
 
@@ -19,15 +20,21 @@ _DRIPPED = {
 }
 
 
-def attack(port: int, bombs: Sequence[bytes], *, seconds: float, drippers: int, bombs_per_s: float) -> dict[str, int]:
-    """What hostile clients got in so long, how often: so many who drip of either kind, and the bombs in turn."""
+@dataclass(frozen=True)
+class Met:
+    """What hostile clients got, how often, and the names of the bombs that were answered or closed upon."""
+
+    times: Counter[str] = field(default_factory=Counter)
+    sent: set[str] = field(default_factory=set)
+
+
+def attack(port: int, bombs: Mapping[str, bytes], *, seconds: float, drippers: int, bombs_per_s: float) -> Met:
+    """What hostile clients got in so long: so many who drip of either kind, and the bombs in turn."""
     return asyncio.run(_attack(port, bombs, seconds=seconds, drippers=drippers, bombs_per_s=bombs_per_s))
 
 
-async def _attack(
-    port: int, bombs: Sequence[bytes], *, seconds: float, drippers: int, bombs_per_s: float
-) -> dict[str, int]:
-    met: Counter[str] = Counter()
+async def _attack(port: int, bombs: Mapping[str, bytes], *, seconds: float, drippers: int, bombs_per_s: float) -> Met:
+    met = Met()
     tasks = [
         asyncio.create_task(_drip(port, what, first, met=met, after_s=DRIP_EVERY_S * place / drippers))
         for place in range(drippers)
@@ -41,10 +48,10 @@ async def _attack(
     for error in ends:
         if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
             raise error
-    return dict(sorted(met.items()))
+    return met
 
 
-async def _drip(port: int, what: str, first: bytes, *, met: Counter[str], after_s: float) -> None:
+async def _drip(port: int, what: str, first: bytes, *, met: Met, after_s: float) -> None:
     await asyncio.sleep(after_s)
     while True:
         reader, writer = await asyncio.open_connection(HOST, port)
@@ -54,23 +61,24 @@ async def _drip(port: int, what: str, first: bytes, *, met: Counter[str], after_
             while not said.done():
                 writer.write(b"y")
                 await asyncio.wait({said}, timeout=DRIP_EVERY_S)
-            met[f"{what}: {said.result()[9:12].decode() or 'closed'}"] += 1
+            met.times[f"{what}: {said.result()[9:12].decode() or 'closed'}"] += 1
         except ConnectionError:
-            met[f"{what}: closed"] += 1
+            met.times[f"{what}: closed"] += 1
         finally:
             said.cancel()
             writer.close()
 
 
-async def _bomb(port: int, bombs: Sequence[bytes], *, met: Counter[str], per_s: float) -> None:
-    for bomb in cycle(bombs):
+async def _bomb(port: int, bombs: Mapping[str, bytes], *, met: Met, per_s: float) -> None:
+    for name, bomb in cycle(bombs.items()):
         next_at = perf_counter() + 1 / per_s
         connection = await connect(port)
         try:
             async with asyncio.timeout(_ANSWERED_WITHIN_S):
-                met[f"bomb: {(await connection.ask(bomb)).status}"] += 1
+                met.times[f"bomb: {(await connection.ask(bomb)).status}"] += 1
         except Unanswered:
-            met["bomb: closed"] += 1
+            met.times["bomb: closed"] += 1
         finally:
             connection.close()
+        met.sent.add(name)
         await asyncio.sleep(max(0.0, next_at - perf_counter()))

@@ -135,7 +135,7 @@ def _report(found: Left, *, workers: int) -> None:
     ]
     print(results.table(("after", *(f"{(place + 1) * found.requests // SLICES:,}" for place in tenths)), rows))
     content = {"claims": claims.as_json(held), "workers": workers, **asdict(found)}
-    print(f"\nKept in {results.write('leaks', content).name}")
+    print("\n" + results.keep("leaks", content))
     for error, times in found.errors.items():
         print(f"{error}: {times} times")
     claims.require_none(held)

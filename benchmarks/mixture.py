@@ -2,23 +2,19 @@
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from io import BytesIO
 
 import numpy as np
-from PIL import Image
 from safetensors.numpy import save
 
 from benchmarks import pictures
 from benchmarks.connections import Answer, as_bytes
-from benchmarks.requests import JSON, PNG, SAFETENSORS
+from benchmarks.requests import FORM, JSON, PNG, SAFETENSORS, multipart
 from benchmarks.servers import HOST, Request, Server
 from benchmarks.subjects import Subject
 
-_BOUNDARY = "----mixture"
-_FORM = f"multipart/form-data; boundary={_BOUNDARY}"
 _MEDIA_TYPES = {
     "json": JSON, "png": PNG, "webp": "image/webp", "jpeg": "image/jpeg", "gif": "image/gif", "apng": "image/apng",
     "safetensors": SAFETENSORS,
@@ -91,24 +87,24 @@ def _bodies(subject: Subject, variant: int) -> Iterator[Request]:
     for form in _NUMBERS:
         asked = f"format={form}"
         yield Request(f"/encode?{asked}", PNG, pngs[0])
-        yield Request(f"/encode?{asked}", _FORM, _form(pngs))
+        yield Request(f"/encode?{asked}", FORM, multipart("images", pngs))
         yield Request(f"/encode?draws=2&seed={variant}&{asked}", JSON, _document(images=listed))
         yield Request(f"/encode?dtype=float16&{asked}", SAFETENSORS, save({"images": images}))
         if has_scorer:
             yield Request(f"/score?{asked}", PNG, pngs[0])
-            yield Request(f"/score?k=2&seed={variant}&{asked}", _FORM, _form(pngs))
+            yield Request(f"/score?k=2&seed={variant}&{asked}", FORM, multipart("images", pngs))
     for kind in ("jpeg", "webp", "bmp", "gif", "tiff"):
-        yield Request("/encode?format=json", f"image/{kind}", _saved(images[0], kind))
+        yield Request("/encode?format=json", f"image/{kind}", pictures.saved(images[0], kind))
     for form in _STILL:
         asked = f"format={form}"
         yield Request(f"/sample?{asked}", JSON, _document(n=4, temperature=0.5))
         yield Request(f"/decode?{asked}", JSON, _document(z=z.tolist()))
         yield Request(f"/decode?{asked}", SAFETENSORS, save({"z": z}))
         yield Request(f"/reconstruct?{asked}", PNG, pngs[0])
-        yield Request(f"/reconstruct?compare=true&{asked}", _FORM, _form(pngs))
+        yield Request(f"/reconstruct?compare=true&{asked}", FORM, multipart("images", pngs))
     for form in _MOVING:
         asked = f"steps=4&format={form}"
-        yield Request(f"/interpolate?{asked}", _FORM, _form(pngs[:2]))
+        yield Request(f"/interpolate?{asked}", FORM, multipart("images", pngs[:2]))
         yield Request(f"/interpolate?method=slerp&{asked}", SAFETENSORS, save({"z": z}))
         yield Request(f"/interpolate?{asked}", JSON, _document(points=[{"image": listed[0]}, {"seed": variant}]))
         yield Request(f"/traverse?dims=1&{asked}", PNG, pngs[0])
@@ -117,18 +113,6 @@ def _bodies(subject: Subject, variant: int) -> Iterator[Request]:
 
 def _document(**members: object) -> bytes:
     return json.dumps(members).encode()
-
-
-def _form(pngs: Sequence[bytes]) -> bytes:
-    head = 'Content-Disposition: form-data; name="images"; filename="image.png"\r\nContent-Type: image/png'
-    parts = [f"--{_BOUNDARY}\r\n{head}\r\n\r\n".encode() + png + b"\r\n" for png in pngs]
-    return b"".join([*parts, f"--{_BOUNDARY}--\r\n".encode()])
-
-
-def _saved(image: pictures.Uint8, kind: str) -> bytes:
-    file = BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, kind)
-    return file.getvalue()
 
 
 def _etag(server: Server, path: str) -> str:

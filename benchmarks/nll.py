@@ -41,9 +41,11 @@ def main() -> None:
     parser.add_argument("--preset", action="append", choices=PRESETS, help="networks to measure (default: all)")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--samples", type=int, default=1_000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each side, 2 or more (default 5)")
     parser.add_argument("--steps", type=int, default=400, help="training before the measurement")
     arguments = parser.parse_args()
+    if arguments.repeats < 2:
+        parser.error(f"--repeats: got {arguments.repeats}, expected 2 or more, as means are told apart by their spread")
     dataset = data.read(arguments.path)
     images = binarised(dataset.test[: arguments.images])
     measured = {}
@@ -52,18 +54,16 @@ def main() -> None:
         measured[preset] = measure(vae, images, samples=arguments.samples, repeats=arguments.repeats)
     print(f"{dataset.name}, {len(images)} pictures, {arguments.samples:,} samples; {results.on_machine()}\n")
     print(results.table(("network", "side", "seconds", "times as fast", "nll", "apart"), rows(measured)))
-    results.write(
-        "nll",
-        {
-            "data": dataset.name,
-            "images": len(images),
-            "samples": arguments.samples,
-            "repeats": arguments.repeats,
-            "training_steps": arguments.steps,
-            "threads": torch.get_num_threads(),
-            "networks": measured,
-        },
-    )
+    content = {
+        "data": dataset.name,
+        "images": len(images),
+        "samples": arguments.samples,
+        "repeats": arguments.repeats,
+        "training_steps": arguments.steps,
+        "threads": torch.get_num_threads(),
+        "networks": measured,
+    }
+    print("\n" + results.keep("nll", content, lacks=set(PRESETS) - measured.keys()))
 
 
 def binarised(images: Images) -> Images:
@@ -100,12 +100,15 @@ def measure(vae: VAE, images: Images, *, samples: int, repeats: int) -> dict[str
                 began = time.perf_counter()
                 means[name].append(turn(images, repeat))
                 seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    ratios = {
+        name: [theirs / ours for ours, theirs in zip(taken, seconds["pythae"], strict=True)]
+        for name, taken in seconds.items()
+    }
     return {
         name: {
             "seconds": [round(taken, 2) for taken in seconds[name]],
-            "median_s": round(medians[name], 2),
-            "times_as_fast": round(medians["pythae"] / medians[name], 2),
+            "median_s": round(statistics.median(seconds[name]), 2),
+            "times_as_fast": round(statistics.median(ratios[name]), 2),
             "nll": means[name],
             "mean_nll": statistics.mean(means[name]),
             "apart_standard_errors": apart(means[name], means["pythae"]),

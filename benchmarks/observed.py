@@ -68,7 +68,7 @@ def main() -> None:
     rows = [(seen.what, str(seen.at_a_time), f"{seen.cpu_us:.1f}", f"{seen.more_us:+.1f}") for seen in found]
     print(f"CPU of a request, on {results.on_machine()}\n")
     print(results.table(("what", "at a time", "µs", "more"), rows))
-    print(f"\n{results.write('observed', {'seen': [asdict(seen) for seen in found]})}")
+    print("\n" + results.keep("observed", {"seen": [asdict(seen) for seen in found]}))
 
 
 async def _measure(pipe: BinaryIO, *, requests: int, rounds: int) -> list[Seen]:

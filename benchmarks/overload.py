@@ -172,8 +172,8 @@ def _report(name: str, case: Case, found: Overload) -> None:
     print("\n" + results.table(head, [_row(phase, each) for phase, each in phases.items()]) + "\n")
     watched = replace(found.watched, health_ms=tuple(round(each, 2) for each in found.watched.health_ms))
     content = asdict(replace(found, watched=watched, refusal_us=round(found.refusal_us, 2)))
-    kept = results.write(f"overload-{name}", {"times": case.times, "claims": claims.as_json(held), **content})
-    print(f"Kept in {kept.name}\n")
+    content = {"times": case.times, "claims": claims.as_json(held), **content}
+    print(results.keep(f"overload-{name}", content) + "\n")
 
 
 def _row(phase: str, found: Arrived) -> tuple[str, ...]:

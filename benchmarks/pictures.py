@@ -1,6 +1,7 @@
 """Pictures to send: shapes under soft noise, so that their PNGs are as hard to pack as photographs'."""
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,16 @@ def as_png(image: Uint8) -> bytes:
 
     Shapes:  image (h, w, c)
     """
+    return saved(image, "PNG")
+
+
+def saved(image: Uint8, file_format: str, **options: Any) -> bytes:
+    """A file of a picture, by Pillow.
+
+    Shapes:  image (h, w, c)
+    """
     file = BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "PNG")
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, file_format, **options)
     return file.getvalue()
 
 

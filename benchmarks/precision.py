@@ -90,7 +90,8 @@ def main() -> None:
     shape = "×".join(map(str, train.shape[1:]))
     print(f"{dataset.name} at {shape}, {arguments.steps} steps of training; {results.on_machine()}\n")
     print(results.table(("network", "precision", "encode", "decode", "PSNR dB", "mu in sigma", "size"), rows(found)))
-    results.write("precision", {"data": dataset.name, "shape": shape, "steps": arguments.steps, "found": plain(found)})
+    content = {"data": dataset.name, "shape": shape, "steps": arguments.steps, "found": plain(found)}
+    print("\n" + results.keep("precision", content, lacks=NETWORKS.keys() - {one.network for one in found}))
 
 
 def enlarged(images: Images) -> Images:

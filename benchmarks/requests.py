@@ -1,6 +1,7 @@
 """The requests that servers are loaded with, several different ones to each verb."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from safetensors.numpy import save
@@ -12,6 +13,9 @@ from benchmarks.subjects import Subject
 PNG, JSON, SAFETENSORS = "image/png", "application/json", "application/vnd.safetensors"
 BULK_ROWS = 256
 SAMPLE_ROWS = 16
+
+_BOUNDARY = "----benchmark"
+FORM = f"multipart/form-data; boundary={_BOUNDARY}"
 
 _BULKS = 4
 _SEEDS = 32
@@ -37,3 +41,10 @@ def decode(subject: Subject) -> list[Request]:
 def sample(_subject: Subject) -> list[Request]:
     """Sixteen pictures of a seed each, as one PNG."""
     return [Request(f"/sample?n={SAMPLE_ROWS}&seed={seed}") for seed in range(_SEEDS)]
+
+
+def multipart(name: str, pngs: Sequence[bytes]) -> bytes:
+    """A multipart form of pictures, each a part of this name."""
+    head = f'Content-Disposition: form-data; name="{name}"; filename="image.png"\r\nContent-Type: {PNG}'
+    parts = [f"--{_BOUNDARY}\r\n{head}\r\n\r\n".encode() + png + b"\r\n" for png in pngs]
+    return b"".join([*parts, f"--{_BOUNDARY}--\r\n".encode()])

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,13 +15,17 @@ _PACKAGES = ("vaeserve", "onnxruntime", "onnxruntime-openvino", "numpy", "fastap
              "httptools", "orjson", "pillow", "isal", "torch")  # fmt: skip
 
 
-def write(name: str, measured: Mapping[str, Any]) -> Path:
-    """The file that keeps what a command measured."""
+def keep(name: str, measured: Mapping[str, Any], *, lacks: Iterable[str] = ()) -> str:
+    """Where what a command measured is kept, in a sentence. A run that lacks a part leaves a file that is there as it
+    is, since documents quote it.
+    """
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
+    if (parts := sorted(lacks)) and path.exists():
+        return f"Not kept without {', '.join(parts)}: {path.name} is as it was"
     document = {"machine": machine(), **measured}
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    return f"Kept in {path.name}"
 
 
 def machine() -> dict[str, Any]:

@@ -53,7 +53,7 @@ def main() -> None:
             ("precision", "stopped by", "stops, saved at step", "of", "bit-equal tensors", "log"), rows(measured)
         )
     )
-    results.write("resume", {"stops": stops, "runs": measured})
+    print("\n" + results.keep("resume", {"stops": stops, "runs": measured}))
 
 
 def times(stops: int) -> Iterator[float]:

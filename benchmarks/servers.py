@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from itertools import cycle, islice
@@ -24,6 +24,8 @@ READY = "/health/ready"
 # A server rests when its processes used at most this share of a core over so many seconds.
 _RESTING_SHARE, _REST_S = 0.25, 0.5
 _SETTLES_WITHIN_S = 30.0
+
+_ANSWERED_WITHIN_S = 600.0  # a request of many rows or of a large model
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -84,6 +86,14 @@ class Server:
         """Processes that it started to serve, the oldest first; none where it serves by itself."""
         return [pid for pid in _tree(self.pid)[1:] if b"spawn_main" in _command(pid)]
 
+    def answer(self, request: Request) -> bytes:
+        """The answer to a request on a connection of its own.
+
+        Raises:  RuntimeError if it is not a 200
+        """
+        with closing(HTTPConnection(HOST, self.port, timeout=_ANSWERED_WITHIN_S)) as connection:
+            return _ask(connection, request)
+
     def answers(self, requests: Sequence[Request], *, connections: int) -> list[bytes]:
         """The answers to all requests, in their order, sent over so many connections at once.
 
@@ -93,14 +103,8 @@ class Server:
 
         def ask(request: Request) -> bytes:
             if not hasattr(kept, "connection"):
-                kept.connection = HTTPConnection(HOST, self.port, timeout=60)
-            method, headers = ("POST", {"Content-Type": request.content_type}) if request.body else ("GET", {})
-            kept.connection.request(method, request.path, request.body or None, headers)
-            answer = kept.connection.getresponse()
-            content: bytes = answer.read()
-            if answer.status != 200:
-                raise RuntimeError(f"{request.path}: got {answer.status} {content[:200]!r}, expected 200")
-            return content
+                kept.connection = HTTPConnection(HOST, self.port, timeout=_ANSWERED_WITHIN_S)
+            return _ask(kept.connection, request)
 
         with ThreadPoolExecutor(connections) as pool:
             return list(pool.map(ask, requests))
@@ -174,6 +178,16 @@ def free_port() -> int:
 def repeated(requests: Sequence[Request], n: int) -> list[Request]:
     """The first n of these requests, sent round and round."""
     return list(islice(cycle(requests), n))
+
+
+def _ask(connection: HTTPConnection, request: Request) -> bytes:
+    method, headers = ("POST", {"Content-Type": request.content_type}) if request.body else ("GET", {})
+    connection.request(method, request.path, request.body or None, headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status != 200:
+        raise RuntimeError(f"{request.path}: got {answer.status} {content[:200]!r}, expected 200")
+    return content
 
 
 def _is_ready(port: int, path: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import contenders, raw, results, subjects
 from benchmarks.bars import BARS, Outcome, Round, outcome
-from benchmarks.contenders import Contender
+from benchmarks.contenders import LITSERVE, Contender
 from benchmarks.kinds import KINDS
 from benchmarks.loads import Load, load
 from benchmarks.servers import Server, repeated
@@ -116,8 +116,8 @@ def _report(subject: Subject, kind: str, rounds: Sequence[Round]) -> None:
         "loads": {f"{server}, c = {c}": [asdict(one) for one in loads] for (server, _, c), loads in measured.items()},
         "alone": [asdict(each.limits) for each in rounds],
     }
-    kept = results.write(f"serving-{subject.name}-{kind}", content)
-    print(f"\nKept in {kept.name}")
+    lacks = {LITSERVE} - {server for server, _, _ in measured} if kind == "encode" else ()
+    print("\n" + results.keep(f"serving-{subject.name}-{kind}", content, lacks=lacks))
 
 
 def _bar_row(found: Outcome) -> tuple[str, ...]:

@@ -252,7 +252,7 @@ def _report(found: Sequence[Signalled]) -> None:
             "s, median", "s, at most")  # fmt: skip
     print(results.table(head, [_row(each) for each in found]))
     content = {"claims": claims.as_json(held), "signals": [asdict(each) for each in found]}
-    print(f"\nKept in {results.write('signals', content).name}")
+    print("\n" + results.keep("signals", content))
     claims.require_none(held)
 
 

@@ -172,7 +172,7 @@ def _report(found: Profile, *, subject: str, kind: str) -> None:
         "functions": [{"where": file, "function": function, "us": us} for (file, function), us in functions],
         **{name: value for name, value in asdict(found).items() if name != "us"},
     }
-    print(f"\nKept in {results.write(f'stages-{subject}-{kind}', content).name}")
+    print("\n" + results.keep(f"stages-{subject}-{kind}", content))
 
 
 def _what(file: str) -> str:

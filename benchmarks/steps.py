@@ -63,17 +63,15 @@ def main() -> None:
                 measured[preset] = measure(sides, repeats=arguments.repeats)
     print(f"{dataset.name}, batches of {BATCH_SIZE}; {results.on_machine()}\n")
     print(results.table(("network", "side", "images/s", "to pythae", "lowest and highest ratio"), rows(measured)))
-    results.write(
-        "steps",
-        {
-            "data": dataset.name,
-            "batch_size": BATCH_SIZE,
-            "seconds": arguments.seconds,
-            "repeats": arguments.repeats,
-            "threads": torch.get_num_threads(),
-            "networks": measured,
-        },
-    )
+    content = {
+        "data": dataset.name,
+        "batch_size": BATCH_SIZE,
+        "seconds": arguments.seconds,
+        "repeats": arguments.repeats,
+        "threads": torch.get_num_threads(),
+        "networks": measured,
+    }
+    print("\n" + results.keep("steps", content, lacks=set(PRESETS) - measured.keys()))
 
 
 def config_of(preset: str, image_shape: tuple[int, int, int]) -> ModelConfig:

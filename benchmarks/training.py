@@ -49,18 +49,17 @@ def main() -> None:
             ],
         )
     )
-    results.write(
-        "training",
-        {
-            "data": dataset.name,
-            "preset": config.preset,
-            "images": len(dataset.train),
-            "steps_measured": steps,
-            "threads": torch.get_num_threads(),
-            "epoch_s": round(epoch_s, 2),
-            "images_per_s": round(seen / spent_s, 1),
-        },
-    )
+    content = {
+        "data": dataset.name,
+        "preset": config.preset,
+        "images": len(dataset.train),
+        "steps_measured": steps,
+        "threads": torch.get_num_threads(),
+        "epoch_s": round(epoch_s, 2),
+        "images_per_s": round(seen / spent_s, 1),
+    }
+    lacks = {"steps of the epoch"} if steps < learner.steps_per_epoch else ()
+    print("\n" + results.keep("training", content, lacks=lacks))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import asyncio
 from argparse import ArgumentParser
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -19,12 +18,12 @@ import orjson
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
-from starlette.requests import Request
+from starlette.requests import Request as Received
 from starlette.types import Message, Scope
 
 from benchmarks import raw, results
 from benchmarks.requests import SAFETENSORS
-from benchmarks.servers import HOST, ROOT, Server, running, serve_command
+from benchmarks.servers import Request, Server, running, serve_command
 from benchmarks.subjects import Subject, subject
 from service import answers, bodies, intake, payload, tensors
 from service.app import create_app
@@ -133,15 +132,12 @@ def _report(made: Sequence[Answer], costs: Sequence[Cost], bulks: Sequence[Bulk]
             ],
         )
     )
-    kept = results.write(
-        "wire",
-        {
-            "answers": [asdict(answer) for answer in made],
-            "costs": [asdict(cost) for cost in costs],
-            "bulk": [asdict(bulk) for bulk in bulks],
-        },
-    )
-    print(f"\nKept in {kept.relative_to(ROOT)}")
+    content = {
+        "answers": [asdict(answer) for answer in made],
+        "costs": [asdict(cost) for cost in costs],
+        "bulk": [asdict(bulk) for bulk in bulks],
+    }
+    print("\n" + results.keep("wire", content))
 
 
 # Answers
@@ -188,7 +184,7 @@ async def _answer(app: FastAPI, what: str, form: Form, rows: int, dtype: str, ro
 
 async def _call(app: FastAPI, form: Form) -> Call[EncodeOptions]:
     """A request to /encode, read."""
-    return await intake.read(Request(_scope(app, form), _receive), latents.ENCODE)
+    return await intake.read(Received(_scope(app, form), _receive), latents.ENCODE)
 
 
 def _scope(app: FastAPI, form: Form) -> Scope:
@@ -271,18 +267,20 @@ def _us(work: Callable[[], object], rounds: int) -> float:
 def _bulk(medium: Subject, path: str, form: Form) -> Bulk:
     """The growth of a server's memory while it answers one request, and what it answered beside onnxruntime's own."""
     images = np.random.default_rng(0).integers(0, 256, (BULK_ROWS, *medium.images.shape[1:]), dtype=np.uint8)
-    body = save({"images": images})
+    one, many = (
+        Request(f"{path}?format={form.label}", SAFETENSORS, save({"images": rows})) for rows in (images[:1], images)
+    )
     with running(serve_command(medium.bundle, *[str(word) for limit in LIMITS.items() for word in limit])) as server:
-        _ask(server, path, save({"images": images[:1]}), form)
+        server.answer(one)
         before_mb = _status_mb(server, "VmRSS")
         began = perf_counter()
-        answer = _ask(server, path, body, form)
+        answer = server.answer(many)
         seconds = perf_counter() - began
         grown_mb = _status_mb(server, "VmHWM") - before_mb
-    wire_mb = (len(body) + len(answer)) / 1e6
+    wire_mb = (len(many.body) + len(answer)) / 1e6
     return Bulk(
         what=f"{path}, {form.label}",
-        body_mb=round(len(body) / 1e6, 1),
+        body_mb=round(len(many.body) / 1e6, 1),
         answer_mb=round(len(answer) / 1e6, 1),
         grown_mb=round(grown_mb, 1),
         to_wire=round(grown_mb / wire_mb, 3),
@@ -291,16 +289,6 @@ def _bulk(medium: Subject, path: str, form: Form) -> Bulk:
             medium, path, images, orjson.loads(answer) if form is Form.JSON else load(answer)
         ),
     )
-
-
-def _ask(server: Server, path: str, body: bytes, form: Form) -> bytes:
-    connection = HTTPConnection(HOST, server.port, timeout=600)
-    connection.request("POST", f"{path}?format={form.label}", body, {"Content-Type": SAFETENSORS})
-    answer = connection.getresponse()
-    content: bytes = answer.read()
-    if answer.status != 200:
-        raise RuntimeError(f"{path}: got {answer.status} {content[:200]!r}, expected 200")
-    return content
 
 
 def _status_mb(server: Server, field: str) -> float:

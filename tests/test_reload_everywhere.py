@@ -19,7 +19,7 @@ from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import linear, write_linear
 from tests.service.test_errors import problem
 from tests.serving import Server, serving
-from tests.test_workers import stopped, workers
+from tests.test_workers import holding_still, workers
 from tests.waiting import WITHIN_S, until
 
 HELD = tokens("admin")
@@ -101,7 +101,7 @@ def test_workers_that_came_to_serve_different_versions_try_again_until_they_serv
     with serving(arguments(tmp_path, 2)) as server:
         first, second = workers(server)
         now = put(tmp_path / "model", 1)
-        with stopped([first]):
+        with holding_still([first]):
             os.kill(second, signal.SIGKILL)
             until(lambda: "".join(server.said).count("Application startup complete") == 3)
             shutil.move(tmp_path / "model", tmp_path / "away")  # before the first one looks

@@ -14,7 +14,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +26,7 @@ from service.deployment import deploy
 from service.machine import available_cores
 from service.processes.supervisor import best_workers
 from service.settings import SHIPPED_BUNDLE, Settings
+from tests.processes import begun
 from tests.service.linear import Linear, linear, write_linear
 from tests.serving import Server, serving
 from tests.waiting import WITHIN_S, until
@@ -50,7 +51,7 @@ def is_gone(pid: int) -> bool:
 
 
 @contextmanager
-def stopped(pids: Sequence[int]) -> Iterator[None]:
+def holding_still(pids: Sequence[int]) -> Iterator[None]:
     """While these hold still, whoever is left answers."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -64,7 +65,7 @@ def stopped(pids: Sequence[int]) -> Iterator[None]:
 def answers_of_each(server: Server, pids: Sequence[int]) -> list[httpx.Response]:
     found = []
     for pid in pids:
-        with stopped([other for other in pids if other != pid]):
+        with holding_still([other for other in pids if other != pid]):
             found.append(answer_of_whom_moves(server))
     return found
 
@@ -79,16 +80,10 @@ def answer_of_whom_moves(server: Server) -> httpx.Response:
             assert time.monotonic() < deadline, "nobody answered"
 
 
-@contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A `vae-serve` in a session of its own, as a terminal has one; killed where a test fails."""
+def started(*arguments: object) -> AbstractContextManager["subprocess.Popen[str]"]:
+    """A `vae-serve`, killed with all its workers in the end."""
     command = [sys.executable, "-m", "service", "--shutdown-pause-s", "0", *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    return begun(command, stderr=subprocess.PIPE)
 
 
 def listening(process: subprocess.Popen[str]) -> tuple[str, str]:
@@ -289,7 +284,7 @@ def test_a_killed_worker_is_replaced_and_the_other_serves_on() -> None:
     with serving(["--workers", "2"]) as server:
         old, other = workers(server)
         expected = httpx.get(server.url + ASKED, timeout=WITHIN_S).content
-        with stopped([other]):
+        with holding_still([other]):
             unfinished = unfinished_at_whom_moves(server)  # which is old
         os.kill(old, signal.SIGKILL)
         unfinished.give_up()
@@ -314,15 +309,22 @@ def test_workers_that_die_before_they_listen_end_the_service_with_a_sentence() -
     assert told.splitlines()[-1] == expected
 
 
-@pytest.mark.parametrize("is_loading", [False, True])
-def test_workers_end_with_their_parent(is_loading: bool) -> None:
-    """Also those that load a new version meanwhile, and find nobody to tell it to."""
+def test_workers_end_with_their_parent() -> None:
     with started("--port", 0, "--workers", 2) as process:
         url, said = listening(process)
-        if is_loading:
-            process.send_signal(signal.SIGHUP)
-            time.sleep(0.03)
         process.kill()
+        until(lambda: all(map(is_gone, pids_in(said))))
+        until(lambda: port_is_closed(url))
+
+
+def test_workers_that_load_a_new_version_end_with_their_parent() -> None:
+    """They hold still until it is gone, and then find that they shall load, and nobody to tell it to."""
+    with started("--port", 0, "--workers", 2) as process:
+        url, said = listening(process)
+        with holding_still(pids_in(said)):
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.5)  # in which it tells them
+            process.kill()
         until(lambda: all(map(is_gone, pids_in(said))))
         until(lambda: port_is_closed(url))
 
@@ -380,10 +382,11 @@ def test_what_began_before_the_end_was_told_is_the_last_on_its_connection() -> N
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_process_told_to_end_is_not_ready_but_serves_on_for_the_pause(count: int) -> None:
-    with serving(["--workers", str(count), "--shutdown-pause-s", "2"]) as server:
-        with httpx.Client(base_url=server.url) as client:
+    with started("--port", 0, "--workers", count, "--shutdown-pause-s", 20) as process:
+        url, _ = listening(process)
+        with httpx.Client(base_url=url, timeout=WITHIN_S) as client:
             assert "connection" not in client.get("/health/ready").headers
-            server.process.terminate()
+            process.terminate()
             refused: list[httpx.Response] = []
 
             def is_refused() -> bool:
@@ -401,36 +404,6 @@ def test_a_process_told_to_end_is_not_ready_but_serves_on_for_the_pause(count: i
 
             until(is_last)
             assert client.get("/health/live").status_code == 200
-        until(lambda: port_is_closed(server.url))
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_under_load_nothing_that_was_accepted_is_lost(count: int) -> None:
-    """Callers ask one thing after another until they are refused; only a connection that was not yet read may close."""
-    with serving(["--workers", str(count), "--shutdown-pause-s", "1"]) as server:
-        expected = httpx.get(server.url + ASKED, timeout=WITHIN_S).content
-        answered = 0
-
-        async def ask(client: httpx.AsyncClient) -> str:
-            nonlocal answered
-            while True:
-                try:
-                    answer = await client.get(ASKED)
-                except httpx.TransportError as error:
-                    return repr(error)
-                assert (answer.status_code, answer.content) == (200, expected)
-                answered += 1
-                if answered == 200:
-                    server.process.terminate()
-
-        async def load() -> list[str]:
-            async with httpx.AsyncClient(base_url=server.url, timeout=WITHIN_S) as client:
-                return await asyncio.gather(*[ask(client) for _ in range(16)])
-
-        ends = asyncio.run(load())
-        refused = ("ConnectError('All connection attempts failed')", "ReadError('')", "without sending a response")
-        assert [end for end in ends if not any(words in end for words in refused)] == []
-        assert server.process.wait(WITHIN_S) == 0
 
 
 @pytest.mark.parametrize("count", [1, 2])
