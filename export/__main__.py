@@ -30,7 +30,7 @@ from export.verify import NotEqual
 from model.errors import BadCheckpoint, BadData
 from model.gaussian import SCALE_HEADS
 from service.bundle import BadBundle, read
-from service.manifest import Precision
+from service.manifest import Precision, Variant
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -43,11 +43,11 @@ Pictures = Annotated[
     typer.Option(
         metavar="PATH",
         help="Pictures to measure with: a folder or zip, IDX, npz or parquet.",
-        show_default="those of the source, or generated ones",
+        show_default="those of the source, or of --calibrate, or generated ones",
     ),
 ]
 RunPixels = Annotated[
-    int, typer.Option(metavar="N", min=1, max=LARGEST_RUN_PIXELS, help="Pixels that one run of the proof may hold.")
+    int, typer.Option(metavar="N", min=1, max=LARGEST_RUN_PIXELS, help="Pixels that one run may hold.")
 ]
 InPrecision = Annotated[Precision, typer.Option(help="In which the graphs compute: fp16 for GPUs, int8 for CPUs.")]
 Calibrate = Annotated[
@@ -79,7 +79,9 @@ def make_bundles(
 ) -> None:
     """A folder that vae-train, diffusers, pythae or optimum wrote becomes a bundle."""
     with _sentences():
-        for source, bundle in _pairs(places, into=into, name=name):
+        pairs = _pairs(places, into=into, name=name)
+    for source, bundle in pairs:
+        with _sentences(about=source if into else None):
             wanted = _wanted(
                 bundle,
                 name=name,
@@ -229,7 +231,7 @@ def _pairs(places: list[Path], *, into: Path | None, name: str | None) -> list[t
 def _wanted(bundle: Path, *, name: str | None, **others: Any) -> Wanted:
     """What was asked for, if it can be had: known before minutes are spent on it."""
     require_new(bundle)
-    return Wanted(name=name or bundle.resolve().name, **others)
+    return Wanted(name=bundle.resolve().name if name is None else name, **others)
 
 
 def _parse_range(text: str) -> tuple[float, float]:
@@ -251,22 +253,28 @@ def _make(frozen: Frozen, bundle: Path, wanted: Wanted) -> None:
     score = f", log-likelihood {parity.log_likelihood.max:.2g} of itself" if parity.log_likelihood else ""
     print(f"largest difference to the source over {parity.pictures} pictures, {runs_in_words(parity.shapes)}:")
     print(f"  mu {parity.mu.max:.2g}, {logvar}pictures {parity.image.max:g} grey levels{score}")
-    if (variant := manifest.variant) and parity.mu_in_sigma:
+    if parity.mu_in_sigma:
         print(f"pictures {parity.psnr_db:.1f} dB from the source's, mu {parity.mu_in_sigma.mean:.2g} sigma on average;")
-        speed = f"encoder {variant.encoder_speedup:.2f}, decoder {variant.decoder_speedup:.2f} times as fast"
-        print(f"  {speed}, {variant.size_ratio:.0%} of the size in fp32, at {variant.batch_rows} rows here")
+        print(f"  {_gain(manifest.variant)}")
+
+
+def _gain(variant: Variant | None) -> str:
+    if variant is None:
+        return "how fast that is could not be measured here"
+    speed = f"encoder {variant.encoder_speedup:.2f}, decoder {variant.decoder_speedup:.2f} times as fast"
+    return f"{speed}, {variant.size_ratio:.0%} of the size in fp32, at {variant.batch_rows} rows here"
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """What a person can put right is said in one line, with exit code 2."""
+def _sentences(about: Path | None = None) -> Iterator[None]:
+    """What a person can put right is said in one line, with exit code 2; of one of several sources, with its path."""
     try:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        _stop(f"{'.'.join(map(str, first['loc']))}: got {first['input']!r:.200}, {first['msg']}")
+        _stop(f"{'.'.join(map(str, first['loc']))}: got {first['input']!r:.200}, {first['msg']}", about=about)
     except OSError as error:
-        _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error), about=about)
     except (
         BadBundle,
         BadCheckpoint,
@@ -277,11 +285,12 @@ def _sentences() -> Iterator[None]:
         CannotWrite,
         NotEqual,
     ) as error:
-        _stop(str(error))
+        _stop(str(error), about=about)
 
 
-def _stop(sentence: str) -> None:
-    typer.echo(f"vae-export: {sentence}", err=True)
+def _stop(sentence: str, *, about: Path | None) -> None:
+    named = "" if about is None or sentence.startswith(str(about)) else f"{about}: "
+    typer.echo(f"vae-export: {named}{sentence}", err=True)
     raise typer.Exit(2)
 
 

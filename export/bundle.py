@@ -103,3 +103,5 @@ def require_new(target: Path) -> None:
     above = next(place for place in target.absolute().parents if place.exists())
     if not above.is_dir():
         raise CannotWrite(f"{above}: got a file, expected a folder to write into")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise CannotWrite(f"{above}: got a folder that may not be written into, expected one that may")

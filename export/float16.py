@@ -54,6 +54,9 @@ class _Halving:
         if not places:  # it takes no numbers, so it decides by itself which type it gives
             self.keep(node)
             return
+        for place in _ALWAYS_FLOAT32.get(node.op_type, ()):
+            if place < len(node.input):
+                self.restore(node.input[place])
         for place in places:
             node.input[place] = self._half(node.input[place])
         for place, name in enumerate(node.output):

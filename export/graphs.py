@@ -36,6 +36,8 @@ def freeze(
 
     The encoder takes image (n, h, w, c) uint8 and gives mu and logvar (n, *latent_shape), or mu alone; the decoder
     takes z and gives image; the scorer takes image and z and gives log p(x given z) (n,).
+
+    Raises:  CannotImport if torch cannot export one, or one file cannot hold it
     """
     pixels, z = _examples(image, latent_shape)
     outputs = ["mu", "logvar"] if isinstance(_tried(encoder, pixels), tuple) else ["mu"]
@@ -121,10 +123,13 @@ def _export(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str],
                 external_data=False,
                 verbose=False,
             )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        name = type(module).__name__.lower()
+        raise CannotImport(f"{name}: torch.export refuses it ({reason}), expected straight tensor code") from error
     finally:
         exporter.setLevel(level)
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned no program")
+    assert program is not None, "there always is one with dynamo"  # noqa: S101
     return plain(program.model_proto)
 
 

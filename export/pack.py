@@ -1,5 +1,6 @@
 """A bundle as one file: a zip that is the same to the byte wherever it is made."""
 
+import json
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
@@ -24,10 +25,14 @@ def pack(folder: Path, target: Path) -> int:
     manifest = read(folder).manifest
     if not folder.is_dir():
         raise CannotWrite(f"{folder}: got a file, expected the folder of a bundle")
-    if manifest.licence is None:
+    if not (manifest.licence or "").strip():
         how = "make it again with --licence 'NAME; what it was trained on'"
-        raise CannotWrite(f"{folder / MANIFEST}: licence is null, expected one in a bundle that is to be shared; {how}")
+        found = json.dumps(manifest.licence)
+        raise CannotWrite(
+            f"{folder / MANIFEST}: licence is {found}, expected one in a bundle that is to be shared; {how}"
+        )
     with staged(target) as place:
+        prove(folder)  # before the zip, whose place is gone when a person reads of it
         with ZipFile(place, "w", ZIP_STORED) as archive:
             for name in sorted((MANIFEST, *manifest.files)):
                 archive.writestr(_member(name), (folder / name).read_bytes())

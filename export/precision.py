@@ -24,22 +24,26 @@ from export.scorer import without_copies
 from model.machine import cpu_model
 from model.parts import all_over
 from service import differences
-from service.bundle import Probe
+from service.bundle import BadBundle, Probe
 from service.engine import signatures
-from service.graph import Graph, resolve_device
-from service.machine import available_cores
+from service.graph import Device, Graph, resolve_device
+from service.machine import BadEngine, available_cores
 from service.manifest import DECODER, ENCODER, Difference, ImageSpec, ReducedTolerance, Variant
 
 # What a variant may lose.
 LEAST_PSNR_DB = 35.0
 MOST_MU_IN_SIGMA = 0.1
+MOST_LOGVAR = 0.2  # a tenth of sigma, which is exp(logvar / 2)
 
 # What layers are kept in float for: better than that, as the pictures to come are not those of the calibration.
 _WANTED_PSNR_DB = LEAST_PSNR_DB + 5
 _WANTED_MU_IN_SIGMA = 0.8 * MOST_MU_IN_SIGMA
+_WANTED_LOGVAR = 0.8 * MOST_LOGVAR
 _MOST_FLOAT_LAYERS = 3
 
+# Of pictures that a variant is fitted to, and of those that it is measured on; of large ones, fewer.
 _PICTURES = 256
+_PIXELS = 2_000_000
 _ROWS = 16
 _LEAST_ROUNDS, _SECONDS = 7, 2.0
 # Of equal pictures it is infinite, which JSON cannot say.
@@ -52,13 +56,22 @@ class CannotReduce(Exception):
 
 @dataclass(frozen=True)
 class Loss:
-    """What a variant loses against its source: mu in units of the posterior's sigma, pictures by their PSNR."""
+    """What a variant loses against its source: mu in units of the posterior's sigma, or of a hundredth of mu's spread
+    where that is larger, logvar absolute, pictures by their PSNR. An autoencoder has no logvar.
+    """
 
     mu_in_sigma: Difference
     psnr_db: float
+    logvar: Difference | None = None
 
 
-def reduce(frozen: Frozen, *, precision: Literal["fp16", "int8"], calibration: Uint8 | None) -> Graphs:
+def reduce(
+    frozen: Frozen,
+    *,
+    precision: Literal["fp16", "int8"],
+    calibration: Uint8 | None,
+    max_run_pixels: int = MAX_RUN_PIXELS,
+) -> Graphs:
     """Encoder and decoder in fewer bits; the scorer stays in float32.
 
     Shapes:  calibration (n, h, w, c), pictures like those to be served, which int8 fits its ranges to
@@ -74,34 +87,40 @@ def reduce(frozen: Frozen, *, precision: Literal["fp16", "int8"], calibration: U
         if precision == "fp16":
             reduced = replace(graphs, encoder=halved(graphs.encoder), decoder=halved(graphs.decoder))
         else:
-            reduced = _in_int8(frozen, _some(learnt_from))
+            reduced = _in_int8(frozen, _some(learnt_from), max_run_pixels=max_run_pixels)
     except Exception as error:  # onnx's and onnxruntime's tools raise what they like of a stranger's graph
         raise CannotReduce(f"{precision}: cannot rewrite the graphs ({one_line(error)})") from error
     _require_reduced(reduced, precision=precision)
     return reduced
 
 
-def measure_reduced(frozen: Frozen, reduced: Graphs, *, pictures: Uint8) -> Loss:
+def measure_reduced(frozen: Frozen, reduced: Graphs, *, pictures: Uint8, max_run_pixels: int = MAX_RUN_PIXELS) -> Loss:
     """What a variant loses on pictures, on their latents, and on as many latents of the prior.
 
     Shapes:  pictures (n, h, w, c)
     Raises:  CannotReduce if it gives numbers that are not finite
     """
-    images = _batches(_some(pictures), pixels=_pixels(pictures))
+    at_once = _rows(_pixels(pictures), max_run_pixels=max_run_pixels)
+    images = _batches(_some(pictures), at_once=at_once)
     mu, logvar = _posterior(frozen.source.encode(batch) for batch in images)
     encoder, decoder = _graph(frozen, ENCODER, reduced.encoder), _graph(frozen, DECODER, reduced.decoder)
-    found = _joined(encoder.run(batch)[0] for batch in images)
-    if not np.isfinite(found).all():
-        raise CannotReduce("mu: got NaN or infinity in fewer bits, expected numbers; float16 ends at 65504")
-    apart = differences.in_sigma(found, mu, logvar)
-    z = _batches(_latents(mu, logvar), pixels=_pixels(pictures))
+    found_mu, found_logvar = _posterior(encoder.run(batch) for batch in images)
+    for name, found in (("mu", found_mu), ("logvar", found_logvar)):
+        if found is not None and not np.isfinite(found).all():
+            raise CannotReduce(f"{name}: got NaN or infinity in fewer bits, expected numbers; float16 ends at 65504")
+    z = _batches(_latents(mu, logvar), at_once=at_once)
     decoded = _joined(frozen.source.decode(batch) for batch in z)
     psnr_db = differences.psnr_db(_joined(decoder.run(batch)[0] for batch in z), decoded)
-    return Loss(Difference(max=apart.max(), mean=apart.mean()), min(psnr_db, _HIGHEST_PSNR_DB))
+    apart = differences.in_sigma(found_mu, mu, logvar)
+    return Loss(
+        Difference(max=apart.max(), mean=apart.mean()),
+        min(psnr_db, _HIGHEST_PSNR_DB),
+        logvar=_of_logvar(frozen, found_logvar, logvar),
+    )
 
 
 def require_small(loss: Loss, *, precision: str) -> None:
-    """Nothing, if a variant loses no more than it may: 35 dB, and a tenth of a sigma on average.
+    """Nothing, if a variant loses no more than it may: 35 dB, and on average a tenth of sigma, in mu and in itself.
 
     Raises:  CannotReduce that says how much it loses
     """
@@ -110,6 +129,8 @@ def require_small(loss: Loss, *, precision: str) -> None:
     elif loss.mu_in_sigma.mean > MOST_MU_IN_SIGMA:
         mean = f"{loss.mu_in_sigma.mean:.3g} sigma"
         found = f"mu is {mean} from the source's on average, expected {MOST_MU_IN_SIGMA:g} sigma or less"
+    elif loss.logvar and loss.logvar.mean > MOST_LOGVAR:
+        found = f"logvar is {loss.logvar.mean:.3g} from the source's on average, expected {MOST_LOGVAR:g} or less"
     else:
         return
     raise CannotReduce(f"{precision}: {found}; nothing was written, --force writes it")
@@ -120,23 +141,43 @@ def tolerance(frozen: Frozen, reduced: Graphs, *, loss: Loss, probe: Probe) -> R
 
     With a margin, as processors add up floats in different orders, and integers that are rounded from them follow.
     """
-    mu = _graph(frozen, ENCODER, reduced.encoder).run(probe.image)[0]
+    mu, logvar = _posterior([_graph(frozen, ENCODER, reduced.encoder).run(probe.image)])
     (image,) = _graph(frozen, DECODER, reduced.decoder).run(probe.z)
     largest = max(loss.mu_in_sigma.max, float(differences.in_sigma(mu, probe.mu, probe.logvar).max()))
     lowest_db = min(loss.psnr_db, differences.psnr_db(image, probe.decoded))
+    of_logvar = [one.max for one in (loss.logvar, _of_logvar(frozen, logvar, probe.logvar)) if one]
     return ReducedTolerance(
-        mu_in_sigma=round(max(MOST_MU_IN_SIGMA, 2 * largest), 3), psnr_db=round(min(LEAST_PSNR_DB, lowest_db - 3), 1)
+        mu_in_sigma=round(max(MOST_MU_IN_SIGMA, 2 * largest), 3),
+        logvar=round(max(MOST_LOGVAR, 2 * max(of_logvar)), 3) if of_logvar else None,
+        psnr_db=round(min(LEAST_PSNR_DB, lowest_db - 3), 1),
     )
 
 
-def variant(frozen: Frozen, reduced: Graphs) -> Variant:
-    """What a variant gains against the same graphs in float32, on this machine and the device that `auto` takes.
-
-    Raises:  BadEngine if that does not start, BadBundle if it has no room
+def gained(
+    frozen: Frozen, reduced: Graphs, *, precision: Literal["fp16", "int8"], max_run_pixels: int = MAX_RUN_PIXELS
+) -> Variant | None:
+    """What a variant gains on the device that it is for: int8 on the CPU, fp16 on the one that `auto` takes, or else
+    on the CPU. None if it runs on neither.
     """
-    device = resolve_device("auto")
+    devices: tuple[Device, ...] = ("cpu",) if precision == "int8" else (resolve_device("auto"), "cpu")
+    for device in dict.fromkeys(devices):
+        try:
+            return variant(frozen, reduced, device=device, max_run_pixels=max_run_pixels)
+        except (BadEngine, BadBundle):  # a figure is no reason to lose what was made
+            continue
+    return None
+
+
+def variant(
+    frozen: Frozen, reduced: Graphs, *, device: Device = "auto", max_run_pixels: int = MAX_RUN_PIXELS
+) -> Variant:
+    """What a variant gains against the same graphs in float32, on a device of this machine.
+
+    Raises:  BadEngine if that does not start, BadBundle if it has no room or fails
+    """
+    device = resolve_device(device)
     height, width, channels = _image(frozen).default_shape
-    rows = _rows(height * width)
+    rows = _rows(height * width, max_run_pixels=max_run_pixels)
     image = np.random.default_rng(0).integers(0, 256, (rows, height, width, channels), dtype=np.uint8)
     z = np.zeros_like(_graph(frozen, ENCODER, frozen.graphs.encoder).run(image)[0])
     runs = {}
@@ -145,9 +186,13 @@ def variant(frozen: Frozen, reduced: Graphs) -> Variant:
             graph = _graph(frozen, name, content, device=device)
             graph.tried(given)
             runs[name, precision] = partial(graph.run, given)
+    try:
+        encoder, decoder = (speedup(runs[name, "fp32"], runs[name, "reduced"]) for name in (ENCODER, DECODER))
+    except Exception as error:  # OutOfMemory, and onnxruntime's own, which share no public base
+        raise BadBundle(f"fails on {rows} rows after the first ({one_line(error)})") from error
     return Variant(
-        encoder_speedup=speedup(runs[ENCODER, "fp32"], runs[ENCODER, "reduced"]),
-        decoder_speedup=speedup(runs[DECODER, "fp32"], runs[DECODER, "reduced"]),
+        encoder_speedup=encoder,
+        decoder_speedup=decoder,
         batch_rows=rows,
         size_ratio=_size_bytes(reduced) / _size_bytes(frozen.graphs),
         machine=f"{cpu_model()}, {available_cores()} cores, {device}, onnxruntime {ort.__version__}",
@@ -188,20 +233,22 @@ def _require_reduced(graphs: Graphs, *, precision: str) -> None:
         raise CannotReduce(f"{precision}: got graphs without layers in float32, expected some to rewrite")
 
 
-def _in_int8(frozen: Frozen, pictures: Uint8) -> Graphs:
+def _in_int8(frozen: Frozen, pictures: Uint8, *, max_run_pixels: int) -> Graphs:
     """Graphs in integers, with as few of their last layers in float as make the loss small."""
-    graphs, pixels = frozen.graphs, _pixels(pictures)
-    images = _batches(pictures, pixels=pixels)
+    graphs, at_once = frozen.graphs, _rows(_pixels(pictures), max_run_pixels=max_run_pixels)
+    images = _batches(pictures, at_once=at_once)
     encoder = _graph(frozen, ENCODER, graphs.encoder)
     mu, logvar = _posterior(encoder.run(batch) for batch in images)
-    z = _batches(_latents(mu, logvar), pixels=pixels)
+    z = _batches(_latents(mu, logvar), at_once=at_once)
     decoder = _graph(frozen, DECODER, graphs.decoder)
     decoded = _joined(decoder.run(batch)[0] for batch in z)
 
-    def excess_in_sigma(content: bytes) -> float:
+    def excess(content: bytes) -> float:
         graph = _graph(frozen, ENCODER, content)
-        found = _joined(graph.run(batch)[0] for batch in images)
-        return float(differences.in_sigma(found, mu, logvar).mean()) - _WANTED_MU_IN_SIGMA
+        found_mu, found_logvar = _posterior(graph.run(batch) for batch in images)
+        of_mu = float(differences.in_sigma(found_mu, mu, logvar).mean()) / _WANTED_MU_IN_SIGMA
+        of_logvar = _of_logvar(frozen, found_logvar, logvar)
+        return max(of_mu, of_logvar.mean / _WANTED_LOGVAR if of_logvar else 0) - 1
 
     def missing_db(content: bytes) -> float:
         graph = _graph(frozen, DECODER, content)
@@ -209,7 +256,7 @@ def _in_int8(frozen: Frozen, pictures: Uint8) -> Graphs:
 
     return replace(
         graphs,
-        encoder=_quantised(calibrated(graphs.encoder, [{"image": batch} for batch in images]), excess_in_sigma),
+        encoder=_quantised(calibrated(graphs.encoder, [{"image": batch} for batch in images]), excess),
         decoder=_quantised(calibrated(graphs.decoder, [{"z": batch} for batch in z]), missing_db),
     )
 
@@ -238,7 +285,7 @@ def _image(frozen: Frozen) -> ImageSpec:
 
 def _some(pictures: Uint8) -> Uint8:
     """As many pictures as are enough, from all over the set, as one may be ordered by what is on them."""
-    most = max(1, min(_PICTURES, MAX_RUN_PIXELS // _pixels(pictures)))
+    most = max(1, min(_PICTURES, _PIXELS // _pixels(pictures)))
     chosen: Uint8 = pictures[all_over(len(pictures), most=most)]
     return chosen
 
@@ -247,18 +294,26 @@ def _pixels(pictures: Uint8) -> int:
     return math.prod(pictures.shape[1:3])
 
 
-def _rows(pixels: int) -> int:
-    return max(1, min(_ROWS, MAX_RUN_PIXELS // pixels))
+def _rows(pixels: int, *, max_run_pixels: int) -> int:
+    """Rows of a run, of so many pixels each: one at least."""
+    return max(1, min(_ROWS, max_run_pixels // pixels))
 
 
-def _batches(rows: NDArray[Any], *, pixels: int) -> list[NDArray[Any]]:
-    return [rows[start : start + _rows(pixels)] for start in range(0, len(rows), _rows(pixels))]
+def _batches(rows: NDArray[Any], *, at_once: int) -> list[NDArray[Any]]:
+    return [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
 
 
 def _posterior(parts: Iterable[Sequence[Float32 | None]]) -> tuple[Float32, Float32 | None]:
     """mu and logvar of all batches; an autoencoder has no logvar."""
     mu, *logvar = zip(*([array for array in part if array is not None] for part in parts), strict=True)
     return _joined(mu), _joined(logvar[0]) if logvar else None
+
+
+def _of_logvar(frozen: Frozen, found: Float32 | None, expected: Float32 | None) -> Difference | None:
+    if found is None or expected is None:
+        return None
+    apart = differences.of_logvar(found, expected, scale_head=frozen.described.get("scale_head"))
+    return Difference(max=apart.max(), mean=apart.mean())
 
 
 def _latents(mu: Float32, logvar: Float32 | None) -> Float32:

@@ -109,7 +109,7 @@ def _parity(manifest: Manifest) -> Rows:
         ("log-likelihood", parity.log_likelihood, "log_likelihood"),
         ("mu in sigmas", parity.mu_in_sigma, "mu_in_sigma"),
     ]
-    allowed = tolerance.model_dump()
+    allowed = tolerance.model_dump(exclude_none=True)
     told = [
         (
             name,

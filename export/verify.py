@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.frozen import CannotImport, Graphs, Source, Uint8
+from export.frozen import CannotImport, Float32, Graphs, Source, Uint8
 from export.pictures import Real, natural, sample
 from export.runs import Shape, shapes
 from service import differences
@@ -103,6 +103,7 @@ def measure(
     """
     generator = np.random.default_rng(seed)
     tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
+    means: list[Float32] = []
     seen = seen_real = 0
     measured = shapes(image, max_run_pixels=max_run_pixels)
     for size, runs in groupby(measured, key=lambda shape: shape[1:]):
@@ -111,10 +112,16 @@ def measure(
         pictures = sample(real, (*size, image.channels), n=most, seed=seed)
         seen, seen_real = seen + len(pictures.images), seen_real + pictures.real
         for batch in _batches(pictures.images, batches):
-            for name, apart in _compared(source, candidate, batch, scale_head=scale_head, generator=generator):
+            posterior = source.encode(batch)
+            means.append(posterior[0].ravel())
+            for name, apart in _compared(
+                source, candidate, batch, posterior=posterior, scale_head=scale_head, generator=generator
+            ):
                 tallies[name].add(apart)
-    differences = {name: (tally.max, tally.mean) for name, tally in tallies.items()}
-    return Measured(differences, shapes=measured, pictures=seen, real=seen_real)
+    found = {name: (tally.max, tally.mean) for name, tally in tallies.items()}
+    unit = differences.unit_of_mu(np.concatenate(means))
+    found["mu"] = tallies["mu"].max / unit, tallies["mu"].mean / unit
+    return Measured(found, shapes=measured, pictures=seen, real=seen_real)
 
 
 def require(measured: Measured, tolerance: Tolerance) -> None:
@@ -163,16 +170,22 @@ def _batches(images: Uint8, numbers: Mapping[int, int]) -> Iterator[Uint8]:
 
 
 def _compared(
-    source: Source, candidate: Candidate, image: Uint8, *, scale_head: str | None, generator: np.random.Generator
+    source: Source,
+    candidate: Candidate,
+    image: Uint8,
+    *,
+    posterior: tuple[Float32, Float32 | None],
+    scale_head: str | None,
+    generator: np.random.Generator,
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """What each output is and how far it is from the source's, for one run of every graph."""
-    mu, logvar = source.encode(image)
-    posterior = candidate.encoder.tried(image)
-    _require_comparable("mu", posterior[0], mu)
-    yield "mu", differences.absolute(posterior[0], mu)
+    """What each output is and how far it is from the source's, for one run of every graph; mu's are absolute here."""
+    mu, logvar = posterior
+    encoded = candidate.encoder.tried(image)
+    _require_comparable("mu", encoded[0], mu)
+    yield "mu", differences.absolute(encoded[0], mu)
     if logvar is not None:
-        _require_comparable("logvar", posterior[1], logvar)
-        yield "logvar", differences.of_logvar(posterior[1], logvar, scale_head=scale_head)
+        _require_comparable("logvar", encoded[1], logvar)
+        yield "logvar", differences.of_logvar(encoded[1], logvar, scale_head=scale_head)
     z = generator.standard_normal(mu.shape, dtype=np.float32)
     is_of_picture = generator.integers(0, 2, len(mu)).astype(bool)
     z[is_of_picture] = mu[is_of_picture]

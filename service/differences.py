@@ -22,6 +22,18 @@ def absolute(found: NDArray[Any], expected: NDArray[Any]) -> Float64:
     return np.abs(found.astype(np.float64) - expected.astype(np.float64))
 
 
+def of_mu(found: NDArray[Any], expected: NDArray[Any]) -> Float64:
+    """Differences of mu, relative to its spread above 1."""
+    return absolute(found, expected) / unit_of_mu(expected)
+
+
+def unit_of_mu(mu: NDArray[Any]) -> float:
+    """What differences of mu are relative to in fp32: the standard deviation of all of it, over rows and dimensions, or
+    1 where that is smaller. Codes that nothing holds near 0 reach hundreds, and float32 rounds in proportion.
+    """
+    return max(1.0, float(mu.astype(np.float64).std()))
+
+
 def of_logvar(found: NDArray[Any], expected: NDArray[Any], *, scale_head: str | None) -> Float64:
     """Differences of logvar; where the source emitted sigma or sigma² and sigma is below 0.001, those of sigma."""
     if scale_head not in _CONVERTED_HEADS:
@@ -40,9 +52,11 @@ def in_sigma(found: NDArray[Any], mu: NDArray[Any], logvar: NDArray[Any] | None)
     """Differences of mu in units of the posterior's sigma, or of a hundredth of mu's spread where that is larger. The
     spread is the standard deviation of all of mu, over rows and dimensions; of an autoencoder it is the unit itself.
     """
-    spread = mu.astype(np.float64).std()
-    unit = spread if logvar is None else np.maximum(np.exp(logvar.astype(np.float64) / 2), _LEAST_UNIT * spread)
-    return absolute(found, mu) / np.maximum(unit, _TINY)
+    spread = float(mu.astype(np.float64).std())
+    if logvar is None:
+        return absolute(found, mu) / max(spread, _TINY)
+    sigma: Float64 = np.exp(logvar.astype(np.float64) / 2)
+    return absolute(found, mu) / np.maximum(sigma, max(_LEAST_UNIT * spread, _TINY))
 
 
 def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:

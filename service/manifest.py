@@ -95,7 +95,8 @@ class FileEntry(_Part):
 
 class Tolerance(_Part):
     """Largest difference to the source that is allowed in fp32: mu, logvar and log-likelihood absolute, pictures in
-    grey levels. Log-likelihoods, sums over a picture, are relative to their size above 1.
+    grey levels. Log-likelihoods, sums over a picture, are relative to their size above 1, and mu is to the standard
+    deviation of all of the source's, where that is above 1.
     """
 
     mu: float = Field(gt=0)
@@ -106,10 +107,11 @@ class Tolerance(_Part):
 
 class ReducedTolerance(_Part):
     """Largest difference to the source that is allowed below fp32: mu in units of the posterior's sigma, or of a
-    hundredth of mu's spread where that is larger, pictures by their PSNR.
+    hundredth of mu's spread where that is larger, logvar absolute, pictures by their PSNR.
     """
 
     mu_in_sigma: float = Field(gt=0)
+    logvar: float | None = Field(None, gt=0, description="null of an autoencoder, and in bundles made before it was")
     psnr_db: float
 
 

@@ -59,6 +59,8 @@ def _fault(
     """What an answer differs by from the probe's, if that is more than is tolerated."""
     if isinstance(tolerance, Tolerance):
         match name:
+            case "mu":
+                apart = differences.of_mu(found, expected)
             case "logvar":
                 apart = differences.of_logvar(found, expected, scale_head=scale_head)
             case "log_likelihood":
@@ -70,7 +72,9 @@ def _fault(
         return _excess(differences.in_sigma(found, expected, logvar).max(), tolerance.mu_in_sigma, unit=" sigma")
     if name == "image" and not (psnr_db := differences.psnr_db(found, expected)) >= tolerance.psnr_db:
         return f"is {psnr_db:.3g} dB from the probe's, the tolerance is {tolerance.psnr_db:g} dB"
-    return None  # logvar and log-likelihoods have no tolerance of their own below fp32
+    if name == "logvar" and tolerance.logvar is not None:
+        return _excess(differences.of_logvar(found, expected, scale_head=scale_head).max(), tolerance.logvar)
+    return None  # log-likelihoods stay in fp32, and have no tolerance of their own below it
 
 
 def _excess(largest: float, allowed: float, *, unit: str = "") -> str | None:

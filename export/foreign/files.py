@@ -33,6 +33,18 @@ _OLDEST_OPSET = 13
 _LARGEST_BYTES = 2_000_000_000
 # Not FLOAT16: what such a graph gives depends on where an engine rounds, so nothing can be proven equal to it.
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+_FEWER_BITS = {code: name for name, code in TensorProto.DataType.items() if "FLOAT" in name and code not in _FLOATS}
+_QUANTISED = frozenset(
+    {
+        "ConvInteger",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QuantizeLinear",
+    }
+)
 _STANDARD = ("", "ai.onnx")
 _NOISE = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -72,7 +84,8 @@ def read(path: Path) -> ModelProto:
 
 
 def cut(model: ModelProto, outputs: Sequence[str], *, path: Path) -> ModelProto:
-    """The part of a graph that gives these outputs: one input, standard operators, no noise, an opset of bundles.
+    """The part of a graph that gives these outputs: one input, standard operators that compute in float32 or wider, no
+    noise, an opset of bundles.
 
     Raises:  CannotImport if that part is anything else, or its weights are not finite
     """
@@ -83,7 +96,6 @@ def cut(model: ModelProto, outputs: Sequence[str], *, path: Path) -> ModelProto:
         _require_quiet(model.graph, name, path)
     nodes, names = _feeding(model.graph, outputs)
     part = ModelProto(ir_version=IR_VERSION, opset_import=model.opset_import)
-    part.producer_name, part.producer_version = model.producer_name, model.producer_version
     part.graph.name = model.graph.name
     part.graph.node.extend(nodes)
     part.graph.input.extend(value for value in model.graph.input if value.name in names)
@@ -93,6 +105,7 @@ def cut(model: ModelProto, outputs: Sequence[str], *, path: Path) -> ModelProto:
         found = ", ".join(value.name for value in part.graph.input) or "none"
         raise CannotImport(f"{path}: {' and '.join(outputs)} need the inputs {found}, expected one input")
     _require_standard(part, path)
+    _require_exact(part, path)
     _require_finite(part, path)
     return _in_bundles_opset(part, path)
 
@@ -219,6 +232,26 @@ def _require_standard(model: ModelProto, path: Path) -> None:
         if node.domain:
             raise CannotImport(f"{path}: {_told(node)} is of the domain {node.domain}, expected standard operators")
     keep(model.opset_import, [entry for entry in model.opset_import if not entry.domain])
+
+
+def _require_exact(model: ModelProto, path: Path) -> None:
+    """Nothing, if a graph computes in float32 or wider, as far as its constants, casts and operators tell."""
+    nodes = list(_with_inner(model.graph.node))
+    held = [(tensor.name, tensor.data_type) for graph in within(model.graph) for tensor in graph.initializer]
+    made = [(_told(node), dtype) for node in nodes for attribute in node.attribute for dtype in _dtypes(attribute)]
+    for told, dtype in (*held, *made):
+        if dtype in _FEWER_BITS:
+            raise CannotImport(f"{path}: {told} is of type {_FEWER_BITS[dtype]}, expected FLOAT or DOUBLE")
+    for node in nodes:
+        if node.op_type in _QUANTISED:
+            raise CannotImport(f"{path}: {_told(node)} is of a quantised graph, expected the graph that it was made of")
+
+
+def _dtypes(attribute: AttributeProto) -> list[int]:
+    """The types of numbers that an attribute asks for or holds."""
+    if attribute.name in ("to", "dtype", "output_datatype"):
+        return [attribute.i]
+    return [attribute.t.data_type] if attribute.type == AttributeProto.TENSOR else []
 
 
 def _require_finite(model: ModelProto, path: Path) -> None:

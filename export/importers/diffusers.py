@@ -19,7 +19,9 @@ from service.manifest import ImageSpec
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-CONFIG, WEIGHTS, PICKLE = "config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+# A variant has its name between the two parts, as fp16.
+_ANY_VARIANT, _ANY_PICKLE = "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.bin"
 CLASS = "AutoencoderKL"
 # Where a whole pipeline keeps its VAE.
 _OF_A_PIPELINE = "vae"
@@ -199,18 +201,13 @@ def read_config(path: Path) -> Config:
 def network(home: Path, config: Config) -> "AutoencoderKL":
     """The model of a config with the weights beside it, made from these two files and nothing else.
 
-    Raises:  CannotImport if diffusers is not installed, or the weights are not those of the config
+    Raises:  CannotImport if diffusers is not installed, the weights are not those of the config, or several might be
     """
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
         raise CannotImport(f"{home}: to read it takes diffusers ({error}), expected vaeserve[import]") from error
-    path = home / WEIGHTS
-    if not path.exists() and (home / PICKLE).exists():
-        raise CannotImport(
-            f"{home / PICKLE}: is a pickle, which may run code when it is read, expected {WEIGHTS}, "
-            "which save_pretrained of diffusers writes"
-        )
+    path = _weights(home)
     tensors = {_current_name(name): tensor for name, tensor in weights.read(path).items()}
     with torch.device("meta"):  # no memory before the shapes are known to be right
         vae = AutoencoderKL(**config.model_dump())
@@ -222,6 +219,20 @@ def _home(folder: Path) -> Path:
     """The folder of the VAE itself."""
     inner = folder / _OF_A_PIPELINE
     return inner if (inner / CONFIG).is_file() and not (folder / CONFIG).exists() else folder
+
+
+def _weights(home: Path) -> Path:
+    """The file of weights by its plain name, or by a variant's where there is no other."""
+    found = sorted(path.name for path in home.glob(_ANY_VARIANT))
+    if WEIGHTS not in found and len(found) > 1:
+        raise CannotImport(f"{home}: got {', '.join(found)}, expected {WEIGHTS}, or one of them alone")
+    pickles = sorted(home.glob(_ANY_PICKLE))
+    if pickles and not found:
+        raise CannotImport(
+            f"{pickles[0]}: is a pickle, which may run code when it is read, expected {WEIGHTS}, "
+            "which save_pretrained of diffusers writes"
+        )
+    return home / (found[0] if len(found) == 1 else WEIGHTS)
 
 
 def _current_name(name: str) -> str:

@@ -16,6 +16,7 @@ from export.foreign.scales import Scale
 from export.foreign.sizes import DEFAULT_SIDE, Sides
 from export.frozen import CannotImport, Frozen
 from model.gaussian import SCALE_HEADS
+from service.manifest import ImageSpec
 
 
 def load(
@@ -49,7 +50,9 @@ def load(
         pixels_out=Pixels.at(parts[1].gives[0], layout=axes, black_white=pixel_range, path=decoder),
         scale=scale,
     )
+    _require_floats_for(pixel_range, pair)
     made = frozen(pair, Sides(max_side=max_side, default=DEFAULT_SIDE, stride=stride))
+    _require_open_for(made.described["image"], max_side=max_side, stride=stride)
     kept = f"mu from {posterior[0]}" + (f", {scale.head} from {posterior[1]}" if scale else "")
     source = {"kind": "onnx", "version": onnx.__version__, "network": f"{files.producer(encoder_model)}: {kept}"}
     return replace(made, described={**made.described, "source": source})
@@ -95,3 +98,16 @@ def _require_flags(pixel_range: tuple[float, float] | None, *, max_side: int | N
     for flag, value in (("--max-side", max_side), ("--stride", stride)):
         if value is not None and value < 1:
             raise CannotImport(f"{flag}: got {value}, expected 1 or more")
+
+
+def _require_floats_for(pixel_range: tuple[float, float] | None, pair: Pair) -> None:
+    if pixel_range and pair.pixels_in.black_white is None and pair.pixels_out.black_white is None:
+        got = f"{pixel_range[0]:g},{pixel_range[1]:g} for files that take and give bytes"
+        raise CannotImport(f"--pixel-range: got {got}, expected it for floats alone")
+
+
+def _require_open_for(image: ImageSpec, *, max_side: int | None, stride: int | None) -> None:
+    for flag, value in (("--max-side", max_side), ("--stride", stride)):
+        if value is not None and not image.is_open:
+            got = f"{value} for pictures of {image.height}×{image.width} pixels"
+            raise CannotImport(f"{flag}: got {got}, expected it where height and width are free alone")

@@ -123,6 +123,8 @@ def _before_the_draw(path: Path, model: ModelProto) -> Part:
     posterior = [draw.mean, draw.logvar]
     exposed = draws.exposed(model, draw, path=path)
     part = files.cut(exposed, posterior, path=path)
+    for value in (*part.graph.input, *part.graph.output):
+        files.require_floats(value, path=path)
     (picture,) = part.graph.input
     shape = [stated or tried for stated, tried in zip(files.axes(picture, path=path), _TRIED, strict=False)]
     x = np.random.default_rng(0).uniform(*_BLACK_WHITE, shape)

@@ -95,13 +95,8 @@ def load(target: str, *, weights: Path | None) -> Frozen:
     image, latent_shape = _image_spec(model, target=target), _latent_shape(model, target=target)
     has_posterior = _try(model, image=image, latent_shape=latent_shape, target=target)
     modules = Encoder(model).eval(), Decoder(model).eval(), None
-    try:
-        graphs = freeze(*modules, image=image, latent_shape=latent_shape)
-    except torch.onnx.OnnxExporterError as error:
-        reason = _first_line(error.__cause__ or error)
-        raise CannotImport(f"{target}: torch.export refuses it ({reason}), expected straight tensor code") from error
     return Frozen(
-        graphs=graphs,
+        graphs=freeze(*modules, image=image, latent_shape=latent_shape),
         source=source(*modules),
         described={
             "family": "vae" if has_posterior else "autoencoder",

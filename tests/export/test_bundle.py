@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import CannotWrite, require_name, staged, write
+from export.bundle import CannotWrite, require_name, require_new, staged, write
 from service.bundle import read
 from tests.service.linear import linear, write_linear
 
@@ -67,6 +67,15 @@ def test_what_is_in_the_way_stays(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CannotWrite, match="taken: exists already, expected a new place"), staged(taken):
         raise AssertionError("nothing is staged")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_folder_that_may_not_be_written_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever runs the tests may be root, who may write anywhere.
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path or mode == os.R_OK)
+    told = f"{tmp_path}: got a folder that may not be written into, expected one that may"
+    for target in (tmp_path / "mine", tmp_path / "deep" / "mine"):
+        with pytest.raises(CannotWrite, match=told):
+            require_new(target)
 
 
 def test_a_bundle_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import export.make
 from export.__main__ import app
 from model import checkpoint, fingerprints
 from service.bundle import read
+from service.errors import OutOfMemory
 from service.machine import BadEngine
 from tests.service.broken import edit_manifest, flip_byte
 from tests.service.linear import linear, write_linear
@@ -69,6 +70,20 @@ def test_make_says_what_fewer_bits_lose_and_gain(
     assert re.fullmatch(r"pictures \d\d\.\d dB from the source's, mu \S+ sigma on average;", loss)
     told = r"  encoder \S+, decoder \S+ times as fast, \d+% of the size in fp32, at 16 rows here"
     assert re.fullmatch(told, gain)
+
+
+def test_a_variant_that_no_device_runs_is_written_without_its_speed(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OutOfMemory("encoder.onnx: the device has no memory for 16 rows now")
+
+    monkeypatch.setattr("export.precision.speedup", failing)
+    result = call("onnx", *pair, "--precision", "fp16", tmp_path / "mine")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "  how fast that is could not be measured here"
+    assert read(tmp_path / "mine").manifest.variant is None
+    assert "times as fast" not in call("inspect", tmp_path / "mine").stdout
 
 
 def test_a_precision_that_is_none_is_refused(pair: list[str], tmp_path: Path) -> None:
@@ -126,6 +141,17 @@ def test_into_a_folder_go_several_sources_by_their_names(untrained: Path, tmp_pa
     assert [read(path).manifest.name for path in bundles] == ["second", "untrained"]
 
 
+def test_of_several_sources_the_one_that_fails_is_named(untrained: Path, tmp_path: Path) -> None:
+    bad = with_figures(untrained, tmp_path / "bad", active_units="many")
+    result = call("make", untrained, bad, "--into", tmp_path / "bundles")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"vae-export: {bad}: diagnostics.active_units: got 'many', ")
+    assert [path.name for path in (tmp_path / "bundles").iterdir()] == ["untrained"]
+    (tmp_path / "empty").mkdir()
+    sentence = refusal("make", tmp_path / "empty", "--into", tmp_path / "bundles")
+    assert sentence.startswith(f"{tmp_path / 'empty'}: of no known kind, expected")  # once
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_without_into_make_takes_a_source_and_a_bundle(count: int, tmp_path: Path) -> None:
     places = [tmp_path / str(number) for number in range(count)]
@@ -159,15 +185,20 @@ def test_a_broken_run_is_refused(untrained: Path, tmp_path: Path) -> None:
     assert sentence.startswith(f"{tmp_path / 'run' / 'model.safetensors'}: got No such file")
 
 
-def test_a_figure_that_no_manifest_can_hold_is_named(untrained: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(untrained, tmp_path / "run")
+def with_figures(untrained: Path, run: Path, **changes: object) -> Path:
+    """The untrained run with figures as of its evaluation, but for the changes."""
+    shutil.copytree(untrained, run)
     metrics = {
         "protocol": {"model_sha256": fingerprints.of_model(checkpoint.read(run).vae)},
         "kl_per_dimension": [1.0],
-        "active_units": "many",
         "mu": {"min": [0.0], "max": [1.0], "variance": [1.0]},
     }
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "metrics.json").write_text(json.dumps(metrics | changes))
+    return run
+
+
+def test_a_figure_that_no_manifest_can_hold_is_named(untrained: Path, tmp_path: Path) -> None:
+    run = with_figures(untrained, tmp_path / "run", active_units="many")
     sentence = refusal("make", run, tmp_path / "mine")
     assert sentence.startswith("diagnostics.active_units: got 'many', Input should be a valid integer")
     assert not (tmp_path / "mine").exists()
@@ -183,8 +214,20 @@ def test_a_taken_place_and_a_bad_name_are_refused_before_the_source_is_read(comm
     (tmp_path / "taken").write_text("mine")
     assert refusal(*source, tmp_path / "taken") == f"{tmp_path / 'taken'}: exists already, expected a new place"
     assert refusal(*source, tmp_path / "a b").startswith("name: got 'a b', expected at most 64 letters")
-    assert refusal(*source, tmp_path / "mine", "--name", "/").startswith("name: got '/', expected")
+    for name in ("/", ""):
+        assert refusal(*source, tmp_path / "mine", "--name", name).startswith(f"name: got '{name}', expected")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("option", ["--pictures", "--calibrate"])
+def test_pictures_that_are_not_there_are_refused_before_the_source_is_read(option: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    others = {"--pictures": tmp_path / "photos", "--calibrate": tmp_path / "photos"} | {option: tmp_path / "fotos"}
+    given = [text for name, path in others.items() for text in (name, str(path))]
+    sentence = refusal("make", "nowhere", tmp_path / "mine", "--precision", "int8", *given)
+    assert sentence == f"{tmp_path / 'fotos'}: got nothing there, expected a data set of pictures for {option}"
+    hub = ["--pictures", "hf:owner/name"]
+    assert refusal("make", "nowhere", tmp_path / "mine", *hub).startswith("nowhere: got nothing there, expected a f")
 
 
 def test_a_place_inside_a_file_is_refused(tmp_path: Path) -> None:
@@ -285,9 +328,10 @@ def test_a_wrong_bundle_is_one_sentence(bundle: Path, command: str, break_it: ob
     assert [path.name for path in bundle.parent.iterdir()] == ["mine"]
 
 
-def test_pack_asks_for_a_licence(tmp_path: Path) -> None:
-    write_linear(tmp_path / "mine", MODEL, licence=None)
-    assert "licence is null, expected one in a bundle that is to be shared" in refusal("pack", tmp_path / "mine")
+@pytest.mark.parametrize(("licence", "told"), [(None, "null"), ("", '""')])
+def test_pack_asks_for_a_licence(tmp_path: Path, licence: str | None, told: str) -> None:
+    write_linear(tmp_path / "mine", MODEL, licence=licence)
+    assert f"licence is {told}, expected one in a bundle that is to be shared" in refusal("pack", tmp_path / "mine")
 
 
 def test_a_device_that_does_not_start_is_one_sentence(

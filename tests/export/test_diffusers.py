@@ -325,7 +325,25 @@ def test_truncated_and_absent_weights_are_refused(saved: Path, tmp_path: Path) -
     assert told(folder) == f"{folder / WEIGHTS}: got nothing there, expected weights as safetensors"
 
 
-def test_a_pickle_is_refused_and_not_read(saved: Path, tmp_path: Path) -> None:
+def test_the_only_weights_are_read_whatever_variant_they_are(saved: Path, tmp_path: Path) -> None:
+    folder = changed(saved, tmp_path / "vae")
+    (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    network = diffusers.network(folder, diffusers.read_config(folder / CONFIG))
+    assert torch.equal(network.state_dict()["quant_conv.bias"], load_file(saved / WEIGHTS)["quant_conv.bias"])
+
+
+def test_of_several_weights_those_of_the_plain_name_are_read(saved: Path, tmp_path: Path) -> None:
+    folder = changed(saved, tmp_path / "vae")
+    variants = ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.non_ema.safetensors"]
+    for name in variants:
+        (folder / name).write_bytes(b"of another variant")
+    diffusers.network(folder, diffusers.read_config(folder / CONFIG))
+    (folder / WEIGHTS).unlink()
+    assert told(folder) == f"{folder}: got {', '.join(variants)}, expected {WEIGHTS}, or one of them alone"
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"])
+def test_a_pickle_is_refused_and_not_read(saved: Path, tmp_path: Path, name: str) -> None:
     folder = changed(saved, tmp_path / "vae")
     (folder / WEIGHTS).unlink()
 
@@ -333,7 +351,7 @@ def test_a_pickle_is_refused_and_not_read(saved: Path, tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "ran",)
 
-    (folder / diffusers.PICKLE).write_bytes(pickle.dumps(Evil()))
+    (folder / name).write_bytes(pickle.dumps(Evil()))
     assert "is a pickle, which may run code when it is read, expected diffusion_pytorch_model.safetensors" in told(
         folder
     )

@@ -103,6 +103,27 @@ def test_shapes_and_scales_stay_what_onnx_wants_them_to_be() -> None:
     np.testing.assert_allclose(run(reduced, x)[0], run(content, x)[0], atol=0.02)
 
 
+def test_scales_that_are_computed_between_layers_come_back_to_float32() -> None:
+    kernel = np.random.default_rng(0).standard_normal((2, 2, 3, 3)).astype(np.float32) / 5
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceMax", ["a"], ["largest"], keepdims=0),
+        helper.make_node("Mul", ["largest", "none"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "twice"], ["scales"]),
+        helper.make_node("Resize", ["a", "", "scales"], ["b"], mode="nearest"),
+        helper.make_node("Conv", ["b", "w"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    arrays = {"w": kernel, "none": np.array(0, np.float32), "twice": np.array([1, 1, 2, 2], np.float32)}
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    ends = [helper.make_tensor_value_info(name, FLOAT, ["n", 2, *size]) for name, size in (("x", "hw"), ("y", "HW"))]
+    graph = helper.make_graph(nodes, "g", [ends[0]], [ends[1]], weights)
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    reduced = halved(content)
+    assert types(onnx.load_from_string(reduced))["Add"] == (FLOAT16,)
+    x = np.random.default_rng(1).random((2, 2, 5, 6), dtype=np.float32)
+    np.testing.assert_allclose(run(reduced, x)[0], run(content, x)[0], atol=0.02)
+
+
 @pytest.mark.parametrize("graph", [TWO_LAYERS, a_graph(helper.make_node("Exp", ["x"], ["y"]), weights={})])
 def test_the_same_graph_gives_the_same_bytes(graph: bytes) -> None:
     assert halved(graph) == halved(graph)

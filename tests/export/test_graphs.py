@@ -234,6 +234,21 @@ def test_a_graph_that_no_file_holds_is_refused_with_its_size(monkeypatch: pytest
         freeze(Flat(), Flat(), None, image=ImageSpec(height=32, width=32, channels=1), latent_shape=[1024])
 
 
+def test_a_module_that_torch_cannot_export_is_named() -> None:
+    with pytest.raises(
+        CannotImport, match=r"branching: torch\.export refuses it \(.+\), expected straight tensor code$"
+    ):
+        freeze(Branching(), Branching(), None, image=ImageSpec(height=2, width=2, channels=1), latent_shape=[4])
+
+
+class Branching(nn.Module):
+    """What an answer is hangs on the numbers that come in."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        flat = rows.flatten(1).to(torch.float32)
+        return flat if flat.sum() > 1 else -flat
+
+
 class Flat(nn.Module):
     """Pictures or latents times weights of 4 KiB."""
 

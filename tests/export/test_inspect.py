@@ -13,7 +13,7 @@ from tests.service.linear import fitted_prior, linear, open_linear, write_linear
 MODEL = linear((6, 5, 3), (4,))
 REDUCED = {
     "precision": "int8",
-    "tolerance": {"mu_in_sigma": 0.1, "psnr_db": 35.0},
+    "tolerance": {"mu_in_sigma": 0.1, "logvar": 0.3, "psnr_db": 35.0},
     "variant": {
         "encoder_speedup": 1.756,
         "decoder_speedup": 2.04,
@@ -100,6 +100,7 @@ def test_a_reduced_precision_says_what_it_gains_and_costs(tmp_path: Path) -> Non
     assert measured["mu in sigmas"] == "largest 0.031, mean 0.002, allowed 0.1"
     assert measured["PSNR"] == "41.3 dB, at least 35"
     assert measured["mu"] == "largest 0, mean 0"
+    assert measured["logvar"] == "largest 0, mean 0, allowed 0.3"
     assert found["against the same graphs in fp32"] == {
         "encoder": "1.76 times as fast",
         "decoder": "2.04 times as fast",

@@ -15,6 +15,7 @@ from export.precision import CannotReduce
 from export.verify import NotEqual
 from service.bundle import BadBundle, read
 from service.engine import Engine
+from service.graph import Graph
 from service.manifest import ReducedTolerance
 from tests.export.linear import frozen, noise
 from tests.service.broken import edited, with_constant
@@ -110,8 +111,9 @@ def test_a_field_that_no_manifest_can_have_is_refused(tmp_path: Path) -> None:
 def test_what_the_service_would_refuse_is_not_written(tmp_path: Path) -> None:
     plain = frozen(MODEL)
     odd = dataclasses.replace(plain, files={"probe.safetensors": b"not the probe"})
-    with pytest.raises(BadBundle, match=r"probe\.safetensors: not readable as safetensors"):
+    with pytest.raises(BadBundle) as refused:
         make(odd, tmp_path / "mine", Wanted(name="mine"))
+    assert str(refused.value).startswith(f"{tmp_path / 'mine' / 'probe.safetensors'}: not readable as safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,6 +143,13 @@ def test_graphs_in_fewer_bits_state_what_they_lose_and_gain(precision: str, phot
     assert manifest.parity.psnr_db >= 35
     assert manifest.parity.mu_in_sigma is not None
     assert manifest.parity.mu_in_sigma.mean <= 0.1
+    assert manifest.parity.logvar is not None
+    engine = Engine(read(tmp_path / "mine"), device="cpu", threads=1)
+    of_test_part = (graph(np.load(photos)["x_test"])[1] for graph in (engine.encoder.run, MODEL.encode))
+    assert manifest.parity.logvar.mean == pytest.approx(np.abs(np.subtract(*of_test_part)).mean(), rel=1e-3)
+    assert manifest.parity.logvar.mean <= 0.2
+    assert manifest.tolerance.logvar is not None
+    assert manifest.tolerance.logvar >= max(0.2, 2 * manifest.parity.logvar.max - 1e-3)
     assert manifest.parity.shapes == tuple((rows, 12, 10) for rows in (1, 2, 7, 64))
     assert manifest.variant is not None
     assert manifest.variant.size_ratio < 1
@@ -148,6 +157,42 @@ def test_graphs_in_fewer_bits_state_what_they_lose_and_gain(precision: str, phot
     assert loaded.encoder != MODEL.encoder()
     np.testing.assert_array_equal(loaded.probe.mu, MODEL.encode(loaded.probe.image)[0])  # the source's, in fp32
     Engine(loaded, device="cpu", threads=1).warm(4, 100_000)
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("own", [True, False])
+def test_without_other_pictures_int8_is_measured_on_those_of_the_calibration_that_it_has_not_learnt_from(
+    own: bool, photos: Path, tmp_path: Path
+) -> None:
+    wanted = Wanted(name="mine", precision="int8", calibrate=photos)
+    brought = noise(4, (12, 10, 3), seed=4) if own else None
+    manifest = make(frozen(MODEL, pictures=brought), tmp_path / "mine", wanted)
+    test_part = np.load(photos)["x_test"]
+    expected = brought if brought is not None else test_part
+    assert manifest.parity.real_pictures == len(expected)
+    chosen = read(tmp_path / "mine").probe.image
+    assert all((picture == expected).all(axis=(1, 2, 3)).any() for picture in chosen)
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_budget_that_was_asked_for_bounds_every_run_of_a_variant(
+    precision: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    run = Graph.run
+
+    def counted(graph: Graph, *inputs: np.ndarray, **others: object) -> object:
+        rows.append(len(inputs[0]))
+        return run(graph, *inputs, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graph, "run", counted)
+    calibrate = photos if precision == "int8" else None
+    wanted = Wanted(name="mine", precision=precision, calibrate=calibrate, max_run_pixels=5 * 120)  # type: ignore[arg-type]
+    manifest = make(frozen(MODEL), tmp_path / "mine", wanted)
+    assert max(rows) == 5
+    assert manifest.variant is not None
+    assert manifest.variant.batch_rows == 5
 
 
 @pytest.mark.usefixtures("_quick")
@@ -182,6 +227,12 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(CannotWrite, match="mine: exists already"):
         make(frozen(MODEL), tmp_path / "mine", Wanted(name="mine"))
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize("licence", ["", " "])
+def test_a_licence_that_says_nothing_is_refused(licence: str) -> None:
+    with pytest.raises(CannotWrite, match=f"--licence: got '{licence}', expected the licence of weights and data"):
+        Wanted(name="mine", licence=licence)
 
 
 def test_a_name_is_judged_before_anything_is_done() -> None:

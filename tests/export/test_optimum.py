@@ -250,6 +250,20 @@ def test_an_encoder_that_draws_in_another_way_is_refused_and_told_what_was_sough
         load(copied)
 
 
+def test_a_draw_in_float16_is_refused_for_its_type(copied: Path) -> None:
+    text = """encoder (float16[n, 3, h, w] sample) => (float16[n, 3, h, w] latent_sample) {
+        noise = RandomNormalLike(sample)
+        logvar = Neg(sample)
+        halved = Mul(logvar, half)
+        sigma = Exp(halved)
+        spread = Mul(sigma, noise)
+        latent_sample = Add(sample, spread)
+    }"""
+    saved(parsed(text, {"half": np.array(0.5, np.float16)}), copied / ENCODER)
+    with pytest.raises(CannotImport, match=r"model\.onnx: sample is of type FLOAT16, expected FLOAT or DOUBLE"):
+        load(copied)
+
+
 def test_a_decoder_of_latents_without_places_is_refused(copied: Path) -> None:
     text = "decoder (float[n, 3] latent_sample) => (float[n, 3] sample) { sample = Neg(latent_sample) }"
     saved(parsed(text, {}), copied / DECODER)

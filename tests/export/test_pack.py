@@ -70,8 +70,9 @@ def test_a_broken_bundle_is_not_packed(folder: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_prove_itself_gets_no_name(folder: Path, tmp_path: Path) -> None:
     edit_manifest(folder, lambda plain: plain["parity"].update(shapes=[[1, 5, 5]]))
-    with pytest.raises(BadBundle, match=r"manifest\.json: parity\.shapes has \(1, 5, 5\)"):
+    with pytest.raises(BadBundle) as refused:
         pack(folder, tmp_path / "mine.zip")
+    assert str(refused.value).startswith(f"{folder / 'manifest.json'}: parity.shapes has (1, 5, 5), expected ")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

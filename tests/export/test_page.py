@@ -9,7 +9,7 @@ import typer.main
 
 from export.__main__ import app
 from export.make import TOLERANCE
-from export.precision import LEAST_PSNR_DB, MOST_MU_IN_SIGMA
+from export.precision import LEAST_PSNR_DB, MOST_LOGVAR, MOST_MU_IN_SIGMA
 from service import manifest
 from service.bundle import read
 from service.manifest import Manifest, digest
@@ -59,7 +59,15 @@ def test_every_field_of_the_manifest_stands_in_the_page() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [manifest.ImageSpec, manifest.Likelihood, manifest.Parity, manifest.Tolerance, manifest.Variant]
+    "part",
+    [
+        manifest.ImageSpec,
+        manifest.Likelihood,
+        manifest.Parity,
+        manifest.Tolerance,
+        manifest.ReducedTolerance,
+        manifest.Variant,
+    ],
 )
 def test_what_is_inside_a_field_stands_in_the_page(part: type[manifest.Manifest]) -> None:
     told = set(names(SECTIONS["The manifest"]))
@@ -84,7 +92,7 @@ def test_every_option_stands_in_the_page(command: str) -> None:
 UNSET = {
     "--name": "the bundle folder's",
     "--licence": "none",
-    "--pictures": "the source's own, or generated ones",
+    "--pictures": "the source's own, or the test part of `--calibrate`, or generated ones",
     "--calibrate": "none",
     "--into": "none",
 }
@@ -105,7 +113,7 @@ def test_the_tolerances_stand_in_the_page() -> None:
     assert TOLERANCE.image == 1
     assert float(allowed["log-likelihood"].split()[0]) == TOLERANCE.log_likelihood
     assert f"a PSNR of at least {LEAST_PSNR_DB:g} dB" in SECTIONS["Proof"]
-    assert f"at most {MOST_MU_IN_SIGMA:g} sigma on average" in SECTIONS["Proof"]
+    assert f"at most {MOST_MU_IN_SIGMA:g} sigma on average, and logvar by {MOST_LOGVAR:g}" in SECTIONS["Proof"]
 
 
 def test_the_digest_hangs_on_the_fields_and_files_that_the_page_lists(tmp_path: Path) -> None:

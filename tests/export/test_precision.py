@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from export import precision
 from export.bundle import bundle_files
-from export.frozen import Frozen, Uint8
+from export.frozen import Float32, Frozen, Uint8
 from export.graphs import freeze, source
 from export.importers import checkpoint
-from export.precision import CannotReduce, Loss, measure_reduced, reduce, require_small, tolerance, variant
+from export.precision import CannotReduce, Loss, gained, measure_reduced, reduce, require_small, tolerance, variant
 from export.verify import probe_of
 from model import data
 from service import differences
+from service.bundle import BadBundle
 from service.engine import signatures
+from service.errors import OutOfMemory
 from service.graph import Graph
+from service.machine import BadEngine
 from service.manifest import Difference, ImageSpec
 
 DIGITS = data.read(None)
@@ -184,6 +187,57 @@ def test_a_variant_that_loses_too_much_is_refused(psnr_db: float, mean: float, t
     require_small(Loss(Difference(max=1, mean=0.1), 35), precision="int8")
 
 
+def test_a_logvar_that_is_a_tenth_of_sigma_off_is_refused() -> None:
+    small = Loss(Difference(max=1, mean=0.01), 50, logvar=Difference(max=3, mean=0.2))
+    require_small(small, precision="int8")
+    told = r"int8: logvar is 0\.21 from the source's on average, expected 0\.2 or less; nothing was written"
+    with pytest.raises(CannotReduce, match=told):
+        require_small(dataclasses.replace(small, logvar=Difference(max=3, mean=0.21)), precision="int8")
+
+
+def test_a_variants_logvar_is_measured_against_the_sources(frozen: Frozen) -> None:
+    def off(image: Uint8) -> tuple[Float32, Float32 | None]:
+        mu, logvar = frozen.source.encode(image)
+        assert logvar is not None
+        return mu, logvar + np.float32(2)
+
+    reduced = reduce(frozen, precision="fp16", calibration=None)
+    exact = measure_reduced(frozen, reduced, pictures=DIGITS.test)
+    assert exact.logvar is not None
+    assert 0 < exact.logvar.mean < exact.logvar.max < 0.05
+    far = dataclasses.replace(frozen, source=dataclasses.replace(frozen.source, encode=off))
+    loss = measure_reduced(far, reduced, pictures=DIGITS.test)
+    assert loss.logvar is not None
+    assert loss.logvar.mean == pytest.approx(2, abs=0.05)
+    with pytest.raises(CannotReduce, match="logvar is 2"):
+        require_small(loss, precision="fp16")
+
+
+def test_the_tolerance_of_logvar_is_what_may_be_lost_or_twice_what_is(frozen: Frozen) -> None:
+    image = ImageSpec(height=8, width=8, channels=1)
+    probe = probe_of(frozen.source, image=image, real=lambda *_: DIGITS.test)
+    nothing, much = Difference(max=0, mean=0), Difference(max=0.7, mean=0.1)
+    assert tolerance(frozen, frozen.graphs, loss=Loss(nothing, 60, logvar=nothing), probe=probe).logvar == 0.2
+    assert tolerance(frozen, frozen.graphs, loss=Loss(nothing, 60, logvar=much), probe=probe).logvar == 1.4
+    assert probe.logvar is not None
+    off = dataclasses.replace(probe, logvar=probe.logvar + np.float32(0.5))
+    assert tolerance(frozen, frozen.graphs, loss=Loss(nothing, 60, logvar=nothing), probe=off).logvar == 1
+
+
+def test_layers_stay_in_float_until_logvar_is_near_too(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def layers_in_float() -> int:
+        graph = onnx.load_from_string(reduce(frozen, precision="int8", calibration=DIGITS.train).encoder).graph
+        kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+        return sum(kinds.get(node.input[1]) == TensorProto.FLOAT for node in layers)
+
+    monkeypatch.setattr(precision, "_WANTED_MU_IN_SIGMA", 100)
+    monkeypatch.setattr(precision, "_WANTED_LOGVAR", 100)
+    assert layers_in_float() == 0
+    monkeypatch.setattr(precision, "_WANTED_LOGVAR", 1e-9)
+    assert layers_in_float() > 0
+
+
 def test_last_layers_stay_in_float_until_the_pictures_are_good(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
     def last_weights() -> int:
         graph = onnx.load_from_string(reduce(frozen, precision="int8", calibration=DIGITS.train).decoder).graph
@@ -251,6 +305,49 @@ def test_a_variant_states_its_gain_its_size_and_the_machine(frozen: Frozen, monk
     assert found.decoder_speedup > 0
     assert found.batch_rows == 16
     assert "cores, cpu, onnxruntime" in found.machine
+
+
+@pytest.fixture
+def _with_a_gpu_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` takes CUDA, as where a GPU build is installed, and the graphs do not start on it."""
+    monkeypatch.setattr(precision, "_SECONDS", 0)
+    monkeypatch.setattr(precision, "resolve_device", lambda device: "cuda" if device == "auto" else device)
+
+
+@pytest.mark.usefixtures("_with_a_gpu_that_does_not_start")
+def test_where_a_device_fails_the_gain_is_that_on_the_cpu(frozen: Frozen) -> None:
+    reduced = reduce(frozen, precision="fp16", calibration=None)
+    with pytest.raises((BadEngine, BadBundle), match="CUDAExecutionProvider"):
+        variant(frozen, reduced)
+    found = gained(frozen, reduced, precision="fp16")
+    assert found is not None
+    assert "cores, cpu, onnxruntime" in found.machine
+
+
+@pytest.mark.usefixtures("_with_a_gpu_that_does_not_start")
+def test_int8_is_measured_on_the_cpu_that_it_is_for(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    reduced = reduce(frozen, precision="int8", calibration=DIGITS.train[:20])
+    devices: list[object] = []
+    measured = precision.variant
+
+    def noted(*graphs: object, **others: object) -> object:
+        devices.append(others["device"])
+        return measured(*graphs, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(precision, "variant", noted)
+    assert gained(frozen, reduced, precision="int8") is not None
+    assert devices == ["cpu"]
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("no memory for 16 rows now"), RuntimeError("CUDA failure 700")])
+def test_without_a_device_that_runs_it_a_variant_has_no_figure(
+    frozen: Frozen, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(precision, "speedup", failing)
+    assert gained(frozen, frozen.graphs, precision="fp16") is None
 
 
 def test_a_speedup_is_the_median_of_ratios_of_calls_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,25 @@ def test_what_differs_stands_in_a_table_with_its_largest_mean_and_allowed_differ
     assert cells[name][2:] == [f"{getattr(TOLERANCE, name):g}", "over"]
 
 
+@pytest.mark.parametrize(("share", "is_equal"), [(0.9e-4, True), (1.2e-4, False)])
+def test_a_mu_that_spreads_far_is_compared_by_its_spread(share: float, is_equal: bool) -> None:
+    wide = dataclasses.replace(MODEL, family="autoencoder", a=MODEL.a * 100)
+    exact, codes = source(wide), []
+
+    def encode(image: np.ndarray) -> tuple[np.ndarray, None]:
+        mu = wide.encode(image)[0]
+        codes.append(mu.ravel())
+        return mu + np.float32(share * spread), None
+
+    spread = 1.0
+    measured(dataclasses.replace(exact, encode=encode), model=wide)
+    spread = float(np.concatenate(codes).std())
+    assert spread > 10
+    found = measured(dataclasses.replace(exact, encode=encode), model=wide)
+    assert found.differences["mu"] == pytest.approx((share, share), rel=0.05)
+    assert (found.differences["mu"][0] <= TOLERANCE.mu) is is_equal
+
+
 @pytest.mark.parametrize("name", ["mu", "logvar", "image", "log_likelihood"])
 @pytest.mark.parametrize("change", [lambda answer: answer[..., None], lambda answer: answer.astype(np.float64)])
 def test_answers_of_another_shape_or_type_are_refused_before_they_are_subtracted(

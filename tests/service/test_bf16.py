@@ -109,7 +109,7 @@ def test_a_machine_without_such_a_file_has_no_flags(tmp_path: Path) -> None:
 # What a probe may lose
 
 
-SIGMA = np.array([[1.0, 0.1], [0.01, 2.0]], np.float32)
+SIGMA = np.array([[1.0, 0.1], [0.02, 2.0]], np.float32)
 MU = np.array([[0.5, -3.0], [2.0, 0.0]], np.float32)
 
 
@@ -126,6 +126,14 @@ def test_mu_may_be_off_by_a_quarter_of_the_posteriors_sigma(place: tuple[int, in
     far[place] += 0.26 * SIGMA[place]
     assert fault("mu", near, MU) is None
     assert fault("mu", far, MU) == "differs from the probe by 0.26 sigma, the tolerance is 0.25 sigma"
+
+
+def test_logvar_may_be_off_by_a_half() -> None:
+    expected = 2 * np.log(SIGMA)
+    assert fault("logvar", expected + np.float32(0.49), expected) is None
+    assert (
+        fault("logvar", expected - np.float32(0.51), expected) == "differs from the probe by 0.51, the tolerance is 0.5"
+    )
 
 
 def test_pictures_may_be_off_by_forty_decibels() -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from service.differences import absolute, in_sigma, of_logvar, of_sums, psnr_db
+from service.differences import absolute, in_sigma, of_logvar, of_mu, of_sums, psnr_db
 
 
 def test_differences_of_bytes_do_not_wrap_around() -> None:
@@ -30,6 +30,12 @@ def test_a_small_sigma_of_a_converted_head_is_compared_as_sigma(head: str) -> No
 def test_sums_are_compared_by_their_size_above_one() -> None:
     found, expected = np.array([0.5, -1000.5, 10.0]), np.array([0.25, -1000.0, 10.0])
     np.testing.assert_allclose(of_sums(found, expected), [0.25, 0.0005, 0])
+
+
+def test_mu_is_compared_by_its_spread_above_one() -> None:
+    mu = np.array([[300.0, -300.0], [-300.0, 300.0]])
+    np.testing.assert_allclose(of_mu(mu + 0.03, mu), 1e-4)
+    np.testing.assert_allclose(of_mu(mu / 600 + 0.03, mu / 600), 0.03)
 
 
 def test_mu_is_compared_in_sigma() -> None:

@@ -36,6 +36,21 @@ def test_the_manifests_tolerance_is_the_bound(tmp_path: Path, colour: Linear, di
         Engine(read(folder), device="cpu", threads=1)
 
 
+@pytest.mark.parametrize(("share", "is_refused"), [(0.9e-4, False), (1.2e-4, True)])
+def test_a_mu_that_spreads_far_is_compared_by_its_spread(
+    tmp_path: Path, colour: Linear, share: float, is_refused: bool
+) -> None:
+    wide = replace(colour, a=colour.a * 1000)
+    probe = wide.probe()
+    spread = probe.mu.std()
+    assert spread > 100
+    folder = made(tmp_path / "b", wide, probe=replace(probe, mu=probe.mu + np.float32(share * spread)))
+    if is_refused:
+        assert "mu differs from the probe by 0.00012" in refusal(folder)
+    else:
+        assert started(folder)
+
+
 @pytest.mark.parametrize("output", ["mu", "logvar"])
 def test_a_graph_that_gives_infinity_is_refused(tmp_path: Path, colour: Linear, output: str) -> None:
     weight = {"mu": "a", "logvar": "b"}[output]
@@ -130,6 +145,25 @@ def test_below_fp32_pictures_are_compared_by_their_psnr(
         assert started(folder)
     else:
         assert refusal(folder) == f"{folder / DECODER}: image {said}"
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [({"logvar": 0.2}, "differs from the probe by 0.3, the tolerance is 0.2"), ({"logvar": 0.4}, None), ({}, None)],
+    ids=["beyond", "within", "of a bundle that states none"],
+)
+def test_below_fp32_logvar_is_compared_where_the_bundle_states_how_near_it_is(
+    tmp_path: Path, colour: Linear, stated: dict[str, float], said: str | None
+) -> None:
+    probe = colour.probe()
+    assert probe.logvar is not None
+    probe = replace(probe, logvar=probe.logvar + np.float32(0.3))
+    tolerance = {"mu_in_sigma": 0.1, "psnr_db": 35, **stated}
+    folder = made(tmp_path / "b", colour, probe=probe, **REDUCED | {"tolerance": tolerance})
+    if said is None:
+        assert started(folder)
+    else:
+        assert refusal(folder) == f"{folder / ENCODER}: logvar {said}"
 
 
 def test_below_fp32_a_logvar_that_is_no_number_is_refused(tmp_path: Path, colour: Linear) -> None:
