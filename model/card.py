@@ -44,7 +44,7 @@ _PICTURES = {
     ),
     "kl_spectrum": (
         "KL per latent",
-        "How much each latent tells about a picture. A long flat end says that fewer latents would do.",
+        "How much each latent tells about a picture, at most. A long flat end says that fewer latents would do.",
     ),
     "posterior": (
         "Latent space",
@@ -150,7 +150,7 @@ def _bounds(config: RunConfig, metrics: Mapping[str, Any]) -> Rows:
     rows: Rows = [
         ("elbo", _nats(metrics.get("elbo")) if is_vae else "", "−(recon + kl); higher is better"),
         ("recon", _nats(metrics.get("recon")), "−log p(x given z); lower is better"),
-        ("kl", _nats(metrics.get("kl")) if is_vae else "", "what z tells about a picture"),
+        ("kl", _nats(metrics.get("kl")) if is_vae else "", "what z tells about a picture, at most"),
     ]
     for estimate in nll_estimates(metrics):
         error = f" ± {estimate.standard_error:.2f}" if estimate.standard_error is not None else ""
@@ -194,6 +194,7 @@ def _samples(metrics: Mapping[str, Any]) -> list[str]:
         "expected_coverage": "the same, were the samples real pictures",
         "neighbour_distance": "of a sample to its nearest training picture, median",
         "test_neighbour_distance": "of a test picture to its nearest training picture, median",
+        "near_training": "share of samples nearer to a training picture than 99 % of test pictures are",
     }
     rows = []
     for key, meaning in meanings.items():

@@ -15,10 +15,12 @@ _MEAN_MAX, _VARIANCE_MIN, _VARIANCE_MAX = 0.5, 0.5, 2.0
 _REALISTIC_SHARE = 0.5
 # The decoder's means are smoother than pictures, which alone brings them nearer; half the distance is more than that.
 _COPY_RATIO = 0.5
+# Samples nearer to a training picture than 99 % of test pictures are: one in a hundred of real pictures would be.
+_NEAR_SHARE = 0.05
 # Nats lost to overfitting, as a share of what the latents carry.
 _LOST_SHARE = 0.1
-# Below this, the mean of the weights is that of a few of them.
-_EFFECTIVE_DRAWS_MIN = 10
+# Pictures for which fewer than ten weights make the mean of all.
+_FEW_DRAWS_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class NllFigure:
     nats: float
     standard_error: float | None
     effective_draws: float | None
+    """Of the picture in the middle."""
+    few_draws_share: float | None
+    """Pictures with fewer than ten effective draws."""
 
 
 def nll_estimates(metrics: Mapping[str, Any]) -> list[NllFigure]:
@@ -52,7 +57,8 @@ def nll_estimates(metrics: Mapping[str, Any]) -> list[NllFigure]:
             draws=draws,
             nats=found[str(draws)]["nll"],
             standard_error=found[str(draws)].get("standard_error"),
-            effective_draws=found[str(draws)].get("effective_samples"),
+            effective_draws=found[str(draws)].get("effective_samples_median"),
+            few_draws_share=found[str(draws)].get("effective_samples_below_10"),
         )
         for draws in sorted(int(name) for name in found if name.isdecimal())
     ]
@@ -186,7 +192,11 @@ def _copies(metrics: Mapping[str, Any]) -> Check | None:
         return None
     near, usual = found["neighbour_distance"], found["test_neighbour_distance"]
     sentence = f"Samples lie {near:.3g} from their nearest training picture, test pictures {usual:.3g}."
-    is_fine = 0 < usual * _COPY_RATIO <= near
+    share = found.get("near_training")
+    is_fine: bool = 0 < usual * _COPY_RATIO <= near
+    if share is not None:
+        sentence += f" {share:.1%} of samples lie nearer than 99% of test pictures do."
+        is_fine = is_fine and share <= _NEAR_SHARE
     if not usual:
         sentence += " Half of them lie in the training part too, so nothing tells whether samples are copies."
     elif not is_fine:
@@ -196,12 +206,19 @@ def _copies(metrics: Mapping[str, Any]) -> Check | None:
 
 def _likelihood(metrics: Mapping[str, Any]) -> Check | None:
     estimates = nll_estimates(metrics)
-    if not estimates or estimates[-1].effective_draws is None:
+    most = estimates[-1] if estimates else None
+    if most is None or most.effective_draws is None or most.few_draws_share is None:
         return None
-    draws, effective = estimates[-1].draws, estimates[-1].effective_draws
-    sentence = f"nll at {draws:,} draws rests on {effective:,.1f} effective ones."
-    is_fine = effective >= _EFFECTIVE_DRAWS_MIN
-    return Check("Likelihood estimate", is_fine, sentence + ("" if is_fine else " It is too pessimistic."))
+    sentence = (
+        f"nll at {most.draws:,} draws rests on {most.effective_draws:,.0f} effective ones for a picture in the middle,"
+        f" on fewer than 10 for {most.few_draws_share:.0%} of them."
+    )
+    is_fine = most.few_draws_share <= _FEW_DRAWS_SHARE
+    if not is_fine:
+        sentence += " For those it is too pessimistic."
+    for fewer in estimates[-2:-1]:
+        sentence += f" With {fewer.draws:,} draws it was {fewer.nats - most.nats:,.2f} nats higher."
+    return Check("Likelihood estimate", is_fine, sentence)
 
 
 def _training_at_its_end(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> Check | None:
@@ -217,19 +234,45 @@ def _overfitting(config: RunConfig, metrics: Mapping[str, Any], history: Sequenc
     if config.model.family == "autoencoder":  # which has no elbo that could fall
         return None
     kl = figure(metrics, "kl")
-    validation = [record["validation"]["elbo"] for record in history if record.get("validation")]
+    lines = _of_one_objective(history)
+    measured = [_objective(line, line["validation"]) for line in lines if line.get("validation")]
+    validation = [value for value in measured if value is not None]
     if not validation or not kl:
         return None
-    best, last, training = max(validation), validation[-1], _of_the_last_epoch(history, "elbo")
-    sentence = f"At its end, elbo is {training:,.2f} nats in training, {last:,.2f} in validation ({best:,.2f} at best)."
+    before = history[: len(history) - len(lines)]
+    training = _of_the_last_epoch(lines, begin=before[-1]["epoch"] if before else 0.0)
+    best, last = max(validation), validation[-1]
+    name = "bound" if lines[-1].get("bound") is not None else "elbo" if config.training.beta == 1 else "objective"
+    sentence = (
+        f"At its end, {name} is {training:,.2f} nats in training, {last:,.2f} in validation ({best:,.2f} at best)."
+    )
     is_fine = max(best, training) - last <= _LOST_SHARE * kl
     return Check("Overfitting", is_fine, sentence)
 
 
-def _of_the_last_epoch(history: Sequence[Mapping[str, Any]], name: str) -> float:
-    """The mean over the last epoch of what its lines say, of which the last one may be of a few pictures."""
-    ends = [0.0, *(float(line["epoch"]) for line in history)]
-    shares = [(float(line[name]), end - before) for line, before, end in zip(history, ends[:-1], ends[1:], strict=True)]
+def _of_one_objective(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines at the end of a log that raise what its last line does: others gave it up for something else."""
+    lines: list[Mapping[str, Any]] = []
+    for line in reversed(history):
+        if lines and (line["beta"] != lines[0]["beta"] or (line["bound"] is None) != (lines[0]["bound"] is None)):
+            break
+        lines.insert(0, line)
+    return lines
+
+
+def _objective(line: Mapping[str, Any], found: Mapping[str, float]) -> float | None:
+    """What a step of this line raises, of the terms that were found on other pictures; None if it was not measured."""
+    if line["bound"] is not None:
+        return found.get("bound")
+    recon, kl, beta = found["recon"], found["kl"], float(line["beta"])
+    return -(recon + beta * kl)
+
+
+def _of_the_last_epoch(lines: Sequence[Mapping[str, Any]], *, begin: float) -> float:
+    """The objective, its mean over the last epoch of what lines say, of which the last one may be of a few pictures."""
+    ends = [begin, *(float(line["epoch"]) for line in lines)]
+    values = [_objective(line, line) or 0.0 for line in lines]
+    shares = [(value, end - before) for value, before, end in zip(values, ends[:-1], ends[1:], strict=True)]
     last = [share for share, end in zip(shares, ends[1:], strict=True) if end > ends[-1] - 1]
     return sum(value * share for value, share in last) / sum(share for _, share in last)
 

@@ -16,6 +16,8 @@ from model.pictures import Nearest
 from model.prior import FittedPrior
 from model.vae import VAE
 
+# Of test pictures, those that lie nearest to a training picture; a sample that is nearer than they may be its copy.
+_NEAREST_SHARE = 0.01
 # Samples looked up among the training pictures, and test pictures beside them.
 COPY_CHECKED = 1000
 
@@ -70,9 +72,11 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
         shown = torch.randn(COPY_CHECKED, vae.config.latent_dim, generator=generator)
     samples = decode_images(vae, shown)
     copies = check_copies(samples, held_out=real[:COPY_CHECKED], training=training)
+    usual = copies.held_out.distances
     metrics[name] |= {
         "neighbour_distance": float(np.median(copies.samples.distances)),
-        "test_neighbour_distance": float(np.median(copies.held_out.distances)),
+        "test_neighbour_distance": float(np.median(usual)),
+        "near_training": float((copies.samples.distances < np.quantile(usual, _NEAREST_SHARE)).mean()),
     }
     nearest = Nearest(samples, training[copies.samples.indices], copies.samples.distances)
     return Generation(metrics=metrics, nearest=nearest, fitted=fitted)

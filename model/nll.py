@@ -84,8 +84,9 @@ class NllEstimate:
         """The figures for `metrics.json`: by number of samples, the negative log-likelihood and how far to trust it.
 
         `standard_error` is that of the mean over pictures, `standard_error_draws` that of the mean over binarisations
-        (null where there was one), `sampling_error` what the draws of z alone add. `effective_samples` far below
-        their number says that q misses the posterior: the estimate is then too pessimistic.
+        (null where there was one), `sampling_error` what the draws of z scatter by themselves, which says nothing of
+        the bias. Where a picture has few `effective_samples`, q misses its posterior: its estimate is too pessimistic,
+        and `sampling_error` too small. Their mean hides those, so median and share of such pictures stand beside it.
 
         Units:   nats per picture
         """
@@ -105,6 +106,8 @@ class NllEstimate:
             "standard_error_draws": _standard_error(nll.mean(axis=1)),
             "sampling_error": float(np.sqrt(variance.sum()) / variance.size),
             "effective_samples": float(effective.mean()),
+            "effective_samples_median": float(np.median(effective)),
+            "effective_samples_below_10": float((effective < 10).mean()),
         }
 
 

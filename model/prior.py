@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.coverage import Coverage, coverage
+from model.coverage import EXPECTED_DENSITY, Coverage, coverage
 from model.errors import BadCheckpoint, BadSetting
 
 # Above this the full covariance of one component has more than 33,000 numbers.
@@ -38,6 +38,8 @@ _HELD_OUT_SHARE = 0.1
 _REGULARISATION = 1e-4
 # A dimension narrower than this share of the widest is taken as a constant.
 _NARROWEST = 1e-6
+# Real pictures have about 1, a few hundredths more or less.
+_REALISTIC_DENSITY = 0.9 * EXPECTED_DENSITY
 # Rounding of 100 weights to float32 leaves their sum much nearer to 1.
 _SUM_TOLERANCE = 1e-4
 
@@ -116,8 +118,11 @@ class Comparison:
 
     @property
     def keep(self) -> bool:
-        """Whether the fitted prior improves on N(0, I) in both."""
-        return self.fitted.density > self.standard.density and self.fitted.coverage > self.standard.coverage
+        """Whether the fitted prior improves on N(0, I) in both; beyond about what real pictures have, more density is
+        no improvement, as only smoother pictures have more.
+        """
+        least_density = min(self.standard.density, _REALISTIC_DENSITY)
+        return self.fitted.density > least_density and self.fitted.coverage > self.standard.coverage
 
 
 def fit(z: Tensor, *, seed: int) -> FittedPrior:

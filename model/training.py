@@ -188,22 +188,31 @@ class Learner:
 
     @torch.no_grad()
     def validate(self, images: Images) -> dict[str, float]:
-        """elbo, recon and kl of the averaged weights on pictures kept back; the same draws every time.
+        """elbo, recon and kl of the averaged weights on pictures kept back, in the last phase also the bound; the same
+        draws every time.
 
         Shapes:  images (n, h, w, c)
         Units:   nats per picture
         """
         generator = torch.Generator(self.machine.device).manual_seed(self.training.seed)
-        recon = kl = 0.0
-        n = rows_at_once(self.vae.config.image_shape, most=_VALIDATION_ROWS)
+        recon = kl = bound = 0.0
+        samples = self.training.iw_samples if self._in_last_phase(self.step - 1) else 1
+        n = rows_at_once(self.vae.config.image_shape, most=max(1, _VALIDATION_ROWS // samples))
         for rows in torch.split(torch.from_numpy(images), n):
             with deterministic(self.machine), self._networks_precision():
                 x = self.average.likelihood.draw(to_x(rows.to(self.machine.device)), generator)
-                eps = torch.randn(len(x), self.vae.config.latent_dim, generator=generator, device=x.device)
-                terms = elbo_terms(self.average, x, eps)
+                shape = (samples, len(x), self.vae.config.latent_dim)
+                eps = torch.randn(shape, generator=generator, device=x.device)
+                if samples > 1:
+                    weighted = importance_weighted(self.average, x, eps)
+                    terms = weighted.terms
+                    bound += weighted.bound.double().sum().item() / len(images)
+                else:
+                    terms = elbo_terms(self.average, x, eps[0])
             recon += terms.recon.double().sum().item() / len(images)
             kl += terms.kl.double().sum().item() / len(images)
-        return {"elbo": -(recon + kl), "recon": recon, "kl": kl}
+        found = {"elbo": -(recon + kl), "recon": recon, "kl": kl}
+        return found | ({"bound": bound} if samples > 1 else {})
 
     def _step(self, held: Tensor, batch: Tensor) -> StepReport:
         training = self.training
@@ -218,7 +227,7 @@ class Learner:
             schedule=training.beta_schedule,
         )
         self.optimiser.zero_grad()
-        in_last_phase = self.step >= self.steps - round(training.iw_epochs * self.steps_per_epoch)
+        in_last_phase = self._in_last_phase(self.step)
         sums = torch.zeros(3, device=self.machine.device)
         for rows in batch[self.machine.rank :: self.machine.processes].tensor_split(training.accumulate):
             if len(rows) > 0:
@@ -249,6 +258,9 @@ class Learner:
             learning_rate=rate,
             gradient_norm=gradient_norm,
         )
+
+    def _in_last_phase(self, step: int) -> bool:
+        return step >= self.steps - round(self.training.iw_epochs * self.steps_per_epoch)
 
     def _accumulate(self, x: Tensor, *, share: float, beta: float, in_last_phase: bool) -> Tensor:
         """Add these pictures' share to the gradient; their shares of recon, kl and bound: (3,)."""

@@ -9,26 +9,40 @@ from model.checks import checks, figure, nll_estimates
 from model.training import TrainConfig
 from model.vae import ModelConfig
 
+NLL = {"nll": 89.0, "effective_samples_median": 300.0, "effective_samples_below_10": 0.05}
 GOOD: dict[str, Any] = {
     "protocol": {"data": "blocks", "images": 10},
     "kl": 20.0,
     "active_units": 3,
     "aggregate": {"mean": [0.1, -0.2, 0.0], "variance": [0.9, 1.1, 1.0], "logvar_at_clamp": 0.0},
-    "nll": {"128": {"nll": 90.0}, "5000": {"nll": 89.0, "effective_samples": 300.0}, "protocol": {"draws": 1}},
+    "nll": {"128": {"nll": 90.0}, "5000": NLL, "protocol": {"draws": 1}},
     "samples": {
         "standard": {
             "coverage": 0.8,
             "expected_coverage": 0.95,
             "neighbour_distance": 4.0,
             "test_neighbour_distance": 4.2,
+            "near_training": 0.01,
         },
         "fitted": None,
     },
 }
-HISTORY = [
-    {"epoch": 1.0, "elbo": -95.0, "validation": {"elbo": -94.0}},
-    {"epoch": 2.0, "elbo": -90.0, "validation": {"elbo": -91.0}},
-]
+
+
+def _line(
+    epoch: float, elbo: float, validation: float | None, *, beta: float = 1.0, bounds: tuple[float, ...] = ()
+) -> dict[str, Any]:
+    """A line of a log whose kl is 20 nats; with bounds, in training and in validation, one of the last phase."""
+    found = None if validation is None else {"elbo": validation, "recon": -validation - 20, "kl": 20.0}
+    line = {"epoch": epoch, "elbo": elbo, "recon": -elbo - 20, "kl": 20.0, "beta": beta, "bound": None}
+    if bounds:
+        line["bound"] = bounds[0]
+    if found and bounds[1:]:
+        found["bound"] = bounds[1]
+    return line | {"validation": found}
+
+
+HISTORY = [_line(1.0, -95.0, -94.0), _line(2.0, -90.0, -91.0)]
 
 
 def _config(**options: Any) -> RunConfig:
@@ -74,7 +88,8 @@ def test_good_figures_raise_no_doubt() -> None:
             "Copies of training pictures",
             "nothing tells whether samples",
         ),
-        ("nll/5000", {"nll": 89.0, "effective_samples": 2.0}, "Likelihood estimate", "too pessimistic"),
+        ("samples/standard/near_training", 0.06, "Copies of training pictures", "6.0% of samples lie nearer than 99%"),
+        ("nll/5000", NLL | {"effective_samples_below_10": 0.12}, "Likelihood estimate", "too pessimistic"),
         ("protocol", {"data": "blocks", "images": 4}, "Test pictures", "4 of 10"),
         ("protocol", {"data": "stripes", "images": 10}, "Test pictures", "learnt from blocks"),
     ],
@@ -87,19 +102,40 @@ def test_a_figure_that_asks_for_a_look_gets_one_with_its_number(path: str, value
 
 def test_a_run_that_stopped_early_or_overfits_is_named() -> None:
     assert _looks(GOOD, epochs=3) == ["Training"]
-    worse = [*HISTORY[:1], {"epoch": 2.0, "elbo": -60.0, "validation": {"elbo": -95.0}}]
+    worse = [*HISTORY[:1], _line(2.0, -60.0, -95.0)]
     assert _looks(GOOD, history=worse) == ["Overfitting"]
 
 
 def test_overfitting_is_judged_by_the_last_epoch_and_not_by_its_last_step() -> None:
     lines = [
         *HISTORY[:1],
-        {"epoch": 1.9, "elbo": -90.0, "validation": None},
-        {"epoch": 2.0, "elbo": -60.0, "validation": {"elbo": -88.5}},  # of a batch that was easy
+        _line(1.9, -90.0, None),
+        _line(2.0, -60.0, -88.5),  # of a batch that was easy
     ]
     assert _looks(GOOD, history=lines) == []
     found = next(check for check in checks(_config(), GOOD, history=lines) if check.name == "Overfitting")
     assert "elbo is -87.00 nats in training" in found.found
+
+
+def _overfitting(history: list[dict[str, Any]], **options: Any) -> str | None:
+    found = [check for check in checks(_config(**options), GOOD, history=history) if check.name == "Overfitting"]
+    return f"{found[0].is_fine}: {found[0].found}" if found else None
+
+
+def test_a_last_phase_is_judged_by_the_bound_that_it_raises() -> None:
+    """It gives up elbo for it, in validation too."""
+    first = _line(1.0, -87.0, -87.2)
+    said = _overfitting([first, _line(1.5, -88.0, -89.0, bounds=(-84.0, -85.0)), _line(2, -88, -90, bounds=(-83, -84))])
+    assert said == "True: At its end, bound is -83.50 nats in training, -84.00 in validation (-84.00 at best)."
+    said = _overfitting([first, _line(1.5, -88.0, -89.0, bounds=(-84.0, -85.0)), _line(2, -88, -90, bounds=(-80, -86))])
+    assert said == "False: At its end, bound is -82.00 nats in training, -86.00 in validation (-85.00 at best)."
+    assert _overfitting([first, _line(2.0, -88.0, -90.0, bounds=(-83.0,))]) is None
+
+
+def test_another_beta_is_judged_by_what_it_weighs_from_when_it_has_its_full_weight() -> None:
+    rising = _line(1.0, -50.0, -50.0, beta=0.5)
+    said = _overfitting([rising, _line(1.5, -90.0, -91.0, beta=4.0), _line(2.0, -89.0, -92.0, beta=4.0)], beta=4.0)
+    assert said == "False: At its end, objective is -149.50 nats in training, -152.00 in validation (-151.00 at best)."
 
 
 def test_other_pictures_under_the_same_name_are_named() -> None:

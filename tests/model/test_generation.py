@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from model import prior
+from model.coverage import CopyCheck, Neighbours
 from model.generation import generate
 from model.vae import VAE, ModelConfig
 
@@ -105,6 +106,21 @@ def test_samples_are_shown_beside_the_training_pictures_nearest_to_them(two_kind
     expected = np.sqrt(np.square(difference / 255).sum((1, 2, 3)))
     np.testing.assert_allclose(found.nearest.distances, expected)
     assert np.median(expected) == pytest.approx(found.metrics["standard"]["neighbour_distance"])
+
+
+def test_a_decoder_that_gives_away_some_training_pictures_is_noticed(
+    vae: VAE, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its samples nine in ten are as far from them as ever, so that the median tells nothing."""
+    nearest = np.zeros(1000, np.int64)
+    samples = Neighbours(np.where(np.arange(1000) < 100, 0.0, 5.0), nearest)
+    held_out = Neighbours(np.linspace(4, 6, 1000), nearest)
+    monkeypatch.setattr("model.generation.check_copies", lambda *_, **__: CopyCheck(samples=samples, held_out=held_out))
+    found = generate(vae, training=images[:30], test=images[30:], seed=0)
+    assert found is not None
+    figures = found.metrics["standard"]
+    assert (figures["neighbour_distance"], figures["test_neighbour_distance"]) == (5, pytest.approx(5))
+    assert figures["near_training"] == 0.1
 
 
 def test_too_few_latents_to_fit_leave_a_reason_and_the_figures_of_the_standard_prior(

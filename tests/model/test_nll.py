@@ -181,6 +181,15 @@ def test_standard_errors_are_those_of_means_over_pictures_and_over_draws() -> No
     assert figures["effective_samples"] == pytest.approx(5)
 
 
+def test_the_mean_of_effective_samples_does_not_hide_pictures_that_have_few() -> None:
+    protocol = nll.NllProtocol((100,), 1, 0, 4, 4, "fp32", "", "")
+    effective = np.array([[2.0, 9.0, 11.0, 378.0]])[..., None]
+    figures = nll.NllEstimate(protocol, np.arange(4), -np.ones((1, 4, 1)), effective).metrics()["100"]
+    assert figures["effective_samples"] == pytest.approx(100)
+    assert figures["effective_samples_median"] == pytest.approx(10)
+    assert figures["effective_samples_below_10"] == 0.5
+
+
 def test_sampling_error_is_the_spread_over_seeds(pictures: np.ndarray) -> None:
     found = [nll.estimate(LinearVAE(), pictures, samples=(128,), seed=seed).metrics()["128"] for seed in range(60)]
     spread = np.std([figures["nll"] for figures in found], ddof=1)

@@ -181,6 +181,9 @@ def test_a_prior_that_improves_in_one_figure_alone_is_not_kept() -> None:
     assert Comparison(standard=figures(0.5, 0.5), fitted=figures(0.6, 0.6)).keep
     assert not Comparison(standard=figures(0.5, 0.5), fitted=figures(0.6, 0.5)).keep
     assert not Comparison(standard=figures(0.5, 0.5), fitted=figures(0.4, 0.9)).keep
+    # A density above that of real pictures is one of smoother ones.
+    assert Comparison(standard=figures(1.28, 0.8), fitted=figures(0.98, 0.96)).keep
+    assert not Comparison(standard=figures(1.28, 0.8), fitted=figures(0.8, 0.96)).keep
 
 
 def test_a_comparison_is_repeatable_and_bounded_in_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

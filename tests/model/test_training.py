@@ -14,6 +14,7 @@ from torch import Tensor
 from model import data
 from model.errors import BadSetting, NotANumber
 from model.machine import Machine
+from model.objectives import importance_weighted
 from model.pixels import pixels
 from model.schedules import epoch_order, learning_rate, scheduled_beta
 from model.training import Learner, StepReport, TrainConfig
@@ -368,6 +369,22 @@ def test_validation_measures_the_averaged_weights_on_all_pictures_alike(images: 
     recon = run.average.likelihood.recon(run.average.logits(posterior.mu), x).mean().item()
     kl = posterior.kl().mean().item()
     assert run.validate(many) == pytest.approx({"elbo": -(recon + kl), "recon": recon, "kl": kl}, rel=1e-5)
+
+
+def test_validation_in_the_last_phase_measures_its_bound_too(images: np.ndarray) -> None:
+    run = learner(LAST_PHASE)
+    found = [run.validate(images) for _ in run.run(images)]
+    assert ["bound" in each for each in found] == [False] * 8 + [True] * 4
+    last = found[-1]
+    assert last == run.validate(images)
+    assert last["bound"] > last["elbo"] == pytest.approx(-(last["recon"] + last["kl"]))
+    x, eps = (
+        pixels(images),
+        torch.randn(5000, len(images), TINY["latent_dim"], generator=torch.Generator().manual_seed(1)),
+    )
+    with torch.no_grad():
+        exact = importance_weighted(run.average, x, eps).bound.mean().item()
+    assert last["elbo"] < last["bound"] < exact + 0.1
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
