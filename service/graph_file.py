@@ -44,7 +44,7 @@ _TABLE: protobuf.Table = {
     },
     "Tensor": {
         1: ("dims", "*int"),
-        2: ("type", "int"),
+        2: ("type", "int32"),
         4: ("float_data", "*fixed"),
         5: ("int32_data", "*count"),
         6: ("string_data", "*bytes"),
@@ -54,7 +54,7 @@ _TABLE: protobuf.Table = {
         10: ("double_data", "*fixed"),
         11: ("uint64_data", "*count"),
         13: ("external_data", "*Entry"),
-        14: ("data_location", "int"),
+        14: ("data_location", "int32"),
     },
     "Entry": {1: ("key", "text"), 2: ("value", "text")},
 }

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 # Message -> field number -> (name, kind), with a star before the kind of a field that may come more than once.
-# A kind is another message, or: int; text; bytes; fixed, numbers of 4 or 8 bytes each; count, how many varints come.
+# A kind is another message, or: int; int32, enums too; text; bytes; fixed, numbers of 4 or 8 bytes each; count, how
+# many varints come.
 Table = Mapping[str, Mapping[int, tuple[str, str]]]
 Message = dict[str, list[Any]]
 
@@ -26,8 +27,9 @@ class Malformed(Exception):
 def message(data: memoryview, kind: str, table: Table, *, depth: int = 0) -> Message:
     """The values of each field that the table names, messages inside it read likewise; other fields are passed over.
 
-    Bytes stay views of the data. A field of one value that comes twice is refused, since parsers differ in what they
-    take then: the last, or both joined.
+    Bytes stay views of the data. What parsers differ in is refused, as another one will read the same bytes: a field of
+    one value that comes twice (the last, or both joined), and keys and numbers of more than 32 bits where there are 32
+    (cut, or another one).
 
     Raises:  Malformed
     """
@@ -49,6 +51,11 @@ def _values(value: Any, wire: int, field: str, *, table: Table, depth: int) -> l
     kind = field.removeprefix("*")
     if wire == _VARINT and kind in {"int", "count"}:
         return [_signed(value) if kind == "int" else 1]
+    if wire == _VARINT and kind == "int32":
+        number = _signed(value)
+        if not -(2**31) <= number < 2**31:
+            raise Malformed(f"has the number {number} where there are 32 bits")
+        return [number]
     if wire in _LENGTHS and kind == "fixed":
         return [value]
     if wire == _BYTES and kind in table:
@@ -72,6 +79,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
         number, wire = key >> 3, key & 7
         if number == 0:
             raise Malformed("has a field without a number")
+        if key >= 2**32:
+            raise Malformed(f"has the field number {number}, which is beyond protobuf's")
         if wire == _VARINT:
             value, at = _varint(data, at)
             yield number, wire, value

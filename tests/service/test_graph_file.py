@@ -195,6 +195,11 @@ def test_of_bytes_that_both_accept_both_tell_the_same(model: ModelProto, place: 
         (b"\x3a" + b"\xff" * 10, "has a number without an end, expected ONNX"),
         (b"\x3a" + b"\xff" * 9 + b"\x02", "has a number without an end, expected ONNX"),
         (b"\x00\x01", "has a field without a number, expected ONNX"),
+        (b"\xba\x80\x80\x80\x10\x00", "has the field number 536870919, which is beyond protobuf's, expected ONNX"),
+        (
+            b"\x3a\x08\x2a\x06\x70\x81\x80\x80\x80\x10",
+            "has the number 4294967297 where there are 32 bits, expected ONNX",
+        ),
         (b"\x3b\x3c", "has a field of wire type 3, expected ONNX"),
         (b"\x38\x01", "has wire type 0 in a field of Graph, expected ONNX"),
         (b"\x3a\x00\x3a\x00", "gives graph twice in one Model, expected ONNX"),
