@@ -73,6 +73,7 @@ class Keys:
         self._stamp = _stamp(path)
         self._keys = _read(path, workers=workers, before=())
         self._looked_at = monotonic()
+        self._said = ""  # of what is wrong with the file
 
     def find(self, token: bytes) -> Key | None:
         """The key that this is; None if it is none. That takes as long for the first as for the last, and for none."""
@@ -93,13 +94,18 @@ class Keys:
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             self._keys = _read(self._path, workers=self._workers, before=self._keys)
         except BadKeys as error:
-            logger.error("keys: %s; the keys read before stay", error)  # noqa: TRY400  # the sentence is enough
+            if str(error) != self._said:
+                logger.error("keys: %s; the keys read before stay", error)  # noqa: TRY400  # the sentence is enough
+            self._said = str(error)
+            if isinstance(error.__cause__, OSError):  # it may be read soon, as it is now
+                return
         else:
+            self._said = ""
             logger.info("keys: %s read again: %s", self._path, ", ".join(key.name for key in self._keys))
+        self._stamp = stamp
 
 
 def line(name: str, token: str, *, scopes: tuple[Scope, ...], rows_per_s: float | None) -> str:
@@ -114,13 +120,13 @@ def line(name: str, token: str, *, scopes: tuple[Scope, ...], rows_per_s: float 
     return f'{name} = {{ sha256 = "{sha256(token.encode()).hexdigest()}", scopes = [{shown}]{rate} }}'
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What differs once the file has changed, or another one has taken its place."""
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What differs once the file or its mode has changed, or another one has taken its place."""
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _read(path: Path, *, workers: int, before: tuple[Key, ...]) -> tuple[Key, ...]:

@@ -1,5 +1,6 @@
 """The file of keys: what it may hold, whom it lets in, and what happens when it changes."""
 
+import errno
 import hashlib
 import hmac
 import logging
@@ -208,6 +209,34 @@ def test_after_a_broken_change_the_old_keys_stay_and_the_log_says_so_once(
     assert [(record.levelname, record.message) for record in caplog.records] == [("ERROR", sentence)]
     write(path, lines({"third": HELD["third"]}))
     assert names(held) == ["third"]
+
+
+def test_a_file_that_cannot_be_read_for_a_while_is_read_once_it_can(
+    path: Path, at_once: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by a process without a file descriptor to spare, in which `stat` works: a key that was revoked must go."""
+    held = Keys(path, workers=1)
+    write(path, lines({"third": HELD["third"]}))
+    with monkeypatch.context() as full:
+
+        def refused(*_: object, **__: object) -> str:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        full.setattr(Path, "read_text", refused)
+        for _ in range(3):
+            assert names(held) == ["first", "second", "third"]
+    assert caplog.messages == [f"keys: {path}: Too many open files, expected a file of keys; the keys read before stay"]
+    assert names(held) == ["third"]
+
+
+def test_another_mode_is_a_change_as_the_file_may_be_readable_by_then(
+    path: Path, at_once: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    held = Keys(path, workers=1)
+    path.chmod(0o400)
+    assert names(held) == ["first", "second", "third"]
+    assert caplog.messages == [f"keys: {path} read again: first, second, third"]
 
 
 def test_the_file_is_looked_at_once_a_second_at_most(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
