@@ -201,16 +201,22 @@ def _deadline(headers: Mapping[str, str], began: float, settings: Settings) -> D
 
 
 def _query(request: Request) -> tuple[tuple[str, Named[Any]], ...]:
-    if not request.scope["query_string"]:
+    sent: bytes = request.scope["query_string"]
+    if not sent:
         return ()
+    _require_few(sent.count(b"&") + 1)  # before it is read
     return tuple((name, Named(f"query.{name}", value)) for name, value in request.query_params.multi_items())
+
+
+def _require_few(options: int) -> None:
+    if options > _MAX_OPTIONS:
+        raise invalid("options", got=f"{options} of them", expected=f"at most {_MAX_OPTIONS}")
 
 
 def _options(verb: Verb[O], sent: Sequence[tuple[str, Named[Any]]]) -> O:
     if not sent:
         return verb.defaults
-    if len(sent) > _MAX_OPTIONS:
-        raise invalid("options", got=f"{len(sent)} of them", expected=f"at most {_MAX_OPTIONS}")
+    _require_few(len(sent))
     places: dict[str, Named[Any]] = {}
     for name, value in sent:
         if name in places:

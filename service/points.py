@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ from service.schemas import InterpolateOptions, PathOptions, TraverseOptions
 Float32 = NDArray[np.float32]
 Uint8 = NDArray[np.uint8]
 Shape = tuple[int, int, int]
+
+# What a point of JSON may be.
+_KINDS = tuple(schemas.Point.model_fields)
 
 
 class Seed(NamedTuple):
@@ -185,13 +189,17 @@ def _mixed(call: Call[InterpolateOptions], sent: Any) -> list[AnyPoint]:
 
 
 def _point(call: Call[InterpolateOptions], item: Any, *, where: str) -> AnyPoint:
+    unknown = [name for name in islice(item, len(_KINDS) + 1) if name not in _KINDS] if isinstance(item, dict) else []
+    if unknown:  # told before pydantic tells of each that there is
+        name = unknown[0][:80]
+        raise invalid(f"{where}.{name}", got=name, expected="one of image, z and seed")
     try:
         given = schemas.Point.model_validate(item)
     except ValidationError as error:
         first, *_ = error.errors(include_url=False)
         at, told = ".".join([where, *map(str, first["loc"])])[:200], expectation(first["msg"])
         raise invalid(at, got=shown(first["input"], most=80), expected=told) from error
-    named = given.model_dump(exclude_none=True)
+    named = [name for name in _KINDS if getattr(given, name) is not None]
     if len(named) != 1:
         raise invalid(where, got=", ".join(named) or "nothing", expected="exactly one of image, z and seed")
     if given.seed is not None:

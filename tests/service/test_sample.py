@@ -236,6 +236,13 @@ def test_a_truth_is_no_number_and_a_number_no_truth(
     assert fault["got"] == (json.dumps(value) if isinstance(value, bool) else str(value))
 
 
+@pytest.mark.parametrize("place", ["query", "body"])
+def test_more_options_than_any_verb_knows_are_refused_by_their_number(client: httpx.Client, place: str) -> None:
+    options = {f"a{index}": index for index in range(65)}
+    answer = client.post("/sample", **({"params": options} if place == "query" else {"json": options}))
+    assert (answer.status_code, answer.json()["detail"]) == (422, "options: got 65 of them, expected at most 64")
+
+
 def test_every_wrong_option_is_named_at_once(client: httpx.Client) -> None:
     answer = client.get("/sample?n=0&scale=99&colour=red")
     assert {fault["where"] for fault in answer.json()["errors"]} == {"query.n", "query.scale", "query.colour"}
