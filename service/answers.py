@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import ceil
 from time import perf_counter
 from types import MappingProxyType
@@ -79,13 +80,14 @@ async def pictures(
         document: dict[str, Any] = {} if seed is None else {"seed": seed}
         for name, rows in named.items():
             cost_us = len(rows) * rendering.cost_us(rows[:1], "png", options.scale)
-            document[name] = await call.spend(cost_us, _base64_pngs, rows, options.scale)
+            work = partial(_base64_pngs, rows, options.scale)
+            document[name] = await call.spend_on_answer(_pixels(rows, options.scale), cost_us, work)
         warned = {"warnings": [warning.model_dump() for warning in call.warnings]} if call.warnings else {}
         content = await _json(call, document | warned | {"z": np.ascontiguousarray(z)})
     else:
         encoding = cast("rendering.Encoding", call.form.label)
-        file = await call.spend(
-            rendering.cost_us(image, encoding, options.scale),
+        cost_us = rendering.cost_us(image, encoding, options.scale)
+        render = partial(
             rendering.render,
             image,
             encoding=encoding,
@@ -94,6 +96,7 @@ async def pictures(
             quality=options.quality,
             frame_ms=options.frame_ms if isinstance(options, PathOptions) else 0,
         )
+        file = await call.spend_on_answer(_pixels(image, options.scale), cost_us, render)
         content = (file,)
     return _response(call, content, seeded=seeded, runs=runs, decoded_at=decoded_at, encoding_at=began)
 
@@ -126,6 +129,11 @@ def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], 
 def _rows(named: Mapping[str, NDArray[Any] | None], dtype: str) -> dict[str, NDArray[Any] | None]:
     """Arrays as orjson takes them: of this dtype and without gaps."""
     return {name: None if array is None else np.ascontiguousarray(array, dtype) for name, array in named.items()}
+
+
+def _pixels(image: NDArray[np.uint8], scale: int) -> int:
+    """The pixels of pictures (n, h, w, c) as they are shown."""
+    return image[..., 0].size * scale**2
 
 
 def _base64_pngs(image: NDArray[np.uint8], scale: int) -> list[str]:

@@ -49,8 +49,7 @@ async def spend(cost_us: float, deadline: Deadline, work: Callable[P, T], *args:
         return work(*args, **kwargs)
     if deadline.left_s() <= 0:
         raise deadline.passed()
-    threads = _long_threads if _LONG_US < cost_us < inf else _threads
-    return await _in_time(deadline, asyncio.wrap_future(threads.submit(partial(work, *args, **kwargs))))
+    return await _in_time(deadline, asyncio.wrap_future(_pool(cost_us).submit(partial(work, *args, **kwargs))))
 
 
 async def spend_in_turn(
@@ -59,11 +58,13 @@ async def spend_in_turn(
     deadline: Deadline,
     work: Callable[[], T],
     *,
+    cost_us: float = inf,
     require_caller: Callable[[], Awaitable[None]],
 ) -> T:
     """The result of work that takes much memory, run in a thread when there is room for it, if somebody still waits
     then. What a thread has begun keeps its room until it ends, also where nobody waits for it any more.
 
+    Units:   cost_us microseconds, as for `spend`
     Raises:  DeadlinePassed, and what `require_caller` raises
     """
     loop = asyncio.get_running_loop()
@@ -78,9 +79,13 @@ async def spend_in_turn(
         with suppress(RuntimeError):  # a loop that has ended
             loop.call_soon_threadsafe(turns.give, weight)
 
-    begun = _threads.submit(work)
+    begun = _pool(cost_us).submit(work)
     begun.add_done_callback(give_back)
     return await _in_time(deadline, asyncio.wrap_future(begun))
+
+
+def _pool(cost_us: float) -> ThreadPoolExecutor:
+    return _long_threads if _LONG_US < cost_us < inf else _threads
 
 
 async def _in_time(deadline: Deadline, done: "asyncio.Future[T]") -> T:

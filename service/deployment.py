@@ -18,13 +18,15 @@ from service.turns import Turns
 @dataclass(frozen=True)
 class Deployment:
     """What every request can see: the settings, the models, the lane they share, the patience of their callers, and
-    the room for the pixels of large pictures that are decoded at a time, as many in all as one may have.
+    the room for the pixels of large pictures that are decoded, and of large answers that are written at a time: as many
+    in all as one may have.
     """
 
     settings: Settings
     models: Models
     lane: Lane
     picture_room: Turns
+    answer_room: Turns
     patience: Patience = field(default_factory=Patience)
 
     @property
@@ -45,7 +47,13 @@ def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | N
     Raises:  BadBundle, BadEngine
     """
     lane = _lane(settings, cores=cores, metrics=metrics)
-    return Deployment(settings, _loaded(settings, lane), lane, picture_room=Turns(settings.max_picture_pixels))
+    return Deployment(
+        settings,
+        _loaded(settings, lane),
+        lane,
+        picture_room=Turns(settings.max_picture_pixels),
+        answer_room=Turns(settings.max_answer_pixels),
+    )
 
 
 def _lane(settings: Settings, *, cores: int | None, metrics: Metrics | None) -> Lane:

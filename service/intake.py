@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 _TIMEOUT_DIGITS = 12  # of X-Timeout-Ms, of which more are no less than any server's bound
 
+# Larger answers are written as there is room: 12 bytes a pixel, as some formats take, are 48 MB here.
+_LARGE_ANSWER_PIXELS = 4_000_000
+
 # Headers that may stand on several lines, and that something hangs on.
 _LISTS = frozenset({"accept", "content-encoding"})
 
@@ -126,6 +129,20 @@ class Call(NamedTuple, Generic[O]):
         """
         return await spend_in_turn(
             self.deployment.picture_room, weight, self.deadline, work, require_caller=self.require_caller
+        )
+
+    async def spend_on_answer(self, pixels: int, cost_us: float, work: Callable[[], T]) -> T:
+        """The result of `work`, which makes so many pixels of the answer: where they are many, in a thread, once there
+        is room for them.
+
+        Units:   cost_us microseconds
+        Raises:  DeadlinePassed, CallerGone if nobody waits for it by then
+        """
+        if pixels <= _LARGE_ANSWER_PIXELS:
+            return await self.spend(cost_us, work)
+        room = self.deployment.answer_room
+        return await spend_in_turn(
+            room, pixels, self.deadline, work, cost_us=cost_us, require_caller=self.require_caller
         )
 
     def _require_time(self) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from service import intake
 from service.app import create_app
 from service.latents import path, prior_sample
 from service.settings import Settings
@@ -190,6 +192,27 @@ def test_a_caller_who_leaves_gives_back_its_room_and_its_rows(app: FastAPI) -> N
 
     asyncio.run(over_a_socket(app, scenario))
     assert ran == [1, 3]
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "gif", "json"])
+def test_a_large_answer_is_written_once_there_is_room_for_it_and_small_ones_meanwhile(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(intake, "_LARGE_ANSWER_PIXELS", 400)
+    room = app.state.deployment.answer_room
+
+    async def scenario() -> None:
+        async with in_process(app) as http:
+            taken = await room.take(app.state.deployment.settings.max_answer_pixels)
+            large = asyncio.create_task(http.get(f"/interpolate?seeds=1,2&steps=2&scale=4&format={form}"))
+            await until(lambda: room._waiting)  # noqa: SLF001
+            assert (await http.get("/sample?scale=2")).status_code == 200
+            assert not large.done()
+            room.give(taken)
+            assert (await large).status_code == 200
+            assert room._left == taken  # noqa: SLF001
+
+    asyncio.run(scenario())
 
 
 async def until(true: Any) -> None:
