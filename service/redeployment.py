@@ -5,6 +5,7 @@ import asyncio
 from starlette.datastructures import State
 
 from service import greeting
+from service.aside import aside
 from service.deployment import redeploy
 from service.reloads import log_served, logged_refusal
 
@@ -25,7 +26,7 @@ class Redeployment:
         """
         async with self._turn:
             try:
-                deployment = await asyncio.to_thread(redeploy, self._state.deployment, name)
+                deployment = await aside(redeploy, self._state.deployment, name)
             except Exception as error:  # whatever it is
                 raise logged_refusal(str(error)) from error
             self._state.deployment = deployment

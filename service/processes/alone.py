@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from service import greeting
 from service.app import create_app
+from service.aside import abandon
 from service.errors import ReloadRefused
 from service.processes import ports
 from service.processes.server import Server
@@ -30,6 +31,7 @@ def serve(settings: Settings, sockets: list[socket.socket], *, onnxruntime: str)
     server = Server(app, settings, on_listening=lambda: logger.info("vae-serve running on %s (Ctrl-C ends it)", url))
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(_serve(server, app, sockets))
+    abandon()
 
 
 async def _serve(server: Server, app: FastAPI, sockets: list[socket.socket]) -> None:

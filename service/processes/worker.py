@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from service import greeting
 from service.access.keys import BadKeys
 from service.app import create_app
+from service.aside import abandon, aside
 from service.bundle import BadBundle
 from service.deployment import Deployment, redeploy
 from service.errors import ReloadRefused
@@ -68,6 +69,7 @@ def work(
         server = Server(app, settings, on_listening=lambda: pipe.send(Listening()))
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_serve(server, app, sockets=sockets, pipe=pipe))
+        abandon()
     except (BadBundle, BadEngine, BadAddress, BadKeys) as error:
         pipe.send(Refused(str(error)))
     except (EOFError, BrokenPipeError):
@@ -133,7 +135,7 @@ async def _obey(server: Server, app: FastAPI, parent: _Parent) -> None:
             match order:
                 case Load(name):
                     try:
-                        spare = await asyncio.to_thread(redeploy, state.deployment, name)
+                        spare = await aside(redeploy, state.deployment, name)
                     except Exception as error:  # whatever it is: what was loaded serves on
                         pipe.send(Refused(str(error)))
                     else:
