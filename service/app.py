@@ -117,7 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     deployment: Deployment = app.state.deployment
     await asyncio.to_thread(deployment.lane.close)  # a run may take a while, and the last answers have yet to leave
     if app.state.access_log:
-        app.state.access_log.flush()
+        await asyncio.to_thread(app.state.access_log.close)
     if app.state.traces:
         await app.state.traces.close()
 

@@ -4,6 +4,8 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Lock, Thread
 from time import time
 from typing import BinaryIO, Literal
 
@@ -22,18 +24,26 @@ _HELD_S = 0.02
 # What POSIX promises to write to a pipe as one piece, also where several workers share it.
 _PIECE_BYTES = 4096
 
+# What waits for a reader that does not read: some 15,000 lines.
+_MOST_WAITING_BYTES = 2**22
+
+# What it is given to take the last ones.
+_LAST_S = 1.0
+
 Line = dict[str, str | int | float]
 
 
 class AccessLog:
-    """Notes requests. Lines are held for a moment, so that many are written at once.
+    """Notes requests. Lines are held for a moment, so that many are written at once, by a thread: whoever reads them
+    keeps no request waiting.
 
     What a line holds: what it is found by (request and trace id), what was asked for as far as our own names go
     (method, route, model, problem), the name of the key, and figures. Paths, queries, headers and bodies are not in it.
     """
 
     def __init__(self, form: Literal["text", "json"], *, stream: BinaryIO | None = None) -> None:
-        self._stream = sys.stdout.buffer if stream is None else stream
+        # Without a buffer, whose lock nobody would have at the end where a write does not come back.
+        self._writer = _Writer(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer) if stream is None else stream)
         self._form: Callable[[Line], bytes] = _json if form == "json" else _text
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -63,24 +73,72 @@ class AccessLog:
             line["trace_id"] = trace_id
         self._write(self._form(line))
 
-    def flush(self) -> None:
-        """Write what is held; lines that cannot be written are lost."""
-        if not self._lines:
-            return
-        held, self._lines, self._bytes = self._lines, [], 0
-        try:
-            self._stream.write(b"".join(held))
-            self._stream.flush()
-        except OSError as error:
-            logger.error("access log: %d lines are lost: %s", len(held), error)  # noqa: TRY400  # the sentence is enough
+    def close(self) -> None:
+        """Write what is held, and wait for it, but not long."""
+        self._flush()
+        self._writer.finish()
+
+    def _flush(self) -> None:
+        if self._lines:
+            held, self._lines, self._bytes = self._lines, [], 0
+            self._writer.put(b"".join(held))
 
     def _write(self, line: bytes) -> None:
         if self._bytes + len(line) > _PIECE_BYTES:
-            self.flush()
+            self._flush()
         if not self._lines:
-            asyncio.get_running_loop().call_later(_HELD_S, self.flush)
+            asyncio.get_running_loop().call_later(_HELD_S, self._flush)
         self._lines.append(line)
         self._bytes += len(line)
+
+
+class _Writer:
+    """A thread that writes pieces, from the first one on. What it cannot write is lost, and so are pieces beyond those
+    that may wait; both are told.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._pieces: SimpleQueue[bytes | None] = SimpleQueue()
+        self._thread: Thread | None = None
+        self._lock = Lock()
+        self._waiting_bytes = self._lost_lines = 0
+
+    def put(self, piece: bytes) -> None:
+        """Write it soon."""
+        with self._lock:
+            if self._waiting_bytes + len(piece) > _MOST_WAITING_BYTES:
+                self._lost_lines += piece.count(b"\n")
+                return
+            self._waiting_bytes += len(piece)
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="access log", daemon=True)
+            self._thread.start()
+        self._pieces.put(piece)
+
+    def finish(self) -> None:
+        """Wait until all is written, but not long."""
+        if self._thread is not None:
+            self._pieces.put(None)
+            self._thread.join(_LAST_S)
+            self._thread = None
+
+    def _run(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            try:
+                self._stream.write(piece)
+                self._stream.flush()
+            except OSError as error:
+                _tell_lost(piece.count(b"\n"), str(error))
+            with self._lock:
+                self._waiting_bytes -= len(piece)
+                lost, self._lost_lines = self._lost_lines, 0
+            if lost:
+                _tell_lost(lost, "nobody read those before them")
+
+
+def _tell_lost(lines: int, reason: str) -> None:
+    logger.error("access log: %d lines are lost: %s", lines, reason)
 
 
 def _ms(seconds: float) -> float:

@@ -1,12 +1,14 @@
 """A line for each request, which tells what happened and nothing that a caller sent."""
 
 import asyncio
+import fcntl
 import logging
 import os
 import re
 from io import BytesIO
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 from fastapi import FastAPI
@@ -17,7 +19,8 @@ from service.observation.record import Record
 from service.settings import Settings
 from tests.service.linear import Bundles
 from tests.service.wire import base64_png, form, pixels
-from tests.serving import in_process
+from tests.serving import in_process, serving
+from tests.waiting import until
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 SCOPE: dict[str, Any] = {"method": "GET", "headers": [], "state": {}}
@@ -37,7 +40,7 @@ def ask(app: FastAPI, *requests: tuple[str, str, dict[str, Any]]) -> None:
             for method, url, parts in requests:
                 await client.request(method, url, **parts)
         if app.state.access_log:
-            app.state.access_log.flush()
+            app.state.access_log.close()
 
     asyncio.run(all_of_them())
 
@@ -169,3 +172,34 @@ def test_lines_that_cannot_be_written_are_counted_in_the_log_and_stop_nothing(
 
         asyncio.run(turn())
     assert [record.message for record in caplog.records] == ["access log: 2 lines are lost: [Errno 32] Broken pipe"]
+
+
+def test_a_reader_that_does_not_read_keeps_nobody_waiting_and_costs_lines(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.observation.access_log._MOST_WAITING_BYTES", 100_000)
+    reading, writing = os.pipe()
+    caplog.set_level(logging.ERROR)
+    with os.fdopen(writing, "wb", buffering=0) as stream, os.fdopen(reading, "rb") as reader:
+        log = AccessLog("json", stream=stream)
+
+        async def turn() -> None:
+            for number in range(2_000):
+                log.note(SCOPE, Record(f"{number}", began=0), route="/encode", status=200, seconds=0.001)
+
+        asyncio.run(turn())  # comes to its end
+        log.close()  # and so does this
+        kept = [orjson.loads(reader.readline())["request_id"] for _ in range(600)]
+        assert kept == [str(number) for number in range(600)]
+        until(lambda: caplog.records)
+        said = caplog.records[0].message
+    assert re.fullmatch(r"access log: \d+ lines are lost: nobody read those before them", said)
+
+
+def test_a_process_whose_lines_nobody_reads_answers_and_ends(bundles: Bundles) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as stream:
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        with serving([*bundles.arguments, "--access-log"], stdout=stream) as server, httpx.Client() as client:
+            for _ in range(100):
+                assert client.get(f"{server.url}/health/live", timeout=20).status_code == 200
