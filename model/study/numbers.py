@@ -59,11 +59,12 @@ def measure(
         **_moves(vae, test),
         **_paths(lambda z: decode(vae, z), *_chosen(test.mu, PATHS), classifier=classifier),
     }
-    if classifier is None or len(dataset.test) <= NEAREST:
+    rows, others = _apart(len(dataset.test))
+    if classifier is None or len(rows) <= NEAREST:
         return found
     fitted = fitted_gaussian(vae, dataset)
-    real = classifier.look(pixel_parts(_some(dataset.test, REALISTIC)))
-    first, last = _chosen(test.mu, REALISTIC)
+    real = classifier.look(pixel_parts(dataset.test[rows]))
+    first, last = test.mu[others], test.mu[np.roll(others, -1)]
     half = torch.tensor([0.5])
     for prefix, z in {
         "standard": torch.randn(len(first), vae.config.latent_dim, generator=_generator()),
@@ -99,16 +100,15 @@ def reference(dataset: Dataset, *, latent_dim: int, classifier: Classifier | Non
             classifier=classifier,
         ),
     }
-    if classifier is None or len(test) <= NEAREST:
+    rows, others = _apart(len(dataset.test))
+    if classifier is None or len(rows) <= NEAREST:
         return found
-    chosen = _some(dataset.test, REALISTIC)
-    real = classifier.look(pixel_parts(chosen))
-    other = classifier.look(pixel_parts(_some(dataset.train, len(chosen))))
+    real = classifier.look(pixel_parts(dataset.test[rows]))
+    other = classifier.look(pixel_parts(_some(dataset.train, len(rows))))
     found |= _realism("standard", other, real=real)
     found["standard_confidence"] = float(real.confidence.double().mean())
     found |= {name.replace("standard", "fitted"): value for name, value in found.items() if "standard" in name}
-    first, last = _pairs(len(test), REALISTIC)
-    sides = zip(pixel_parts(test[first]), pixel_parts(test[last]), strict=True)
+    sides = zip(pixel_parts(dataset.test[others]), pixel_parts(dataset.test[np.roll(others, -1)]), strict=True)
     return found | _realism("linear", classifier.look((above + below) / 2 for above, below in sides), real=real)
 
 
@@ -164,6 +164,15 @@ def _agreement(rows: Tensor, labels: Labels | None) -> float | None:
 
 def _labels(dataset: Dataset, rows: npt.NDArray[np.int64]) -> Labels | None:
     return None if dataset.test_labels is None else dataset.test_labels[rows]
+
+
+def _apart(n_rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows drawn by lot that count as real, and as many others, whose midpoints lie among them: what lies between two
+    pictures is near those two.
+    """
+    n = min(REALISTIC, n_rows // 2)
+    order = torch.randperm(n_rows, generator=_generator()).numpy()
+    return np.sort(order[:n]), order[n : 2 * n]
 
 
 def _pairs(n_rows: int, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
