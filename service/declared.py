@@ -20,14 +20,17 @@ _MOST_SCANS = 100
 
 # Of a PNG; the pixels alone come in thousands.
 _MOST_CHUNKS = 2**16
-# Of what stands before a GIF's first picture.
+# Of those that Pillow inflates, up to a megabyte each, and does not always count; editors write a handful.
+_MOST_INFLATED = {b"iCCP": 1, b"zTXt": 32, b"iTXt": 32}
+# Of what stands before a GIF's first picture: extensions, what is in them, and bytes between, which Pillow passes over
+# one by one.
 _MOST_BLOCKS = 2**12
 # Pillow unpacks a BMP of runs pixel by pixel, in Python.
 _MOST_RUN_PIXELS = 2**20
 
 
 def pixels(data: bytes, *, where: str, max_pixels: int) -> int:
-    """Pixels of the picture in a file, 0 where it does not say so by a header.
+    """Pixels of the picture in a file, or of a tile that is larger, 0 where it does not say so by a header.
 
     Raises:  BadBody where the file would make its reader work for more than its pixels, TooLarge where it would make
              room for too many of them
@@ -111,7 +114,7 @@ def _canvas_of_webp(data: bytes) -> int:
 
 
 def _gif(data: bytes, where: str, _max_pixels: int) -> int:
-    """Walks to the first picture.
+    """Walks to the first picture as Pillow does.
 
     Source:  GIF89a, CompuServe 1990
     """
@@ -119,15 +122,29 @@ def _gif(data: bytes, where: str, _max_pixels: int) -> int:
     flags = data[10] if len(data) > 10 else 0
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     blocks = 0
-    while data[at : at + 1] == b"!":
-        at += 2
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
-            blocks += 1
-            if blocks > _MOST_BLOCKS:
-                raise BadBody(f"{where}: got a GIF of more than {_MOST_BLOCKS} blocks before its picture, expected few")
+    while (opening := data[at : at + 1]) not in (b"", b",", b";"):
         at += 1
+        blocks += 1
+        if opening == b"!":
+            at, inner = _after_extension(data, at)
+            blocks += inner
+        if blocks > _MOST_BLOCKS:
+            raise BadBody(f"{where}: got a GIF of more than {_MOST_BLOCKS} blocks before its picture, expected few")
     return screen
+
+
+def _after_extension(data: bytes, at: int) -> tuple[int, int]:
+    """Where the extension whose label stands here ends, and its blocks, all of them or too many."""
+    taken = 1  # blocks that Pillow takes before it asks whether one is empty, which is the end
+    if data[at : at + 1] == b"\xfe":
+        taken = 0
+    elif data[at : at + 1] == b"\xff" and data[at + 2 : at + 13] == b"NETSCAPE2.0":
+        taken = 2
+    at, blocks = at + 1, 0
+    while at < len(data) and (data[at] or blocks < taken) and blocks <= _MOST_BLOCKS:
+        at += 1 + data[at]
+        blocks += 1
+    return at + 1, blocks
 
 
 def _bmp(data: bytes, where: str, max_pixels: int) -> int:
@@ -152,8 +169,16 @@ def _png(data: bytes, where: str, _max_pixels: int) -> int:
 
     Source:  PNG, third edition, W3C 2025
     """
-    at, chunks = 8, 0
+    at, chunks, inflated = 8, 0, dict.fromkeys(_MOST_INFLATED, 0)
     while at < len(data):
+        name = data[at + 4 : at + 8]
+        if name in inflated:
+            inflated[name] += 1
+            if inflated[name] > _MOST_INFLATED[name]:
+                raise BadBody(
+                    f"{where}: got a PNG with {inflated[name]} chunks {name.decode()}, expected at most"
+                    f" {_MOST_INFLATED[name]}"
+                )
         at += 12 + int.from_bytes(data[at : at + 4])
         chunks += 1
         if chunks > _MOST_CHUNKS:

@@ -49,6 +49,9 @@ PngImagePlugin.MAX_TEXT_MEMORY = 2**22
 # A field of it that Pillow asks for becomes an object for each of its numbers.
 _MOST_EXIF_BYTES = 2**20
 
+# Of a picture with transparency, so many at a time: Pillow keeps the interpreter to itself while it composes them.
+_BAND_PIXELS = 2**20
+
 # Of what is odd about a file, and would fill the log with words that the client chose.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -212,10 +215,16 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _on_black(picture: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
     """A picture in one of these modes, where it is transparent on black."""
-    if picture.has_transparency_data:
-        colour = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
-    return picture if picture.mode == mode else picture.convert(mode)
+    if not picture.has_transparency_data:
+        return picture if picture.mode == mode else picture.convert(mode)
+    composed = Image.new(mode, picture.size)
+    height = max(_BAND_PIXELS // picture.width, 1)
+    for top in range(0, picture.height, height):
+        below = min(top + height, picture.height)
+        band = picture.crop((0, top, picture.width, below)).convert("RGBA")
+        band = Image.alpha_composite(Image.new("RGBA", band.size, (0, 0, 0, 255)), band)
+        composed.paste(band.convert(mode), (0, top))
+    return composed
 
 
 def _pixels(picture: Image.Image) -> Uint8:

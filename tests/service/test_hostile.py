@@ -208,6 +208,11 @@ def png_with_text() -> bytes:
     return whole[:33] + chunk + whole[33:]
 
 
+def png_of_texts(count: int) -> bytes:
+    """A PNG of one pixel with texts of a megabyte each, none of which has a keyword."""
+    return png(1, 1, zlib.compress(bytes(4)), before=chunk(b"zTXt", b"\0\0" + zlib.compress(bytes(2**20 - 1))) * count)
+
+
 def gif(width: int, height: int, *, disposal: int = 0) -> bytes:
     screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
     if disposal:
@@ -219,6 +224,12 @@ def gif_of_a_large_frame() -> bytes:
     """A screen of one pixel, and a frame that is much larger."""
     screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6)
     return screen + b"\x2c" + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x44\x01\x00\x3b"
+
+
+def gif_after(extra: bytes) -> bytes:
+    """A GIF of one pixel with more before its picture."""
+    whole = gif(1, 1)
+    return whole[:19] + extra + whole[19:]
 
 
 def bmp(width: int, height: int) -> bytes:
@@ -278,6 +289,13 @@ def tiff_of_strips(count: int) -> bytes:
     return whole.ljust(200, b"\0") + bytes(count)
 
 
+def tiff_of_fields(count: int) -> bytes:
+    """A TIFF of one pixel whose inner directories are its own."""
+    fields = [(256, 1), (257, 1), (34665, 8), (34853, 8), (40965, 8), *((40_966 + index, 1) for index in range(count))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
+    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(fields)) + entries + bytes(4)
+
+
 # Tensors whose headers do not tell the truth
 
 
@@ -321,6 +339,9 @@ PICTURES = {
     "PNG with a comment of 100 MB": (png_with_text(), "image/png", (200, 400)),
     "GIF of 65535 pixels a side": (gif(65535, 65535), "image/gif", 413),
     "GIF of 43 bytes whose frames are kept": (gif(60_000, 60_000, disposal=2), "image/gif", 413),
+    "PNG of 1,000 texts": (png_of_texts(1_000), "image/png", 400),
+    "GIF of 400,000 blocks after a byte": (gif_after(b"\0!\xfe" + b"\x02ab" * 400_000 + b"\0"), "image/gif", 400),
+    "GIF after a megabyte of nothing": (gif_after(bytes(1_000_000)), "image/gif", 400),
     "JPEG of 1,000 scans": (jpeg_of_scans(1_000), "image/jpeg", 400),
     "JPEG of 40,000 pieces of EXIF": (
         jpeg_of_segments(b"\xff\xe1\x00\x12Exif\0\0" + bytes(10), 40_000),
@@ -331,7 +352,9 @@ PICTURES = {
     "JPEG after a megabyte of nothing": (jpeg_of_segments(bytes(1), 1_000_000), "image/jpeg", 400),
     "TIFF of a million strips": (tiff_of_strips(1_000_000), "image/tiff", 400),
     "TIFF of tiles far larger than it": (tiff(640, 16, tile=(16, 2_500_000)), "image/tiff", 400),
+    "TIFF of a tile far larger than it": (tiff(1, 1, tile=(4_096, 4_096)), "image/tiff", 400),
     "TIFF of a tile of a billion pixels": (tiff(640, 16, tile=(40_000, 30_000)), "image/tiff", 400),
+    "TIFF of 2,800 fields": (tiff_of_fields(2_800), "image/tiff", 400),
     "TIFF of tiles of nothing": (tiff(640, 16, tile=(0, 0)), "image/tiff", (200, 400)),
     "GIF whose frame is larger than its screen": (gif_of_a_large_frame(), "image/gif", 413),
     "BMP of 2³¹ pixels a side": (bmp(2**31 - 1, 2**31 - 1), "image/bmp", 413),
@@ -396,6 +419,7 @@ FORMS = {
     "no name": (b"--b\r\nContent-Disposition: form-data\r\n\r\n1\r\n--b--\r\n", 400),
     "a path for a name": (part("images", b"x", filename="../../etc/passwd") + b"--b--\r\n", 400),
     "boundaries without parts": (b"--b\r\n" * 10_000, 400),
+    "thousands of lines that are nearly boundaries": (part("images", b"\r\n--ba" * 10_000), 400),
     "another boundary": (part("images", b"x").replace(b"--b", b"--c"), 400),
 }
 

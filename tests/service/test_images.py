@@ -242,6 +242,43 @@ def test_transparency_that_stands_beside_the_pixels_counts_too() -> None:
     assert row(saved(palette, "PNG"), COLOUR)[0, 0].tolist() == [200, 100, 50]
 
 
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGBA", {}),
+        ("LA", {}),
+        ("P", {"transparency": 9}),
+        ("L", {"transparency": 9}),
+        ("RGB", {"transparency": (9,) * 3}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(30, 7, 3), (30, 7, 1)], ids=["colour", "grey"])
+def test_a_large_picture_is_composed_on_black_band_by_band(
+    mode: str, options: dict[str, object], shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow keeps the interpreter to itself meanwhile. The last band is lower than the others."""
+    colour = Image.fromarray(pixels(1, (30, 7, 4 if mode in ("RGBA", "LA") else 3))[0])
+    data = saved(colour.quantize(16) if mode == "P" else colour.convert(mode), "PNG", **options)
+    at_once, sizes = row(data, shape), list[tuple[int, int]]()
+    compose = Image.alpha_composite
+
+    def watched(below: Image.Image, above: Image.Image) -> Image.Image:
+        sizes.append(above.size)
+        return compose(below, above)
+
+    monkeypatch.setattr(Image, "alpha_composite", watched)
+    monkeypatch.setattr(images, "_BAND_PIXELS", 7 * 4 + 3)
+    np.testing.assert_array_equal(row(data, shape), at_once)
+    assert sizes == [(7, 4)] * 7 + [(7, 2)]
+
+
+def test_a_line_that_is_longer_than_a_band_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.fromarray(pixels(1, (6, 5, 4))[0]), "PNG")
+    at_once = row(data, COLOUR)
+    monkeypatch.setattr(images, "_BAND_PIXELS", 2)
+    np.testing.assert_array_equal(row(data, COLOUR), at_once)
+
+
 def test_a_transparent_gif_stands_on_black() -> None:
     image = Image.new("P", (5, 6), 0)
     image.putpalette([255, 255, 255, 10, 20, 30])

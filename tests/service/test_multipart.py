@@ -3,11 +3,13 @@
 import re
 import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service import multipart
+from service.budget import LOOP_BUDGET_US
 from service.errors import BadBody, TooLarge
 from service.multipart import Part
 
@@ -77,6 +79,30 @@ def test_files_without_a_name_may_be_large_and_count_as_files() -> None:
 
 def file(name: str = "images") -> Part:
     return Part(name, True, b"x")
+
+
+HEAD = b'--frontier\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        HEAD + b"\r\n--frontierX" * 4_000,
+        HEAD + b"\r\n--frontier-X" * 4_000,
+        b'--frontier\r\nContent-Disposition: form-data; name="a"' + b";a=b" * 1_000 + HEAD[-4:],
+        b"--frontier\r\nContent-Disposition:" + b" " * 4_000 + HEAD[-4:],
+        HEAD + b"\r\n--frontier" + b"\t" * 60_000,
+    ],
+    ids=["lines like boundaries", "lines like the last one", "options", "blanks", "blanks behind a boundary"],
+)
+def test_a_form_that_is_work_for_each_byte_is_not_read_on_the_event_loop(body: bytes) -> None:
+    assert len(body) < 2**16
+    assert multipart.reading_cost_us(body) > LOOP_BUDGET_US
+
+
+def test_a_small_form_is_read_on_the_event_loop() -> None:
+    body = form([Part("images", True, np.random.default_rng(0).bytes(3_000)), Part("seed", False, b"1")])
+    assert multipart.reading_cost_us(body) < LOOP_BUDGET_US
 
 
 def test_what_follows_a_form_is_no_part_of_it() -> None:
