@@ -25,7 +25,7 @@ def files(run: Path) -> dict[str, bytes]:
     path = run / CARD
     if not path.exists():
         return {}
-    card = _read(path, most_bytes=_MAX_CARD_BYTES)
+    card = _read(run, CARD, most_bytes=_MAX_CARD_BYTES)
     try:
         links = _LINK.findall(card.decode())
     except UnicodeDecodeError as error:
@@ -39,14 +39,18 @@ def files(run: Path) -> dict[str, bytes]:
 def _picture(run: Path, link: str) -> bytes:
     if _PICTURE.fullmatch(link) is None:
         raise CannotImport(f"{run / CARD}: links {link}, expected pictures/NAME.png or an address")
-    content = _read(run / link, most_bytes=_MAX_PICTURE_BYTES)
+    content = _read(run, link, most_bytes=_MAX_PICTURE_BYTES)
     if not content.startswith(_PNG):
         raise CannotImport(f"{run / link}: got something else, expected a PNG")
     return content
 
 
-def _read(path: Path, *, most_bytes: int) -> bytes:
+def _read(run: Path, name: str, *, most_bytes: int) -> bytes:
+    """A file of a run, and of nowhere else: whoever made the run may have put a link there to what is private here."""
+    path = run / name
     try:
+        if not path.resolve(strict=True).is_relative_to(run.resolve()):
+            raise CannotImport(f"{path}: got a link that leads out of the run, expected a file inside it")
         with path.open("rb") as file:
             content = file.read(most_bytes + 1)
     except OSError as error:

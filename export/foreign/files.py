@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from export.graphs import IR_VERSION, OPSET
 
 # The oldest opset in which Clip, Slice and Transpose take bytes and bounds as a bundle's graphs need them.
 _OLDEST_OPSET = 13
+# Of a graph without functions; large diffusion models have some thousands.
+_MOST_NODES = 1_000_000
 # A protobuf message holds less than 2 GiB, and a few nodes are to be added.
 _LARGEST_BYTES = 2_000_000_000
 # Not FLOAT16: what such a graph gives depends on where an engine rounds, so nothing can be proven equal to it.
@@ -71,6 +74,7 @@ def read(path: Path) -> ModelProto:
         raise CannotImport(f"{path}: holds a name that is not UTF-8, expected a whole ONNX file")
     _bring_in_weights(model, path)
     if model.functions:
+        _require_few_nodes(model, path)
         try:
             model = inliner.inline_local_functions(model)
         except Exception as error:  # its C++ throws what it likes
@@ -169,6 +173,25 @@ def keep(field: Any, values: Sequence[Any]) -> None:
 def one_line(error: Exception) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _require_few_nodes(model: ModelProto, path: Path) -> None:
+    """Nothing, if a graph stays small when its functions are put in the place of their calls: one that calls another
+    twice, and so on, doubles at each step.
+    """
+    functions = {(one.domain, one.name): list(_with_inner(one.node)) for one in model.functions}
+    calls = {
+        key: {(node.domain, node.op_type) for node in nodes} & functions.keys() for key, nodes in functions.items()
+    }
+    sizes: dict[tuple[str, str], int] = {}
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            sizes[key] = sum(sizes.get((node.domain, node.op_type), 1) for node in functions[key])
+    except CycleError as error:
+        raise CannotImport(f"{path}: a function of it calls itself, expected none that does") from error
+    nodes = sum(sizes.get((node.domain, node.op_type), 1) for node in _with_inner(model.graph.node))
+    if nodes > _MOST_NODES:
+        raise CannotImport(f"{path}: its functions stand for {nodes:.3g} nodes, expected at most {_MOST_NODES:,}")
 
 
 def _texts(message: Message) -> Iterator[str | bytes]:

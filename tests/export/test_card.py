@@ -52,6 +52,15 @@ def test_a_link_that_would_not_work_inside_the_bundle_is_named(run: Path, link: 
     assert refusal(run) == f"{run / 'card.md'}: links {link}, expected pictures/NAME.png or an address"
 
 
+@pytest.mark.parametrize("name", ["card.md", "pictures/samples.png"])
+def test_a_link_out_of_the_run_is_not_followed(run: Path, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    private = tmp_path_factory.mktemp("home") / "private"
+    private.write_bytes((run / name).read_bytes())
+    (run / name).unlink()
+    (run / name).symlink_to(private)
+    assert refusal(run) == f"{run / name}: got a link that leads out of the run, expected a file inside it"
+
+
 def test_what_is_no_png_is_refused(run: Path) -> None:
     (run / "pictures" / "samples.png").write_bytes(b"<svg>")
     assert refusal(run) == f"{run / 'pictures/samples.png'}: got something else, expected a PNG"

@@ -171,6 +171,36 @@ def test_local_functions_are_inlined(tmp_path: Path) -> None:
     assert [entry.domain for entry in part.opset_import] == [""]
 
 
+def calling(*, depth: int, name: str = "f") -> ModelProto:
+    """A graph that calls a function that calls another twice, and so on; the last one adds."""
+    functions = "".join(
+        f"""
+        <domain: "local", opset_import: ["" : 17, "local" : 1]>
+        {name}{place} (a) => (b) {{
+            c = {"Abs(a)" if place == depth else f"local.f{place + 1}(a)"}
+            b = {"Abs(c)" if place == depth else f"local.f{place + 1}(c)"}
+        }}"""
+        for place in range(1, depth + 1)
+    )
+    head = '<ir_version: 8, opset_import: ["" : 17, "local" : 1]>'
+    return onnx.parser.parse_model(f"{head} g (float[n] x) => (float[n] y) {{ y = local.f1(x) }} {functions}")
+
+
+def test_functions_that_stand_for_a_great_many_nodes_are_refused_before_they_are_inlined(tmp_path: Path) -> None:
+    assert len(files.read(saved(calling(depth=10), tmp_path / "g.onnx")).graph.node) >= 2**10
+    with pytest.raises(
+        CannotImport, match=r"g\.onnx: its functions stand for 1\.07e\+09 nodes, expected at most 1,000"
+    ):
+        files.read(saved(calling(depth=30), tmp_path / "g.onnx"))
+
+
+def test_a_function_that_calls_itself_is_refused(tmp_path: Path) -> None:
+    model = calling(depth=2)
+    model.functions[1].node[0].op_type, model.functions[1].node[0].domain = "f1", "local"
+    with pytest.raises(CannotImport, match=r"g\.onnx: a function of it calls itself, expected none that does"):
+        files.read(saved(model, tmp_path / "g.onnx"))
+
+
 def test_functions_that_cannot_be_inlined_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(_model: ModelProto) -> ModelProto:
         raise RuntimeError("from C++")
