@@ -171,12 +171,12 @@ def test_local_functions_are_inlined(tmp_path: Path) -> None:
     assert [entry.domain for entry in part.opset_import] == [""]
 
 
-def calling(*, depth: int, name: str = "f") -> ModelProto:
+def calling(*, depth: int) -> ModelProto:
     """A graph that calls a function that calls another twice, and so on; the last one adds."""
     functions = "".join(
         f"""
         <domain: "local", opset_import: ["" : 17, "local" : 1]>
-        {name}{place} (a) => (b) {{
+        f{place} (a) => (b) {{
             c = {"Abs(a)" if place == depth else f"local.f{place + 1}(a)"}
             b = {"Abs(c)" if place == depth else f"local.f{place + 1}(c)"}
         }}"""

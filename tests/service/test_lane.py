@@ -321,6 +321,10 @@ def test_a_run_that_does_not_end_is_a_wedge_once_it_is_late_by_both_measures(mon
         now[0] = 141.0
         assert lane.is_wedged(30)
         assert not lane.is_wedged(42)
+        lane.forgive(5)
+        assert not lane.is_wedged(30)
+        now[0] = 146.0
+        assert lane.is_wedged(30)
         gate.set()
         await reply
         assert not lane.is_wedged(0)

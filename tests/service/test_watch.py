@@ -146,3 +146,25 @@ def test_a_process_that_was_stopped_for_a_while_is_not_taken_for_stuck(monkeypat
     with pytest.RaisesGroup(Ended):
         asyncio.run(watch.watch(lambda: stopped))  # type: ignore[arg-type]
     assert list(looks) == [False], "it ended at the second look in a row"
+
+
+def test_what_a_process_was_stopped_for_is_not_taken_of_the_time_of_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its looks come a second apart, but for one, an hour later."""
+    times = iter([0.0, 1.0, 2.0, 3602.0, 3603.0])
+    forgiven: list[float] = []
+
+    class Lane:
+        def forgive(self, seconds: float) -> None:
+            forgiven.append(seconds)
+
+    class Running:
+        models, lane, is_wedged = (), Lane(), False
+
+    async def no_time(_seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(watch, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(watch.asyncio, "sleep", no_time)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(watch._for_a_run_that_does_not_end(Running))  # type: ignore[arg-type]  # noqa: SLF001
+    assert forgiven == [pytest.approx(3599)]
