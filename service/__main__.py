@@ -56,6 +56,7 @@ def serve(
     max_connections: Annotated[int | None, _flag("max_connections")] = None,
     max_head_bytes: Annotated[int | None, _flag("max_head_bytes")] = None,
     head_timeout_s: Annotated[int | None, _flag("head_timeout_s")] = None,
+    keep_alive_s: Annotated[int | None, _flag("keep_alive_s")] = None,
     transfer_timeout_s: Annotated[int | None, _flag("transfer_timeout_s")] = None,
     min_bytes_per_s: Annotated[int | None, _flag("min_bytes_per_s")] = None,
     api_keys_file: Annotated[Path | None, _flag("api_keys_file")] = None,

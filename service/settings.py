@@ -103,6 +103,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Seconds in which a connection must have sent a request's head; then it is closed.",
     )
+    keep_alive_s: int = Field(
+        5,
+        ge=1,
+        description="Seconds that a connection may rest after an answer; a balancer that keeps it must rest less.",
+    )
     transfer_timeout_s: int = Field(
         20, ge=1, description="Seconds that a body may take to come, or an answer to be read, at whatever rate."
     )

@@ -23,9 +23,6 @@ _MAX_PIPELINED = 64
 # The loop reads so much at a time. Of the piece in which a head begins, it is not known where; those after it count.
 _PIECE_BYTES = 2**18
 
-# Seconds that a connection may rest after an answer.
-_KEEP_ALIVE_S = 5.0
-
 # The parser takes 0.9 and 2.0 too, in words that those do not have.
 _VERSIONS = frozenset({"1.0", "1.1"})
 
@@ -237,8 +234,8 @@ class Protocol(HttpToolsProtocol):
     @property
     def _patience_s(self) -> float:
         """How long the next head may let us wait: after an answer not long, as most clients are gone by then."""
-        rests = self.cycle is not None and not self._reads_head
-        return _KEEP_ALIVE_S if rests else self._connections.settings.head_timeout_s
+        rests, settings = self.cycle is not None and not self._reads_head, self._connections.settings
+        return settings.keep_alive_s if rests else settings.head_timeout_s
 
     @property
     def _is_clear(self) -> bool:

@@ -109,11 +109,11 @@ async def long_answer(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": bytes(100_000)})
 
 
-def connected(wire: Wire, app: ASGIApp = long_answer) -> Protocol:
+def connected(wire: Wire, app: ASGIApp = long_answer, *, keep_alive_s: int = 5) -> Protocol:
     """A connection whose requests get 100,000 bytes, unless they get what an application answers."""
     config = Config(app, http=HttpToolsProtocol, log_config=None)
     config.load()
-    settings = Settings(head_timeout_s=10, transfer_timeout_s=20, min_bytes_per_s=1000)
+    settings = Settings(head_timeout_s=10, keep_alive_s=keep_alive_s, transfer_timeout_s=20, min_bytes_per_s=1000)
     connections = Connections(settings, on_refusal=lambda _: None)
     protocol = Protocol(config, ServerState(), {}, asyncio.get_running_loop(), connections=connections)
     protocol.connection_made(wire)
@@ -181,9 +181,10 @@ def test_a_connection_without_a_request_is_closed_after_its_time() -> None:
     assert asyncio.run(main()) == [False, False, True]
 
 
-def test_the_time_begins_anew_with_a_head_and_after_an_answer_that_is_read() -> None:
+@pytest.mark.parametrize("keep_alive_s", [5, 70])
+def test_the_time_begins_anew_with_a_head_and_after_an_answer_that_is_read(keep_alive_s: int) -> None:
     async def main() -> list[bool]:
-        protocol = connected(wire := Wire())
+        protocol = connected(wire := Wire(), keep_alive_s=keep_alive_s)
         found = []
         protocol.look(1)
         protocol.data_received(b"GET / HTTP/1.1\r\n")
@@ -193,7 +194,7 @@ def test_the_time_begins_anew_with_a_head_and_after_an_answer_that_is_read() -> 
         await wire.has_answer.wait()
         protocol.look(30)  # the answer is not read yet
         wire.unread = 0
-        for now in (34, 35, 35.1):
+        for now in (29 + keep_alive_s, 30 + keep_alive_s, 30.1 + keep_alive_s):
             protocol.look(now)
             found.append(wire.aborted)
         return found
