@@ -111,7 +111,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.freeze()  # what was loaded by now lives as long as the process; no collection needs to look at it again
     gc.set_threshold(_COLLECT_EVERY)  # a request leaves hardly a cycle behind, and makes hundreds of objects
     watching = asyncio.create_task(watch(lambda: app.state.deployment))
-    app.state.metrics.serving()
+    app.state.metrics.serving(app.state.deployment.models.labels)
     yield
     watching.cancel()
     deployment: Deployment = app.state.deployment

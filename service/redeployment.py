@@ -30,4 +30,5 @@ class Redeployment:
             except Exception as error:  # whatever it is
                 raise logged_refusal(str(error)) from error
             self._state.deployment = deployment
+            self._state.metrics.serving(deployment.models.labels)
             log_served(greeting.served(deployment, name))

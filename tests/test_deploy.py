@@ -50,7 +50,7 @@ def exposed() -> dict[str, set[str]]:
 
     async def scrape() -> str:
         app = create_app(Settings())
-        app.state.metrics.serving()
+        app.state.metrics.serving(app.state.deployment.models.labels)
         async with in_process(app) as client:
             await client.get("/sample?seed=1")
             return (await client.get("/metrics")).text

@@ -41,6 +41,10 @@ def reload(server: Server) -> httpx.Response:
     return httpx.post(f"{server.url}/models/model/reload", headers=ADMIN, timeout=WITHIN_S)
 
 
+def metrics(server: Server) -> str:
+    return httpx.get(f"{server.url}/metrics", timeout=WITHIN_S, headers=ADMIN).text
+
+
 def labels(server: Server) -> set[str]:
     """What many new connections, which the kernel spreads over the workers, are answered by."""
     asked = [httpx.get(f"{server.url}/sample?seed=1", headers=ADMIN, timeout=WITHIN_S) for _ in range(24)]
@@ -107,8 +111,10 @@ def test_workers_that_came_to_serve_different_versions_try_again_until_they_serv
             shutil.move(tmp_path / "model", tmp_path / "away")  # before the first one looks
         until(lambda: "what was loaded serves on" in "".join(server.said))
         assert labels(server) == {before, now}
+        assert "\nvaeserve_served_versions 2.0\n" in metrics(server)
         shutil.move(tmp_path / "away", tmp_path / "model")
         until(lambda: labels(server) == {now})
+        assert "\nvaeserve_served_versions 1.0\n" in metrics(server)
 
 
 def test_a_signal_before_any_worker_answers_is_not_lost(tmp_path: Path) -> None:

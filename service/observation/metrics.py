@@ -4,6 +4,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from itertools import accumulate, product
 
 from prometheus_client import Metric
@@ -157,15 +158,18 @@ class Metrics:
         )
         self.busy_cores = Gauge(tally, "vaeserve_busy_cores", "Cores that runs of graphs have, as far as we deal them.")
         self._pid = tally.reserve_live()
+        self._served = tally.reserve_live()
 
     @property
     def are_shared(self) -> bool:
         """Whether other processes count beside this one."""
         return self._tally.is_shared
 
-    def serving(self) -> None:
-        """This process serves from now on."""
+    def serving(self, labels: Sequence[str]) -> None:
+        """This process serves from now on, and what: name and digest of each model."""
         self._tally.cells[self._pid] = os.getpid()
+        # As a number that a cell holds to the last digit, and which is not 0.
+        self._tally.cells[self._served] = 1 + int.from_bytes(sha256(repr(labels).encode()).digest()[:6])
 
     def refused(self, problem: Problem) -> None:
         """Count what was refused before it was a request."""
@@ -194,6 +198,10 @@ class Metrics:
             yield gauge.family(sums)
         processes = {place: int(pid) for place, pid in enumerate(self._tally.each(self._pid)) if pid}
         yield GaugeMetricFamily("vaeserve_workers", "Processes that serve.", value=len(processes))
+        served = set(self._tally.each(self._served)) - {0.0}
+        yield GaugeMetricFamily(
+            "vaeserve_served_versions", "Different versions of the models that processes serve.", value=len(served)
+        )
         yield GaugeMetricFamily("vaeserve_workers_wanted", "Processes that are to serve.", value=self._workers)
         yield CounterMetricFamily("vaeserve_worker_ends", "Workers that ended and were replaced.", value=sums[ENDS])
         yield from _of_processes(processes)

@@ -142,6 +142,7 @@ async def _obey(server: Server, app: FastAPI, parent: _Parent) -> None:
                         pipe.send(_loaded(spare, greeting=greeting.served(spare, name)))
                 case Swap() if spare:
                     state.deployment, spare = spare, None
+                    state.metrics.serving(state.deployment.models.labels)
                     pipe.send(Swapped())
                 case Drop():
                     spare = None
