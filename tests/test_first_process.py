@@ -1,5 +1,6 @@
 """`vae-serve` as the first process of a container, which the kernel spares every signal that it has no handler for."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -90,3 +91,22 @@ def test_a_second_ctrl_c_ends_a_process_that_is_stuck(inside: tuple[str, ...]) -
         stuck_at_a_request(process)
         until(lambda: send(signal.SIGINT) or process.poll() is not None)
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+
+
+def test_a_process_whose_lines_nobody_reads_is_gone_in_time_too(inside: tuple[str, ...]) -> None:
+    """Its event loop waits for somebody to take them."""
+    with running(inside, "-m", "service", "--shutdown-timeout-s", "2") as (process, send):
+        assert process.stderr
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        url = next(line for line in process.stderr if "running on" in line).partition("running on ")[2].split()[0]
+
+        def is_stuck() -> bool:
+            send(signal.SIGHUP)  # of which it tells
+            try:
+                return not httpx.get(f"{url}/health/live", timeout=0.5).is_success
+            except httpx.TimeoutException:
+                return True
+
+        until(is_stuck)
+        send(signal.SIGTERM)
+        assert process.wait(20) == 1

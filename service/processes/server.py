@@ -2,8 +2,10 @@
 
 import asyncio
 import faulthandler
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +24,9 @@ _CLOSE = (b"connection", b"close")
 
 # Of the time that it has to leave, what a process keeps for its own end when requests have taken the rest.
 _CLOSING_S = 1
+
+# What a process that is stuck has to say where.
+_DUMPING_S = 1
 
 
 class Server(uvicorn.Server):
@@ -52,7 +57,7 @@ class Server(uvicorn.Server):
         self._app = app
         self._settings = settings
         self._on_listening = on_listening
-        self._leaving = False
+        self._leaving = self._is_limited = False
 
     def leave(self) -> None:
         """Begin to leave. The process ends in time, whatever it is doing."""
@@ -66,8 +71,7 @@ class Server(uvicorn.Server):
         for connection in self.server_state.connections:
             if isinstance(connection, Protocol) and connection.is_busy:  # which took its headers before
                 connection.shutdown()
-        # By a thread that needs nothing of Python, it ends even a stuck process, and says where that is stuck.
-        faulthandler.dump_traceback_later(self._settings.shutdown_timeout_s, exit=True)
+        self._limit()
         asyncio.get_running_loop().call_later(self._settings.shutdown_pause_s, self._close_port)
 
     def release(self, *, one_in: int) -> None:
@@ -84,6 +88,8 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.leave)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signals.heed_at_once(number, self._limit)
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -95,6 +101,19 @@ class Server(uvicorn.Server):
                 raise ports.unavailable(error, host=self._settings.host, port=self._settings.port) from error
         await super().startup(sockets)
         self._on_listening()
+
+    def _limit(self) -> None:
+        """Let the process end in time, even a stuck one, and say where that is stuck: by a thread that needs nothing of
+        Python, and by one that says nothing, where nobody hears it.
+        """
+        if self._is_limited:
+            return
+        self._is_limited = True
+        within_s = self._settings.shutdown_timeout_s
+        faulthandler.dump_traceback_later(within_s, exit=True)
+        unheard = threading.Timer(within_s + _DUMPING_S, os._exit, (1,))
+        unheard.daemon = True
+        unheard.start()
 
     def _interrupt(self) -> None:
         self.leave()

@@ -1,7 +1,8 @@
-"""Signals that end a process at once, the first one of a container too."""
+"""Signals that end a process at once, the first one of a container too, and those that are heard by a busy one."""
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -11,6 +12,14 @@ def end_at(number: signal.Signals) -> None:
     The kernel spares the first process of a container every signal that it has no handler for.
     """
     signal.signal(number, _end if os.getpid() == 1 else signal.SIG_DFL)
+
+
+def heed_at_once(number: signal.Signals, act: Callable[[], None]) -> None:
+    """Do something at a signal that the event loop has a handler for, before the loop comes to that: it may wait for
+    whoever takes what it writes.
+    """
+    signal.signal(number, lambda _number, _frame: act())
+    signal.siginterrupt(number, True)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
