@@ -73,11 +73,13 @@ def make(frozen: Frozen, folder: Path, wanted: Wanted) -> Manifest:
     """
     frozen = replace(frozen, described={**_UNSAID, **frozen.described})
     image: ImageSpec = frozen.described["image"]
-    path = wanted.calibrate if wanted.pictures is None and frozen.pictures is None else wanted.pictures
-    real = pictures.real_of(path, own=frozen.pictures, image=image)
+    shared = pictures.real_of(wanted.pictures, own=frozen.pictures, image=image)
+    real = shared
+    if wanted.pictures is None and frozen.pictures is None:
+        real = pictures.real_of(wanted.calibrate, own=None, image=image)  # to measure with; none of them is in a bundle
     exact, opset = _measured(frozen, frozen.graphs, real=real, max_run_pixels=wanted.max_run_pixels)
     require(exact, TOLERANCE)
-    probe = probe_of(frozen.source, image=image, real=real)
+    probe = probe_of(frozen.source, image=image, real=shared)
     if wanted.precision == "fp32":
         graphs, proof = frozen.graphs, {"tolerance": TOLERANCE, "parity": exact.parity(), "opset": opset}
     else:

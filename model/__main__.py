@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import typer
 
@@ -38,6 +38,8 @@ _OF_A_DENSITY = ("scale_head", "beta", "beta_schedule", "kl_warmup_epochs", "fre
 
 # What torch says of memory, on a CPU and on a GPU, and numpy.
 _IS_OF_MEMORY = re.compile(r"(?i)MemoryError|out of memory|not enough memory|allocate memory|bad_alloc")
+
+_Shape = TypeVar("_Shape", tuple[int, int, int], tuple[int | None, int | None, int | None])
 
 DataPath = Annotated[
     Path | None,
@@ -198,31 +200,28 @@ def fit(
     }
     with _sentences():
         stored = checkpoint.read_config(out) if resume else None
-        origin = checkpoint.read(start_from) if start_from else None
+        origin = checkpoint.read(start_from) if start_from and not resume else None
         base = stored.model if stored else origin.config.model if origin else None
         if (family or (base.family if base else None)) == "autoencoder":
             _require_none_of_a_density(_given(model_options | training_options))
         training = _training_config(_given(training_options), stored=stored)
         if stored is None:  # what does not hang on the pictures is refused before they are read, which may take hours
-            early = _model_config(base.image_shape if base else (1, 1, 1), model_options, base=base)
+            image_shape = _asked(size, channels, base.image_shape if base else (1, 1, 1))
+            early = _model_config(image_shape, model_options, base=base)
             require_compatible(early, training)
             if origin is not None:
                 run.require_same_model(early, origin)
             run.require_free(out)
         machine = join(device, processes=training.processes)
-        shape = {"height": None, "width": None, "channels": channels}
-        if size is not None:
-            shape["height"], shape["width"] = _parse_size(size)
-        if base is not None:
-            shape = {name: value or getattr(base, name) for name, value in shape.items()}
+        height, width, channels = _asked(size, channels, base.image_shape if base else (None, None, None))
         if stored is not None:
             validation = stored.data.n_validation if validation is None else validation
             validation_seed = stored.data.validation_seed if validation_seed is None else validation_seed
         dataset = data.with_validation(
             _read(
                 data_path,
-                size=(shape["height"], shape["width"]) if shape["height"] and shape["width"] else None,
-                channels=shape["channels"],
+                size=(height, width) if height and width else None,
+                channels=channels,
             ),
             validation or 0,
             seed=validation_seed or 0,
@@ -238,7 +237,7 @@ def fit(
                 n_test=len(dataset.test),
                 sha256=dataset.sha256,
             ),
-            origin=_origin(start_from, origin) or (stored.origin if stored else None),
+            origin=_origin(start_from, found=origin, stored=stored, dataset=dataset),
         )
         learner = (
             run.resume(out, config, machine=machine)
@@ -380,10 +379,23 @@ def _read(path: Path | None, *, size: tuple[int, int] | None, channels: int | No
     return dataset
 
 
-def _origin(folder: Path | None, found: Checkpoint | None) -> Origin | None:
-    if folder is None or found is None:
-        return None
-    return Origin(name=folder.resolve().name, sha256=fingerprints.of_model(found.vae))
+def _asked(size: str | None, channels: int | None, otherwise: _Shape) -> _Shape:
+    """Height, width and channels as they were asked for."""
+    height, width = otherwise[:2] if size is None else _parse_size(size)
+    return height, width, channels or otherwise[2]
+
+
+def _origin(
+    folder: Path | None, *, found: Checkpoint | None, stored: RunConfig | None, dataset: data.Dataset
+) -> Origin | None:
+    """Where a run starts, or did: by then the other run need not be there, and is told by its name."""
+    if folder is None:
+        return stored.origin if stored else None
+    name = folder.resolve().name
+    if found is not None:
+        return Origin(name, sha256=fingerprints.of_model(found.vae), same_test=run.has_same_test(dataset, found))
+    was = stored.origin if stored else None
+    return was if was and was.name == name else Origin(name, sha256="", same_test=False)  # another one is refused
 
 
 def _model_config(

@@ -58,6 +58,8 @@ class Origin:
     """Name of its folder."""
     sha256: str
     """Hash of its model, as `model.fingerprints.of_model` computes it."""
+    same_test: bool
+    """Whether its test pictures are this run's, so that it had not learnt from them."""
 
 
 Config = TypeVar("Config", ModelConfig, TrainConfig, DataConfig, Origin)

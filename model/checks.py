@@ -20,7 +20,7 @@ _NEAR_SHARE = 0.05
 # Nats lost to overfitting, as a share of what the latents carry.
 _LOST_SHARE = 0.1
 # Pictures for which fewer than ten weights make the mean of all.
-_FEW_DRAWS_SHARE = 0.1
+_FEW_DRAWS, _FEW_DRAWS_SHARE = 10, 0.1
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class NllFigure:
     draws: int
     nats: float
     standard_error: float | None
+    mean_effective_draws: float | None
     effective_draws: float | None
     """Of the picture in the middle."""
     few_draws_share: float | None
@@ -57,6 +58,7 @@ def nll_estimates(metrics: Mapping[str, Any]) -> list[NllFigure]:
             draws=draws,
             nats=found[str(draws)]["nll"],
             standard_error=found[str(draws)].get("standard_error"),
+            mean_effective_draws=found[str(draws)].get("effective_samples"),
             effective_draws=found[str(draws)].get("effective_samples_median"),
             few_draws_share=found[str(draws)].get("effective_samples_below_10"),
         )
@@ -207,8 +209,14 @@ def _copies(metrics: Mapping[str, Any]) -> Check | None:
 def _likelihood(metrics: Mapping[str, Any]) -> Check | None:
     estimates = nll_estimates(metrics)
     most = estimates[-1] if estimates else None
-    if most is None or most.effective_draws is None or most.few_draws_share is None:
+    if most is None:
         return None
+    if most.effective_draws is None or most.few_draws_share is None:  # as estimates were told before these were
+        if most.mean_effective_draws is None:
+            return None
+        is_fine = most.mean_effective_draws >= _FEW_DRAWS
+        sentence = f"nll at {most.draws:,} draws rests on {most.mean_effective_draws:,.1f} effective ones on average."
+        return Check("Likelihood estimate", is_fine, sentence + ("" if is_fine else " It is too pessimistic."))
     sentence = (
         f"nll at {most.draws:,} draws rests on {most.effective_draws:,.0f} effective ones for a picture in the middle,"
         f" on fewer than 10 for {most.few_draws_share:.0%} of them."
@@ -222,9 +230,9 @@ def _likelihood(metrics: Mapping[str, Any]) -> Check | None:
 
 
 def _training_at_its_end(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> Check | None:
-    if not history:
+    if not history and config.origin is None:
         return None
-    epoch, epochs = history[-1]["epoch"], config.training.epochs
+    epoch, epochs = history[-1]["epoch"] if history else 0, config.training.epochs
     sentence = f"{epoch:,.4g} of {epochs:,} epochs."
     is_fine = epoch >= epochs
     return Check("Training", is_fine, sentence + ("" if is_fine else " The run has not come to its end."))
@@ -242,7 +250,7 @@ def _overfitting(config: RunConfig, metrics: Mapping[str, Any], history: Sequenc
     before = history[: len(history) - len(lines)]
     training = _of_the_last_epoch(lines, begin=before[-1]["epoch"] if before else 0.0)
     best, last = max(validation), validation[-1]
-    name = "bound" if lines[-1].get("bound") is not None else "elbo" if config.training.beta == 1 else "objective"
+    name = {None: "bound", 1.0: "elbo"}.get(_weight(lines[-1]), "objective")
     sentence = (
         f"At its end, {name} is {training:,.2f} nats in training, {last:,.2f} in validation ({best:,.2f} at best)."
     )
@@ -254,17 +262,23 @@ def _of_one_objective(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
     """The lines at the end of a log that raise what its last line does: others gave it up for something else."""
     lines: list[Mapping[str, Any]] = []
     for line in reversed(history):
-        if lines and (line["beta"] != lines[0]["beta"] or (line["bound"] is None) != (lines[0]["bound"] is None)):
+        if lines and _weight(line) != _weight(lines[0]):
             break
         lines.insert(0, line)
     return lines
 
 
+def _weight(line: Mapping[str, Any]) -> float | None:
+    """Of the KL term; the bound of a last phase has none."""
+    return float(line["beta"]) if line["bound"] is None else None
+
+
 def _objective(line: Mapping[str, Any], found: Mapping[str, float]) -> float | None:
     """What a step of this line raises, of the terms that were found on other pictures; None if it was not measured."""
-    if line["bound"] is not None:
+    beta = _weight(line)
+    if beta is None:
         return found.get("bound")
-    recon, kl, beta = found["recon"], found["kl"], float(line["beta"])
+    recon, kl = found["recon"], found["kl"]
     return -(recon + beta * kl)
 
 
@@ -281,10 +295,14 @@ def _test_pictures(config: RunConfig, metrics: Mapping[str, Any]) -> Check | Non
     images, name = figure(metrics, "protocol", "images"), figure(metrics, "protocol", "data")
     if images is None:
         return None
+    origin = config.origin
     sentence = f"Figures are over {images:,} of {config.data.n_test:,} test pictures of {config.data.name}."
     if name != config.data.name:
         sentence = f"Figures are over {images:,} pictures of {name}; the run learnt from {config.data.name}."
     elif figure(metrics, "protocol", "of_the_run") is False:
         sentence += " They are not those that the run was started with: it may have been trained on some of them."
+        return Check("Test pictures", False, sentence)
+    elif origin is not None and not origin.same_test:
+        sentence += f" The weights of {origin.name}, with which the run began, may have learnt from some of them."
         return Check("Test pictures", False, sentence)
     return Check("Test pictures", images == config.data.n_test and name == config.data.name, sentence)

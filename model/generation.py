@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model import prior
-from model.coverage import NEAREST, check_copies, coverage
+from model.coverage import NEAREST, CopyCheck, check_copies, coverage
 from model.errors import BadSetting
 from model.inference import decode_images, encode
 from model.parts import Images
@@ -26,7 +26,7 @@ COPY_CHECKED = 1000
 class Generation:
     """What was found: figures for `metrics.json`, samples beside their nearest training pictures, and a fitted prior.
 
-    `fitted` is None where none could be fitted, or none was better than N(0, I).
+    `fitted` is None where none could be fitted, or none was worth keeping.
     """
 
     metrics: dict[str, Any]
@@ -38,7 +38,7 @@ class Generation:
 def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generation | None:
     """Density, coverage and copies of pictures drawn from N(0, I) and from a prior fitted to the training latents.
 
-    The fitted prior is kept if it improves density and coverage among the test pictures. An autoencoder was never asked
+    The fitted prior is kept as `prior.Comparison` says. An autoencoder was never asked
     to fill N(0, I), which is measured beside it all the same. It keeps the fitted prior in any case, as it has no
     other, and its copies are looked for among samples of that, the only ones that are ever served. None where there are
     too few test pictures to lie among.
@@ -72,14 +72,22 @@ def generate(vae: VAE, *, training: Images, test: Images, seed: int) -> Generati
         shown = torch.randn(COPY_CHECKED, vae.config.latent_dim, generator=generator)
     samples = decode_images(vae, shown)
     copies = check_copies(samples, held_out=real[:COPY_CHECKED], training=training)
-    usual = copies.held_out.distances
     metrics[name] |= {
         "neighbour_distance": float(np.median(copies.samples.distances)),
-        "test_neighbour_distance": float(np.median(usual)),
-        "near_training": float((copies.samples.distances < np.quantile(usual, _NEAREST_SHARE)).mean()),
+        "test_neighbour_distance": float(np.median(copies.held_out.distances)),
+        "near_training": _near_training(copies),
     }
     nearest = Nearest(samples, training[copies.samples.indices], copies.samples.distances)
     return Generation(metrics=metrics, nearest=nearest, fitted=fitted)
+
+
+def _near_training(copies: CopyCheck) -> float | None:
+    """The share of samples that lie nearer to a training picture than all but a hundredth of the test pictures do; None
+    where those are too few to tell, or so many of them lie in the training part too.
+    """
+    usual = copies.held_out.distances
+    near = float(np.quantile(usual, _NEAREST_SHARE))
+    return float((copies.samples.distances < near).mean()) if len(usual) >= 1 / _NEAREST_SHARE and near > 0 else None
 
 
 def _draws(vae: VAE, training: Images, generator: torch.Generator) -> Tensor:

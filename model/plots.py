@@ -161,7 +161,10 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 def _terms(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, Line]:
     """The lines of one panel."""
     lines = {"training": _line(records, name), "validation": _line(records, name, part="validation")}
-    return lines | ({"importance-weighted bound": _line(records, "bound")} if name == "elbo" else {})
+    if name != "elbo":
+        return lines
+    bounds = {"training": _line(records, "bound"), "validation": _line(records, "bound", part="validation")}
+    return lines | {f"importance-weighted bound, {part}": line for part, line in bounds.items()}
 
 
 def titled(title: str, *, note: str, width: float, height: float) -> Figure:
@@ -185,11 +188,12 @@ def _line(records: Sequence[Mapping[str, Any]], name: str, *, part: str | None =
 
 
 def _draw_lines(axes: Axes, lines: Mapping[str, Line]) -> None:
-    colours = {"training": BLUE, "validation": ORANGE, "importance-weighted bound": INK}
     for label, (epochs, values) in lines.items():
         if len(epochs):
-            marker = "o" if label == "validation" and len(epochs) <= _MOST_MARKERS else ""
-            axes.plot(epochs, values, color=colours[label], linewidth=1.4, marker=marker, markersize=3.5, label=label)
+            colour = ORANGE if "validation" in label else BLUE
+            style = "--" if "bound" in label else "-"
+            marker = "o" if colour == ORANGE and len(epochs) <= _MOST_MARKERS else ""
+            axes.plot(epochs, values, style, color=colour, linewidth=1.4, marker=marker, markersize=3.5, label=label)
     axes.grid(axis="y")
     _frame(axes, [*lines.values()])
     if len(axes.lines):

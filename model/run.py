@@ -22,7 +22,7 @@ from model.generation import Generation, generate
 from model.log import Log, read_history
 from model.machine import Machine, exact_convolutions
 from model.nll import SAMPLES, Precision, estimate, protocol_of
-from model.parts import all_over
+from model.parts import Images, all_over
 from model.training import Learner, StepReport
 from model.vae import ModelConfig
 
@@ -53,10 +53,9 @@ def start(
     Raises:  BadSetting if the folder holds something already, or if the origin has another model or other pictures to
              validate on
     """
-    probe = dataset.test[all_over(len(dataset.test), most=checkpoint.PROBE_ROWS)]
     if origin is not None:
         require_same_model(config.model, origin)
-        if np.array_equal(probe, origin.probe):  # the same data, of which a hash would also tell another validation
+        if has_same_test(dataset, origin):
             _require_unseen_validation(config.data, origin.config.data)
     learner = Learner(config.model, training=config.training, n_images=len(dataset.train), machine=machine)
     # All processes look before one writes.
@@ -66,8 +65,17 @@ def start(
         learner.start_from(origin.vae)
         checkpoint.save(folder, learner)
     if learner.machine.is_main:
-        checkpoint.write_config(folder, config, probe=probe)
+        checkpoint.write_config(folder, config, probe=_probe(dataset))
     return learner
+
+
+def has_same_test(dataset: Dataset, found: Checkpoint) -> bool:
+    """Whether a run kept back the test pictures of this data: then it is the same, but perhaps for what validates."""
+    return np.array_equal(_probe(dataset), found.probe)
+
+
+def _probe(dataset: Dataset) -> Images:
+    return dataset.test[all_over(len(dataset.test), most=checkpoint.PROBE_ROWS)]
 
 
 def require_same_model(model: ModelConfig, origin: Checkpoint) -> None:
@@ -105,7 +113,8 @@ def _is_taken(folder: Path) -> bool:
 
 
 def _taken(folder: Path) -> BadSetting:
-    return BadSetting(f"{folder}: got a place with something in it, expected a new folder, or --resume to go on")
+    how = ", or --resume to go on" if (folder / "config.json").exists() else ""
+    return BadSetting(f"{folder}: got a place with something in it, expected a new folder{how}")
 
 
 def cut_warm_ups(learner: Learner) -> list[str]:
@@ -151,7 +160,7 @@ def require_same(folder: Path, config: RunConfig) -> None:
             **dataclasses.asdict(c.training),
             "validation": c.data.n_validation,
             "validation_seed": c.data.validation_seed,
-            "start_from": c.origin and f"weights of sha256 {c.origin.sha256[:8]}…",
+            "start_from": c.origin and c.origin.name,
         }
         for c in (stored, config)
     )

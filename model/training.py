@@ -197,7 +197,7 @@ class Learner:
         generator = torch.Generator(self.machine.device).manual_seed(self.training.seed)
         recon = kl = bound = 0.0
         samples = self.training.iw_samples if self._in_last_phase(self.step - 1) else 1
-        n = rows_at_once(self.vae.config.image_shape, most=max(1, _VALIDATION_ROWS // samples))
+        n = max(1, rows_at_once(self.vae.config.image_shape, most=_VALIDATION_ROWS) // samples)
         for rows in torch.split(torch.from_numpy(images), n):
             with deterministic(self.machine), self._networks_precision():
                 x = self.average.likelihood.draw(to_x(rows.to(self.machine.device)), generator)

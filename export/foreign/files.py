@@ -1,7 +1,7 @@
 """ONNX files that others wrote: read with checks, and cut to the part that gives the tensors a bundle needs."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def read(path: Path) -> ModelProto:
         raise CannotImport(f"{path}: holds a name that is not UTF-8, expected a whole ONNX file")
     _bring_in_weights(model, path)
     if model.functions:
-        _require_few_nodes(model, path)
+        _require_small_inlined(model, path)
         try:
             model = inliner.inline_local_functions(model)
         except Exception as error:  # its C++ throws what it likes
@@ -175,23 +175,33 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _require_few_nodes(model: ModelProto, path: Path) -> None:
+def _require_small_inlined(model: ModelProto, path: Path) -> None:
     """Nothing, if a graph stays small when its functions are put in the place of their calls: one that calls another
     twice, and so on, doubles at each step.
     """
-    functions = {(one.domain, one.name): list(_with_inner(one.node)) for one in model.functions}
-    calls = {
-        key: {(node.domain, node.op_type) for node in nodes} & functions.keys() for key, nodes in functions.items()
-    }
-    sizes: dict[tuple[str, str], int] = {}
+    functions = {(one.domain, one.name, one.overload): list(_with_inner(one.node)) for one in model.functions}
+    calls = {key: set(map(_called, nodes)) & functions.keys() for key, nodes in functions.items()}
+    sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
     try:
         for key in TopologicalSorter(calls).static_order():
-            sizes[key] = sum(sizes.get((node.domain, node.op_type), 1) for node in functions[key])
+            sizes[key] = _size_of(functions[key], sizes)
     except CycleError as error:
         raise CannotImport(f"{path}: a function of it calls itself, expected none that does") from error
-    nodes = sum(sizes.get((node.domain, node.op_type), 1) for node in _with_inner(model.graph.node))
-    if nodes > _MOST_NODES:
-        raise CannotImport(f"{path}: its functions stand for {nodes:.3g} nodes, expected at most {_MOST_NODES:,}")
+    nodes, size = _size_of(list(_with_inner(model.graph.node)), sizes)
+    if nodes > _MOST_NODES or size > _LARGEST_BYTES:
+        expected = f"{_MOST_NODES:,} nodes and {_LARGEST_BYTES} bytes"
+        raise CannotImport(f"{path}: its functions stand for more than {expected}, expected at most that")
+
+
+def _called(node: NodeProto) -> tuple[str, str, str]:
+    return node.domain, node.op_type, node.overload
+
+
+def _size_of(nodes: Sequence[NodeProto], sizes: Mapping[tuple[str, str, str], tuple[int, int]]) -> tuple[int, int]:
+    """Nodes and bytes of nodes, those in the place of calls included, as far as they are not too many anyway."""
+    found = [sizes.get(_called(node)) or (1, node.ByteSize()) for node in nodes]
+    number, size = (sum(each) for each in zip(*found, strict=True)) if found else (0, 0)
+    return min(number, _MOST_NODES + 1), min(size, _LARGEST_BYTES + 1)
 
 
 def _texts(message: Message) -> Iterator[str | bytes]:

@@ -171,7 +171,8 @@ def test_without_other_pictures_int8_is_measured_on_those_of_the_calibration_tha
     expected = brought if brought is not None else test_part
     assert manifest.parity.real_pictures == len(expected)
     chosen = read(tmp_path / "mine").probe.image
-    assert all((picture == expected).all(axis=(1, 2, 3)).any() for picture in chosen)
+    shown = [bool((picture == expected).all(axis=(1, 2, 3)).any()) for picture in chosen]
+    assert shown == [own] * len(chosen), "those to calibrate with are nobody else's"
 
 
 @pytest.mark.usefixtures("_quick")

@@ -186,12 +186,32 @@ def calling(*, depth: int) -> ModelProto:
     return onnx.parser.parse_model(f"{head} g (float[n] x) => (float[n] y) {{ y = local.f1(x) }} {functions}")
 
 
+def under_another_name(model: ModelProto) -> ModelProto:
+    """The same as overloads, behind functions of the same names that do nothing much."""
+    for function in model.functions:
+        function.overload = "x"
+        for node in function.node:
+            node.overload = "x" if node.domain == "local" else ""
+    model.graph.node[0].overload = "x"
+    model.functions.extend(
+        onnx.parser.parse_function(f'<domain: "local"> f{n} (a) => (b) {{ b = Abs(a) }}') for n in (1, 2)
+    )
+    return model
+
+
+def heavy(model: ModelProto) -> ModelProto:
+    """With a constant of ten thousand bytes in the last function, which nobody reads."""
+    constant = numpy_helper.from_array(np.zeros(2_500, np.float32))
+    model.functions[-1].node.append(helper.make_node("Constant", [], ["unread"], value=constant))
+    return model
+
+
 def test_functions_that_stand_for_a_great_many_nodes_are_refused_before_they_are_inlined(tmp_path: Path) -> None:
     assert len(files.read(saved(calling(depth=10), tmp_path / "g.onnx")).graph.node) >= 2**10
-    with pytest.raises(
-        CannotImport, match=r"g\.onnx: its functions stand for 1\.07e\+09 nodes, expected at most 1,000"
-    ):
-        files.read(saved(calling(depth=30), tmp_path / "g.onnx"))
+    deep, heavier = calling(depth=30), heavy(calling(depth=19))
+    for model in (deep, under_another_name(calling(depth=30)), calling(depth=1_100), heavier):
+        with pytest.raises(CannotImport, match=r"g\.onnx: its functions stand for more than 1,000,000 nodes and "):
+            files.read(saved(model, tmp_path / "g.onnx"))
 
 
 def test_a_function_that_calls_itself_is_refused(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_every_table_has_as_many_cells_in_each_row(config: RunConfig) -> None:
 
 
 def test_a_run_that_started_from_another_sends_the_reader_there_too(config: RunConfig) -> None:
-    started = dataclasses.replace(config, origin=Origin(name="photos", sha256="ab12" * 16))
+    started = dataclasses.replace(config, origin=Origin(name="photos", sha256="ab12" * 16, same_test=True))
     assert "pictures of blo|cks. It started from the weights of photos; what those had learnt from" in _render(started)
     assert "started from" not in _render(config)
 

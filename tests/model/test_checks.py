@@ -1,10 +1,11 @@
 """Checks before serving: each raises its voice where its figure asks for it, and only there."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from model.checkpoint import DataConfig, RunConfig
+from model.checkpoint import DataConfig, Origin, RunConfig
 from model.checks import checks, figure, nll_estimates
 from model.training import TrainConfig
 from model.vae import ModelConfig
@@ -90,6 +91,12 @@ def test_good_figures_raise_no_doubt() -> None:
         ),
         ("samples/standard/near_training", 0.06, "Copies of training pictures", "6.0% of samples lie nearer than 99%"),
         ("nll/5000", NLL | {"effective_samples_below_10": 0.12}, "Likelihood estimate", "too pessimistic"),
+        (
+            "nll/5000",
+            {"nll": 89.0, "effective_samples": 9.0},
+            "Likelihood estimate",
+            "9.0 effective ones on average. It is",
+        ),
         ("protocol", {"data": "blocks", "images": 4}, "Test pictures", "4 of 10"),
         ("protocol", {"data": "stripes", "images": 10}, "Test pictures", "learnt from blocks"),
     ],
@@ -115,6 +122,23 @@ def test_overfitting_is_judged_by_the_last_epoch_and_not_by_its_last_step() -> N
     assert _looks(GOOD, history=lines) == []
     found = next(check for check in checks(_config(), GOOD, history=lines) if check.name == "Overfitting")
     assert "elbo is -87.00 nats in training" in found.found
+
+
+def test_weights_of_another_run_that_have_not_learnt_anything_yet_are_named_and_what_they_may_have_seen() -> None:
+    origin = Origin(name="many", sha256="ab" * 32, same_test=True)
+    started = dataclasses.replace(_config(), origin=origin)
+    (found,) = [check for check in checks(started, GOOD, history=[]) if check.name == "Training"]
+    assert (found.is_fine, found.found) == (False, "0 of 2 epochs. The run has not come to its end.")
+    for same in (True, False):
+        config = dataclasses.replace(started, origin=dataclasses.replace(origin, same_test=same))
+        (found,) = [check for check in checks(config, GOOD, history=HISTORY) if check.name == "Test pictures"]
+        assert found.is_fine is same
+    assert found.found.endswith("The weights of many, with which the run began, may have learnt from some of them.")
+
+
+def test_a_run_that_was_stopped_in_its_warm_up_is_judged_by_what_it_weighs_there() -> None:
+    said = _overfitting([_line(1.0, -125.0, -126.0, beta=0.5)])
+    assert said == "True: At its end, objective is -115.00 nats in training, -116.00 in validation (-116.00 at best)."
 
 
 def _overfitting(history: list[dict[str, Any]], **options: Any) -> str | None:

@@ -55,11 +55,12 @@ def test_validation_and_the_bound_are_drawn_where_there_are_any_and_what_is_not_
     history = [
         _line(1, elbo=float("nan")),
         _line(2, validation={"elbo": -97.0, "recon": 79.0, "kl": 18.0}),
-        _line(3, bound=-90.0),
+        _line(3, bound=-90.0, validation={"elbo": -98.0, "recon": 79.0, "kl": 19.0, "bound": -91.0}),
     ]
     lines = plots.curves(history).axes[0].lines
-    assert [line.get_label() for line in lines] == ["training", "validation", "importance-weighted bound"]
-    assert [line.get_ydata().tolist() for line in lines] == [[-98.0, -97.0], [-97.0], [-90.0]]
+    bounds = ["importance-weighted bound, training", "importance-weighted bound, validation"]
+    assert [line.get_label() for line in lines] == ["training", "validation", *bounds]
+    assert [line.get_ydata().tolist() for line in lines] == [[-98.0, -97.0], [-97.0, -98.0], [-90.0], [-91.0]]
 
 
 def test_an_autoencoder_has_the_curve_of_its_reconstruction_and_of_the_learning_rate() -> None:
