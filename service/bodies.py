@@ -8,7 +8,6 @@ from io import BytesIO
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
-from urllib.parse import unquote
 
 import orjson
 from numpy.typing import NDArray
@@ -28,6 +27,8 @@ _JSON = "application/json"
 
 # A data: URI up to its comma: RFC 2397, whose words have no case.
 _DATA_URI = re.compile(r"data:.*;base64", re.IGNORECASE | re.DOTALL)
+
+_ESCAPES = (("%2B", "+"), ("%2b", "+"), ("%2F", "/"), ("%2f", "/"), ("%3D", "="), ("%3d", "="))
 
 # What a safetensors body may hold.
 _AS_TENSORS = frozenset({"images", "z"})
@@ -195,12 +196,19 @@ def picture_bytes(item: Named[Any]) -> bytes:
     if isinstance(text, str):
         head, comma, data = text.partition(",")
         is_uri = comma and _DATA_URI.fullmatch(head)
-        encoded = unquote(data) if is_uri else text
+        encoded = _unescaped(data) if is_uri else text
         try:
             return base64.b64decode(encoded.replace("\r", "").replace("\n", ""), validate=True)
         except (binascii.Error, ValueError):
             pass
     raise invalid(item.where, got=shown(text, most=40), expected="a picture as base64, or as a base64 data: URI")
+
+
+def _unescaped(data: str) -> str:
+    """Without the escapes that base64 in a URI may have; to undo all of them makes an object of each."""
+    for escape, sign in _ESCAPES if "%" in data else ():
+        data = data.replace(escape, sign)
+    return data
 
 
 async def _multipart(body: bytes, headers: Mapping[str, str], *, max_parts: int, deadline: Deadline) -> Body:

@@ -18,7 +18,7 @@ _MAX_FIELD_BYTES = 2**16
 
 # What a part takes to read, about, and what the parser looks at one by one: lines that could be boundaries, options of
 # a header, blanks. A body of more than one chunk counts as long without being looked at.
-_MARKS_US = {b"\r\n\r\n": 15.0, b"\r\n--": 1.0, b";": 1.0, b" ": 0.2, b"\t": 0.2}
+_MARKS_US = {b"\r\n\r\n": 15.0, b"\r\n--": 1.0, b";": 0.5, b" ": 0.2, b"\t": 0.2}
 _LONG_US = 10_000.0
 
 

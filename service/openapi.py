@@ -75,7 +75,7 @@ _TIMEOUT = {
     "description": "Milliseconds until 504, if the answer is not made by then; else the server's own.",
     "schema": {"type": "integer", "format": "int64", "minimum": 1},
 }
-_HELD = {
+HELD = {
     "name": "If-None-Match",
     "in": "header",
     "required": False,
@@ -97,7 +97,7 @@ class VerbRoute(APIRoute):
 
 def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseModel] | None = None) -> dict[str, Any]:
     """What FastAPI is told of a verb's route; without a body, of its GET."""
-    extra: dict[str, Any] = {"parameters": [*_parameters(verb), _TIMEOUT, *([_HELD] if body is None else [])]}
+    extra: dict[str, Any] = {"parameters": [*_parameters(verb), _TIMEOUT, *([HELD] if body is None else [])]}
     if body is not None:
         required = bool(verb.takes) and not issubclass(verb.options, SeededOptions)
         extra["requestBody"] = {"required": required, "content": _contents(verb, body, is_required=required)}

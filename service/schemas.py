@@ -50,7 +50,7 @@ class Sent(BaseModel):
             raise ValueError("true or false")
         listed = value[:_MOST_LISTED] if isinstance(value, list) else [value]
         if not is_truth and any(type(item) is bool for item in listed):
-            raise ValueError("something other than true or false")
+            raise ValueError("a number or a text")
         return value
 
 

@@ -14,8 +14,8 @@ _MOST_SAMPLES = 2**8
 # Of one directory; cameras and microscopes write a hundred or two.
 _MOST_FIELDS = 2**9
 # A tile may be larger than the picture, whose edges it then crosses; all tiles together are not much larger, or hold no
-# more than a few of the usual size.
-_TILED_TIMES, _TILED_PIXELS = 4, 2**21
+# more than a few of those of 2048 x 2048 that large pictures and their small previews have.
+_TILED_TIMES, _TILED_PIXELS = 4, 2**24
 # A line of pixels that are not compressed is gathered piece by piece until it is whole.
 MOST_LINE_BYTES = 2**22
 

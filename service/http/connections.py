@@ -13,7 +13,7 @@ _LOOK_EVERY_S = 0.5
 
 # Who was refused still has this long to read why, as closing on bytes that were not read would take the answer back.
 # A flood does not: those beyond are closed at once.
-_LINGER_S = 5.0
+LINGER_S = 5.0
 _MAX_LINGERING = 100
 
 
@@ -57,7 +57,7 @@ class Connections:
         if len(self._lingering) >= _MAX_LINGERING:
             connection.close()
             return
-        self._lingering[connection] = asyncio.get_running_loop().time() + _LINGER_S
+        self._lingering[connection] = asyncio.get_running_loop().time() + LINGER_S
         self._look_later()
 
     def leave(self, connection: Connection) -> None:

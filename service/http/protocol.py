@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 
 from service.errors import HeadTooLarge, Problem
 from service.http.answering import Answering
-from service.http.connections import Connections
+from service.http.connections import LINGER_S, Connections
 from service.http.outgoing import Outgoing
 
 # Requests that may wait on one connection for the answer to an earlier one. Beyond them nothing is read any more.
@@ -117,7 +117,7 @@ class Protocol(HttpToolsProtocol):
         """Whether, in place of closing after an answer, what is still on its way of the body is read and dropped:
         closing on bytes that were not read would take the answer back.
         """
-        if not self._reads_body or self._heard_all:
+        if self.pipeline or not self._reads_body or self._heard_all:
             return False
         self._part(b"")
         return True
@@ -201,6 +201,12 @@ class Protocol(HttpToolsProtocol):
         if not self._reads_head:
             self.headers = []  # for trailers, which no application sees: a proxy that guards headers looks at none
 
+    def on_message_complete(self) -> None:
+        """Note that nothing more of a body comes, also of one whose request is answered already."""
+        if self.cycle is not None:  # as there is none yet where the first request offers another protocol
+            self.cycle.more_body = False
+        super().on_message_complete()
+
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
         self._head_bytes = self._piece_bytes
@@ -234,8 +240,10 @@ class Protocol(HttpToolsProtocol):
     @property
     def _patience_s(self) -> float:
         """How long the next head may let us wait: after an answer not long, as most clients are gone by then."""
-        rests, settings = self.cycle is not None and not self._reads_head, self._connections.settings
-        return settings.keep_alive_s if rests else settings.head_timeout_s
+        settings = self._connections.settings
+        if self.cycle is None or self._reads_head:
+            return settings.head_timeout_s
+        return min(LINGER_S, settings.keep_alive_s) if self._reads_body else settings.keep_alive_s
 
     @property
     def _is_clear(self) -> bool:

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable
+from errno import EAGAIN
 from queue import SimpleQueue
 from threading import Lock, Thread
 from time import time
@@ -126,15 +128,23 @@ class _Writer:
     def _run(self) -> None:
         while (piece := self._pieces.get()) is not None:
             try:
-                self._stream.write(piece)
-                self._stream.flush()
-            except OSError as error:
+                self._write(piece)
+            except (OSError, ValueError) as error:  # the latter of one that is closed
                 _tell_lost(piece.count(b"\n"), str(error))
             with self._lock:
                 self._waiting_bytes -= len(piece)
                 lost, self._lost_lines = self._lost_lines, 0
             if lost:
                 _tell_lost(lost, "nobody read those before them")
+
+    def _write(self, piece: bytes) -> None:
+        rest = memoryview(piece)
+        while rest:
+            written = self._stream.write(rest)
+            if written is None:  # of a stream that does not wait
+                raise BlockingIOError(EAGAIN, os.strerror(EAGAIN))
+            rest = rest[written:]
+        self._stream.flush()
 
 
 def _tell_lost(lines: int, reason: str) -> None:

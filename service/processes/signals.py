@@ -16,10 +16,9 @@ def end_at(number: signal.Signals) -> None:
 
 def heed_at_once(number: signal.Signals, act: Callable[[], None]) -> None:
     """Do something at a signal that the event loop has a handler for, before the loop comes to that: it may wait for
-    whoever takes what it writes.
+    whoever takes what it writes, which the signal interrupts from now on; the loop had asked that it does not.
     """
     signal.signal(number, lambda _number, _frame: act())
-    signal.siginterrupt(number, True)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

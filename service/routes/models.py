@@ -12,7 +12,7 @@ from service.deployment import Deployment
 from service.errors import KeysOff, NotFound, unfinished
 from service.manifest import CARD
 from service.models import Model
-from service.openapi import headers, not_modified, problems
+from service.openapi import HELD, headers, not_modified, problems
 from service.schemas import Limits, ModelAnswer, ModelsAnswer, ModelSummary, ReloadAnswer
 
 router = APIRouter(tags=["models"])
@@ -20,6 +20,7 @@ router = APIRouter(tags=["models"])
 # Said here instead of in the signature, where FastAPI would announce a 422 that a name cannot cause.
 _NAME = {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]}
 
+_CARD_EXTRA = {"parameters": [*_NAME["parameters"], HELD]}
 _CACHING = {"Cache-Control": "`no-cache`, and `private` where keys are on", "ETag": "of the page"}
 _CARD: dict[int | str, dict[str, Any]] = {
     200: {
@@ -55,7 +56,7 @@ async def show_model(request: Request) -> ModelAnswer:
 
 
 @router.head("/models/{name}/card", include_in_schema=False)
-@router.get("/models/{name}/card", response_class=Response, responses=_CARD | problems(404), openapi_extra=_NAME)
+@router.get("/models/{name}/card", response_class=Response, responses=_CARD | problems(404), openapi_extra=_CARD_EXTRA)
 async def show_card(request: Request) -> Response:
     """The model's card and its pictures, as one page for people."""
     deployment: Deployment = request.app.state.deployment

@@ -203,3 +203,22 @@ def test_a_process_whose_lines_nobody_reads_answers_and_ends(bundles: Bundles) -
         with serving([*bundles.arguments, "--access-log"], stdout=stream) as server, httpx.Client() as client:
             for _ in range(100):
                 assert client.get(f"{server.url}/health/live", timeout=20).status_code == 200
+
+
+def test_a_stream_that_does_not_wait_costs_lines_that_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    caplog.set_level(logging.ERROR)
+    with os.fdopen(writing, "wb", buffering=0) as stream, os.fdopen(reading, "rb"):
+        log = AccessLog("json", stream=stream)
+
+        async def turn() -> None:
+            for number in range(1_000):
+                log.note(SCOPE, Record(f"{number}", began=0), route="/encode", status=200, seconds=0.001)
+
+        asyncio.run(turn())
+        log.close()
+    assert caplog.messages
+    assert all(
+        message.endswith("lines are lost: [Errno 11] Resource temporarily unavailable") for message in caplog.messages
+    )

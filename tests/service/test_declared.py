@@ -340,8 +340,15 @@ def test_a_tile_that_is_larger_than_its_picture_counts_in_its_place() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "tile"), [((2_049, 100), (1_024, 1_024)), ((5_000, 100), (1_024, 1_024)), ((600, 400), (2_048, 2_048))]
+)
+def test_small_pictures_in_the_tiles_of_large_ones_are_read(size: tuple[int, int], tile: tuple[int, int]) -> None:
+    assert pixels(tiled(*size, tile=tile)) == max(size[0] * size[1], tile[0] * tile[1])
+
+
+@pytest.mark.parametrize(
     ("size", "tile"),
-    [((1, 1), (4_096, 4_096)), ((1, 1), (16, 2**20)), ((2_000, 1), (16, 2**13)), ((6_000, 6_000), (10_016, 10_016))],
+    [((1, 1), (4_112, 4_112)), ((1, 1), (16, 2**21)), ((2_000, 1), (16, 2**18)), ((6_000, 6_000), (10_016, 10_016))],
     ids=["a giant", "a long one", "many", "one above the limit of all pictures"],
 )
 def test_tiles_that_are_far_larger_than_their_picture_are_refused(size: tuple[int, int], tile: tuple[int, int]) -> None:

@@ -74,6 +74,13 @@ def test_json_carries_pictures_as_base64_or_data_uri(client: httpx.Client, colou
     assert_posterior(answer.json(), colour, image)
 
 
+def test_a_data_uri_may_have_the_signs_of_base64_escaped(client: httpx.Client, colour: Linear) -> None:
+    image = pixels(3, colour.shape)
+    encoded = [base64_png(row).replace("+", "%2B").replace("/", "%2f").replace("=", "%3D") for row in image]
+    answer = client.post("/encode", json={"images": [f"data:image/png;base64,{each}" for each in encoded]})
+    assert_posterior(answer.json(), colour, image)
+
+
 @pytest.mark.parametrize("n", [1, 16, 33])
 def test_safetensors_carries_the_pixels_themselves(client: httpx.Client, colour: Linear, n: int) -> None:
     image = pixels(n, colour.shape)

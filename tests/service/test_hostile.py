@@ -352,7 +352,7 @@ PICTURES = {
     "JPEG after a megabyte of nothing": (jpeg_of_segments(bytes(1), 1_000_000), "image/jpeg", 400),
     "TIFF of a million strips": (tiff_of_strips(1_000_000), "image/tiff", 400),
     "TIFF of tiles far larger than it": (tiff(640, 16, tile=(16, 2_500_000)), "image/tiff", 400),
-    "TIFF of a tile far larger than it": (tiff(1, 1, tile=(4_096, 4_096)), "image/tiff", 400),
+    "TIFF of a tile far larger than it": (tiff(1, 1, tile=(4_112, 4_112)), "image/tiff", 400),
     "TIFF of a tile of a billion pixels": (tiff(640, 16, tile=(40_000, 30_000)), "image/tiff", 400),
     "TIFF of 2,800 fields": (tiff_of_fields(2_800), "image/tiff", 400),
     "TIFF of tiles of nothing": (tiff(640, 16, tile=(0, 0)), "image/tiff", (200, 400)),

@@ -202,6 +202,37 @@ def test_the_time_begins_anew_with_a_head_and_after_an_answer_that_is_read(keep_
     assert asyncio.run(main()) == [False, False, True]
 
 
+def test_a_body_that_was_refused_is_heard_out_for_as_long_as_others_linger_whatever_may_rest() -> None:
+    async def main() -> list[bool]:
+        protocol = connected(wire := Wire(), keep_alive_s=3_600)
+        protocol.data_received(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n" + bytes(40))
+        await wire.has_answer.wait()
+        wire.unread = 0
+        found = []
+        for now in (1, 6, 6.1):
+            protocol.look(now)
+            found.append(wire.aborted)
+        return found
+
+    assert asyncio.run(main()) == [False, False, True]
+
+
+def test_a_body_that_came_to_its_end_after_its_answer_leaves_the_connection_at_rest() -> None:
+    async def main() -> tuple[bool, bool]:
+        protocol = connected(wire := Wire(), keep_alive_s=60)
+        protocol.data_received(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n" + bytes(40))
+        await wire.has_answer.wait()
+        protocol.data_received(bytes(60))
+        wire.unread = 0
+        for now in (1, 50):
+            protocol.look(now)
+        rests = not wire.aborted
+        protocol.shutdown()
+        return rests, wire.is_closing()
+
+    assert asyncio.run(main()) == (True, True)
+
+
 def test_a_head_that_has_begun_after_an_answer_has_its_own_time() -> None:
     async def main() -> list[bool]:
         protocol = connected(wire := Wire())
@@ -296,7 +327,7 @@ def test_every_open_connection_is_looked_at_by_one_timer_which_ends_with_the_las
 
 def test_those_who_were_refused_are_closed_soon_and_a_flood_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.http.connections._LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr("service.http.connections._LINGER_S", 0.001)
+    monkeypatch.setattr("service.http.connections.LINGER_S", 0.001)
     monkeypatch.setattr("service.http.connections._MAX_LINGERING", 1)
 
     async def main() -> None:
