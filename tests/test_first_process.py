@@ -1,13 +1,16 @@
 """`vae-serve` as the first process of a container, which the kernel spares every signal that it has no handler for."""
 
+import array
 import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -63,6 +66,13 @@ def running(inside: Sequence[str], *arguments: str) -> Iterator[tuple["subproces
         yield process, send
 
 
+def is_full(pipe: Any) -> bool:
+    """Whether there is no room for one more line."""
+    unread = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, unread)
+    return unread[0] > 4096 - 200
+
+
 def stuck_at_a_request(process: "subprocess.Popen[str]") -> None:
     assert process.stderr
     url = next(line for line in process.stderr if "running on" in line).partition("running on ")[2].split()[0]
@@ -93,20 +103,13 @@ def test_a_second_ctrl_c_ends_a_process_that_is_stuck(inside: tuple[str, ...]) -
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
 
 
-def test_a_process_whose_lines_nobody_reads_is_gone_in_time_too(inside: tuple[str, ...]) -> None:
-    """Its event loop waits for somebody to take them."""
-    with running(inside, "-m", "service", "--shutdown-timeout-s", "2") as (process, send):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_process_whose_lines_nobody_reads_is_gone_in_time_too(inside: tuple[str, ...], workers: str) -> None:
+    """Its event loop waits for somebody to take them; of several workers that of their parent, and maybe theirs."""
+    with running(inside, "-m", "service", "--shutdown-timeout-s", "2", "--workers", workers) as (process, send):
         assert process.stderr
         fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
-        url = next(line for line in process.stderr if "running on" in line).partition("running on ")[2].split()[0]
-
-        def is_stuck() -> bool:
-            send(signal.SIGHUP)  # of which it tells
-            try:
-                return not httpx.get(f"{url}/health/live", timeout=0.5).is_success
-            except httpx.TimeoutException:
-                return True
-
-        until(is_stuck)
+        next(line for line in process.stderr if "running on" in line)
+        until(lambda: send(signal.SIGHUP) or is_full(process.stderr))  # it tells of each reload
         send(signal.SIGTERM)
         assert process.wait(20) == 1

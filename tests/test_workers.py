@@ -422,8 +422,9 @@ def test_a_worker_that_does_not_move_is_killed_in_time() -> None:
         _, said = listening(process)
         os.kill(pids_in(said)[0], signal.SIGSTOP)
         process.terminate()
-        process.communicate(timeout=WITHIN_S)
-        assert process.returncode == 0
+        _, told = process.communicate(timeout=WITHIN_S)
+        assert process.returncode == 1
+        assert told.splitlines()[-1] == "vae-serve: a worker did not finish in time what it had accepted"
         assert all(map(is_gone, pids_in(said)))
 
 

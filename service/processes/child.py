@@ -57,6 +57,11 @@ class Child:
         code = self._process.exitcode or 0
         return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
+    @property
+    def has_finished(self) -> bool:
+        """Whether it has ended by itself, with all done."""
+        return self._process.exitcode == 0
+
     async def hear(self) -> Message | None:
         """The next that it says before it listens; None once it has ended."""
         return await self._inbox.get()

@@ -1,11 +1,8 @@
 """One process that serves, from its first answer until it has finished what it accepted."""
 
 import asyncio
-import faulthandler
-import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,9 +21,6 @@ _CLOSE = (b"connection", b"close")
 
 # Of the time that it has to leave, what a process keeps for its own end when requests have taken the rest.
 _CLOSING_S = 1
-
-# What a process that is stuck has to say where.
-_DUMPING_S = 1
 
 
 class Server(uvicorn.Server):
@@ -103,17 +97,10 @@ class Server(uvicorn.Server):
         self._on_listening()
 
     def _limit(self) -> None:
-        """Let the process end in time, even a stuck one, and say where that is stuck: by a thread that needs nothing of
-        Python, and by one that says nothing, where nobody hears it.
-        """
-        if self._is_limited:
-            return
-        self._is_limited = True
-        within_s = self._settings.shutdown_timeout_s
-        faulthandler.dump_traceback_later(within_s, exit=True)
-        unheard = threading.Timer(within_s + _DUMPING_S, os._exit, (1,))
-        unheard.daemon = True
-        unheard.start()
+        """Let the process end in time, whatever it is doing."""
+        if not self._is_limited:
+            self._is_limited = True
+            signals.end_within(self._settings.shutdown_timeout_s)
 
     def _interrupt(self) -> None:
         self.leave()

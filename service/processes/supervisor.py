@@ -10,7 +10,7 @@ from math import ceil
 from service.errors import ReloadRefused
 from service.machine import available_cores
 from service.observation import tally
-from service.processes import ports
+from service.processes import ports, signals
 from service.processes.child import Child
 from service.processes.messages import Answer, Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
 from service.reloads import log_served, logged_refusal
@@ -85,7 +85,7 @@ class Supervisor:
         self._memory = tally.shared(settings.workers or available_cores())
         self._children: dict[int, Child] = {}
         self._labels: tuple[str, ...] = ()
-        self._greeted = self._complete = False
+        self._greeted = self._complete = self._is_limited = False
         self._leaving, self._hurried, self._hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._answering = asyncio.Event()  # whether any worker does
         self._turn = asyncio.Lock()  # of reloads
@@ -99,6 +99,8 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGTERM, self._leaving.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signals.heed_at_once(number, self._limit)
         reason: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._tasks:
@@ -112,6 +114,14 @@ class Supervisor:
         await self._end()
         if reason:
             raise reason
+
+    def _limit(self) -> None:
+        """Let workers and this process end in time, whatever it is doing."""
+        if not self._is_limited:
+            self._is_limited = True
+            for child in list(self._children.values()):
+                child.leave()
+            signals.end_within(self._settings.shutdown_timeout_s + 2 * _GRACE_S)
 
     def _interrupt(self) -> None:
         """The first Ctrl-C ends the service in its own time, a second one at once."""
@@ -281,7 +291,7 @@ class Supervisor:
         """Close the port, let every worker finish what it accepted, and wait for them."""
         for listener in self._sockets:
             listener.close()
-        children = list(self._children.values())
+        children, answering = list(self._children.values()), self._listening
         for child in children:
             child.leave()
         ended = asyncio.ensure_future(_all_ended(children))
@@ -294,6 +304,8 @@ class Supervisor:
         await ended
         if self._hurried.is_set():
             raise Ended("interrupted: requests were not finished", code=130)
+        if not all(child.has_finished for child in answering):
+            raise Ended("a worker did not finish in time what it had accepted", code=1)
 
 
 async def _all_ended(children: list[Child]) -> None:
