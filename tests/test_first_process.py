@@ -8,7 +8,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def running(inside: Sequence[str], *arguments: str) -> Iterator[tuple["subproces
         number = int(children.read_text()) if inside else process.pid
 
         def send(number_of_signal: signal.Signals) -> None:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):  # it has ended, which whoever waits for it is about to know
                 os.kill(number, number_of_signal)
 
         yield process, send
