@@ -93,8 +93,9 @@ def _require_unseen_validation(data: DataConfig, origin: DataConfig) -> None:
     """Nothing, if of one data set no picture to validate on is one that the weights have learnt already."""
     choice, was = ((c.n_validation, c.validation_seed) for c in (data, origin))
     if data.n_validation > 0 and choice != was:
+        expected = f"0, or {was[0]} by seed {was[1]}" if was[0] else "0"
         raise BadSetting(
-            f"validation: got {choice[0]} pictures by seed {choice[1]}, expected 0, or {was[0]} by seed {was[1]}:"
+            f"validation: got {choice[0]} pictures by seed {choice[1]}, expected {expected}:"
             " the run that this one is to start from has learnt from all others"
         )
 
