@@ -1,5 +1,6 @@
 """What this process serves with: settings, models, and what these share; made at the start and at each reload."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from service.bundle import BadBundle, Bundle, read
@@ -68,31 +69,39 @@ def _lane(settings: Settings, *, cores: int | None, metrics: Metrics | None) -> 
     )
 
 
-def _loaded(settings: Settings, lane: Lane) -> Models:
+def _loaded(settings: Settings, lane: Lane, *, beside: Iterable[Model] = ()) -> Models:
     models: dict[str, Model] = {}
     for path in settings.bundles:
         bundle = read(path)
         if bundle.manifest.name in models:
             raise BadBundle(f"{path}: a model named {bundle.manifest.name} is loaded already")
-        models[bundle.manifest.name] = _started(bundle, lane=lane, settings=settings)
+        models[bundle.manifest.name] = _kept(bundle, beside) or _started(bundle, lane=lane, settings=settings)
     return Models(list(models.values()))
 
 
+def _kept(bundle: Bundle, beside: Iterable[Model]) -> Model | None:
+    """The model that serves from this place, if the bundle is in every file what it was made of, and it is well. One
+    that is loaded beside others at work takes memory twice, and finds what its graphs cost too high.
+    """
+    same = (model for model in beside if (model.path, model.manifest) == (bundle.path, bundle.manifest))
+    return next((model for model in same if not model.is_suspicious), None)
+
+
 def redeploy(deployment: Deployment, name: str | None) -> Deployment:
-    """What the settings name as it is by now, beside what is there: the bundle of one model, or without a name all. It
-    shares lane and room with what is there, so that a run which does not end is still noticed, and pixels are bounded
-    while requests of both are answered.
+    """What the settings name as it is by now, beside what is there: the bundle of one model, or without a name all. A
+    model that has not changed stays. All share lane and room with what is there, so that a run which does not end is
+    still noticed, and pixels are bounded while requests of both are answered.
 
     Raises:  BadBundle, BadEngine, NotFound if there is no such model
     """
     settings, lane = deployment.settings, deployment.lane
     if name is None:
-        return replace(deployment, models=_loaded(settings, lane))
+        return replace(deployment, models=_loaded(settings, lane, beside=deployment.models))
     path = deployment.models.find(name).path
     bundle = read(path)
     if bundle.manifest.name != name:
         raise BadBundle(f"{path}: got a model named {bundle.manifest.name}, expected {name}")
-    model = _started(bundle, lane=lane, settings=settings)
+    model = _kept(bundle, deployment.models) or _started(bundle, lane=lane, settings=settings)
     return replace(deployment, models=deployment.models.with_(model))
 
 

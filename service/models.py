@@ -40,6 +40,11 @@ class Model:
         """`name@digest`, as `X-Model` carries it."""
         return self.manifest.label
 
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the runs of a graph have all failed of late."""
+        return any(queue.failed_runs >= _SUSPICIOUS_RUNS for queue in self._queues.values())
+
     async def failing_graph(self) -> str | None:
         """A graph whose runs have all failed of late, and which fails also on a row that it ran at the start."""
         for name, queue in self._queues.items():

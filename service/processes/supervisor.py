@@ -32,7 +32,7 @@ _REPLACED_AT_ONCE = 5
 _LONGEST_PAUSE_S = 30.0
 
 # How soon workers that serve different versions are told again to load the one that lies there: then after twice as
-# long each time, up to a bound, as every try loads all models beside those that serve.
+# long each time, up to a bound, as every try reads all bundles.
 _AGAIN_S = 10.0
 _LATEST_AGAIN_S = 600.0
 

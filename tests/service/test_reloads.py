@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 import re
 import shutil
@@ -93,9 +94,43 @@ def test_a_new_version_is_served_and_both_digests_are_told(folder: Path, app: Fa
     assert label(app, "one") == f"one@{now}"
 
 
-def test_a_version_that_has_not_changed_is_served_again(folder: Path, app: FastAPI) -> None:
-    same = digest_at(folder / "one")
+def test_a_version_that_has_not_changed_stays_loaded(folder: Path, app: FastAPI) -> None:
+    same, model = digest_at(folder / "one"), app.state.deployment.models.default
     assert reload(app).json() == {"model": "one", "digest": same, "digest_before": same}
+    assert app.state.deployment.models.default is model
+
+
+def test_of_all_models_those_that_have_not_changed_stay_loaded(folder: Path, app: FastAPI) -> None:
+    before: Deployment = app.state.deployment
+    now = put(folder, "other", 3)
+    after = redeploy(before, None)
+    assert after.models.default is before.models.default
+    assert after.models.find("other").manifest.digest == now
+
+
+@pytest.mark.parametrize("name", ["one", None])
+def test_the_same_graphs_under_another_licence_are_another_model(folder: Path, app: FastAPI, name: str | None) -> None:
+    before: Deployment = app.state.deployment
+    manifest = json.loads((folder / "one" / "manifest.json").read_text())
+    (folder / "one" / "manifest.json").write_text(json.dumps(manifest | {"licence": "of the day"}))
+    after = redeploy(before, name).models.default
+    assert (after.label, after.manifest.licence) == (before.models.default.label, "of the day")
+
+
+@pytest.mark.parametrize("name", ["one", None])
+def test_a_model_whose_runs_fail_is_loaded_anew(app: FastAPI, name: str | None) -> None:
+    before: Deployment = app.state.deployment
+    for _ in range(3):
+        before.models.default.decoder.went_badly()
+    assert redeploy(before, name).models.default is not before.models.default
+
+
+def test_two_models_that_changed_places_are_loaded_anew(folder: Path, app: FastAPI) -> None:
+    """Each is read from where it is by now when it is asked for by name."""
+    for old, new in (("one", "between"), ("other", "one"), ("between", "other")):
+        (folder / old).rename(folder / new)
+    after = redeploy(app.state.deployment, None).models
+    assert (after.find("one").path, after.find("other").path) == (folder / "other", folder / "one")
 
 
 def test_other_models_stay_as_they_are(folder: Path, app: FastAPI) -> None:
@@ -222,6 +257,7 @@ def test_what_has_begun_is_finished_on_the_version_that_it_began_with(
 
 
 def test_a_replaced_version_leaves_no_memory_behind(folder: Path, app: FastAPI) -> None:
+    put(folder, "one", 2)
     gc.collect()
     gc.freeze()
     try:
