@@ -178,6 +178,36 @@ def test_a_container_can_change_nothing_and_become_nobody_else(name: str) -> Non
     assert not {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc"} & set(service)
 
 
+def test_a_pod_is_held_as_a_container_of_compose_is() -> None:
+    """Without the lines that are commented out, and with them."""
+    text = (DEPLOY / "kubernetes" / "vaeserve.yaml").read_text(encoding="utf-8")
+    full = re.sub(r"^( *)# (?=args|volume|  - |- \{)", r"\1", text, flags=re.MULTILINE)
+    assert full != text
+    for written in (text, full):
+        deployment, service = yaml.safe_load_all(written)
+        pod = deployment["spec"]["template"]
+        assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
+        (container,) = pod["spec"]["containers"]
+        assert container["securityContext"] == {
+            "runAsNonRoot": True,
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        settings = {each["name"].removeprefix("VAE_").lower(): each["value"] for each in container["env"]}
+        assert set(settings) <= set(Settings.model_fields)
+        assert Settings.model_validate(settings).shutdown_timeout_s < pod["spec"]["terminationGracePeriodSeconds"]
+        probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+        assert probes == {"startup": "/health/ready", "readiness": "/health/ready", "liveness": "/health/live"}
+        assert [port["containerPort"] for port in container["ports"]] == [Settings().port]
+        mounted = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", [])}
+        assert set(mounted) == {volume["name"] for volume in pod["spec"].get("volumes", [])}
+        assert all(mount["readOnly"] for mount in container.get("volumeMounts", []))
+        if "api_keys_file" in settings:
+            assert settings["api_keys_file"] == f"{mounted['keys']}/keys.toml"
+
+
 @pytest.mark.parametrize("name", services())
 def test_a_container_has_bounds(name: str) -> None:
     service = services()[name]

@@ -3,6 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -30,6 +31,40 @@ def test_every_option_of_a_verb_stands_in_its_row(path: str) -> None:
     shared = PictureOptions if issubclass(VERBS[path].options, PictureOptions) else Options
     options = next(cells[1] for cells in rows(path) if cells[0].startswith(("`GET", "`POST")))
     assert set(re.findall(r"`(\w+)`", options)) == own - set(shared.model_fields)
+
+
+def test_the_defaults_and_bounds_of_options_are_those_of_the_schemas() -> None:
+    listed = {
+        name: tuple(cell.strip() for cell in line.strip("|").split("|")[1:])
+        for line in PAGE[PAGE.index("| option | default |") : PAGE.index("What an answer may hold")].splitlines()[2:]
+        for name in re.findall(r"`(\w+)`", line.strip("|").split("|")[0])
+    }
+    schemas = {
+        name: schema
+        for verb in VERBS.values()
+        for name, schema in verb.options.model_json_schema()["properties"].items()
+        if name not in Options.model_fields
+    }
+    assert set(listed) == set(schemas)
+    for name, schema in schemas.items():
+        default, may_be = listed[name]
+        if schema["default"] is not None:
+            assert default.strip("`") == str(schema["default"]).removesuffix(".0").lower(), name
+        if said := _bounds(schema):
+            assert may_be == said, name
+
+
+def _bounds(schema: dict[str, Any]) -> str | None:
+    """What a schema says of an option's values, in the words of the page; None where that is nothing of each value."""
+    of = next((each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"), schema)
+    if "enum" in of:
+        return ", ".join(f"`{each}`" for each in of["enum"])
+    least, most = of.get("minimum"), of.get("maximum")
+    if "exclusiveMinimum" in of:
+        return f"above {of['exclusiveMinimum']:g}, to {most:g}"
+    if least is None or schema.get("description", "").startswith(("Height", "Width")):
+        return None
+    return f"from {least}" if most is None else f"{least} to {most}"
 
 
 @pytest.mark.parametrize("path", VERBS)
