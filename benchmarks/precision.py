@@ -7,6 +7,7 @@ threads that the service takes, reduced and fp32 in turn.
 
 from argparse import ArgumentParser
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import results
-from export.frozen import Frozen
+from export.frozen import Described, Frozen
 from export.graphs import freeze, source
 from export.importers.checkpoint import Decoder, Encoder
 from export.precision import Loss, measure_reduced, reduce, variant
@@ -25,7 +26,7 @@ from model.presets import PRESETS
 from model.pyramid import Shape, pyramid
 from model.training import Learner, TrainConfig
 from model.vae import VAE, ModelConfig
-from service.manifest import ImageSpec, Variant
+from service.manifest import ImageSpec, Source, Variant
 
 SIDE = 64
 NETWORKS = {"plain": ("small", 64), "residual": ("residual", 32), "transposed": ("transposed", 64)}
@@ -120,7 +121,14 @@ def frozen(vae: VAE) -> Frozen:
     return Frozen(
         graphs=freeze(*modules, image=image, latent_shape=latent_shape),
         source=source(*modules),
-        described={"family": vae.config.family, "image": image, "latent_shape": latent_shape},
+        described=Described(
+            family=vae.config.family,
+            image=image,
+            latent_shape=latent_shape,
+            prior="standard",
+            source=Source(kind="vaeserve", version=version("vaeserve"), network=vae.config.preset),
+            scale_head=vae.config.scale_head,
+        ),
     )
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -82,9 +82,9 @@ def make_bundles(
         pairs = _pairs(places, into=into, name=name)
     for source, bundle in pairs:
         with _sentences(about=source if into else None):
-            wanted = _wanted(
-                bundle,
-                name=name,
+            require_new(bundle)
+            wanted = Wanted(
+                name=_name(name, bundle),
                 licence=licence,
                 pictures=pictures,
                 max_run_pixels=max_run_pixels,
@@ -129,9 +129,9 @@ def make_from_onnx(
 ) -> None:
     """Two ONNX files, whatever wrote them, become a bundle."""
     with _sentences():
-        wanted = _wanted(
-            bundle,
-            name=name,
+        require_new(bundle)
+        wanted = Wanted(
+            name=_name(name, bundle),
             licence=licence,
             pictures=pictures,
             max_run_pixels=max_run_pixels,
@@ -169,9 +169,9 @@ def make_from_torch(
 ) -> None:
     """A torch module of your own becomes a bundle. Runs your code: nothing else here runs any."""
     with _sentences():
-        wanted = _wanted(
-            bundle,
-            name=name,
+        require_new(bundle)
+        wanted = Wanted(
+            name=_name(name, bundle),
             licence=licence,
             pictures=pictures,
             max_run_pixels=max_run_pixels,
@@ -228,10 +228,8 @@ def _pairs(places: list[Path], *, into: Path | None, name: str | None) -> list[t
     return pairs
 
 
-def _wanted(bundle: Path, *, name: str | None, **others: Any) -> Wanted:
-    """What was asked for, if it can be had: known before minutes are spent on it."""
-    require_new(bundle)
-    return Wanted(name=bundle.resolve().name if name is None else name, **others)
+def _name(asked: str | None, bundle: Path) -> str:
+    return bundle.resolve().name if asked is None else asked
 
 
 def _parse_range(text: str) -> tuple[float, float]:

@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 from export.frozen import CannotImport
-from service.manifest import CARD
+from service.manifest import CARD, MAX_CARD_BYTES
 
-# Cards of vae-train have a few kilobytes, and its pictures a few hundred each.
-_MAX_CARD_BYTES = 2**18
+# The pictures of vae-train's cards have a few hundred kilobytes each.
 _MAX_PICTURE_BYTES = 2**22
 _MAX_PICTURES = 32
 
@@ -25,7 +24,7 @@ def files(run: Path) -> dict[str, bytes]:
     path = run / CARD
     if not path.exists():
         return {}
-    card = _read(run, CARD, most_bytes=_MAX_CARD_BYTES)
+    card = _read(run, CARD, most_bytes=MAX_CARD_BYTES)
     try:
         links = _LINK.findall(card.decode())
     except UnicodeDecodeError as error:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service import manifest
+
 Float32 = NDArray[np.float32]
 Uint8 = NDArray[np.uint8]
 
@@ -38,11 +40,27 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Described:
+    """The manifest's fields that only the source knows, by the manifest's names; None where it does not say."""
+
+    family: str
+    image: manifest.ImageSpec
+    latent_shape: tuple[int | None, ...]
+    prior: str
+    source: manifest.Source
+    likelihood: manifest.Likelihood | None = None
+    scale_head: str | None = None
+    logvar_range: tuple[float, float] | None = None
+    latent_scale: float | None = None
+    latent_shift: float | None = None
+    diagnostics: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Frozen:
     """All that a bundle is made of, before anything has been measured.
 
-    `described` holds the manifest's fields that only the source knows: family, image, latent_shape, likelihood, prior,
-    scale_head, logvar_range, latent_scale, latent_shift, source, diagnostics, metrics; those left out are None.
     `files` travel into the bundle as they are: prior.safetensors, card.md, pictures/NAME.png.
 
     Shapes:  pictures (n, h, w, c), real ones that the source brings; None if it brings none
@@ -50,6 +68,6 @@ class Frozen:
 
     graphs: Graphs
     source: Source
-    described: Mapping[str, Any]
+    described: Described
     pictures: Uint8 | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from export.frozen import CannotImport, Float32, Graphs, Source, Uint8
 from export.interrupts import heard
+from service.graph_file import IR_VERSION_MAX, OPSET_MAX
 from service.manifest import ImageSpec
 
-OPSET = 20
-IR_VERSION = 10
+# protobuf's messages end at 2 GiB, and nodes need room beside the weights.
+LARGEST_BYTES = 2_000_000_000
 
 _LARGEST_BATCH = 2**16
-# protobuf's messages end at 2 GiB, and nodes need room beside the weights.
-_LARGEST_BYTES = 2_000_000_000
 _EXAMPLE_ROWS = 2
 # Of an open size, in strides. Neither 0 nor 1, which the exporter takes for constants, nor equal.
 _EXAMPLE_SIDES = (4, 6)
@@ -119,7 +118,7 @@ def _export(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str],
                 output_names=outputs,
                 dynamic_shapes=tuple(sizes.of(name) for name in inputs),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=OPSET_MAX,
                 external_data=False,
                 verbose=False,
             )
@@ -139,9 +138,9 @@ def plain(proto: onnx.ModelProto) -> bytes:
     Raises:  CannotImport if one file cannot hold it
     """
     weights_bytes = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
-    if weights_bytes > _LARGEST_BYTES:
-        raise CannotImport(f"got a graph with {weights_bytes} bytes of weights, expected at most {_LARGEST_BYTES}")
-    proto.ir_version = min(proto.ir_version, IR_VERSION)
+    if weights_bytes > LARGEST_BYTES:
+        raise CannotImport(f"got a graph with {weights_bytes} bytes of weights, expected at most {LARGEST_BYTES}")
+    proto.ir_version = min(proto.ir_version, IR_VERSION_MAX)
     for field in ("doc_string", "producer_name", "producer_version", "metadata_props"):
         proto.ClearField(field)
     for part in (*_parts(proto.graph), *(part for function in proto.functions for part in (function, *function.node))):

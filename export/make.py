@@ -1,6 +1,6 @@
 """A source becomes a bundle: frozen, measured beside what it was, written if it is equal."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,10 @@ from model import hub
 from model.errors import BadData
 from service.bundle import BadBundle, Probe, read
 from service.engine import Engine
-from service.manifest import ImageSpec, Manifest, Precision, Tolerance
+from service.manifest import Manifest, Precision, Tolerance
 
 TOLERANCE = Tolerance(mu=1e-4, logvar=1e-4, image=1)
 
-# What a source may leave unsaid.
-_UNSAID = dict.fromkeys(("likelihood", "scale_head", "logvar_range", "diagnostics", "metrics"))
 # Pictures that a variant below fp32 is measured on.
 _PICTURES = 128
 
@@ -71,8 +69,7 @@ def make(frozen: Frozen, folder: Path, wanted: Wanted) -> Manifest:
              in fewer bits, CannotWrite if the folder exists, CannotImport or BadData if source or pictures do not fit;
              nothing is written then
     """
-    frozen = replace(frozen, described={**_UNSAID, **frozen.described})
-    image: ImageSpec = frozen.described["image"]
+    image = frozen.described.image
     shared = pictures.real_of(wanted.pictures, own=frozen.pictures, image=image)
     real = shared
     if wanted.pictures is None and frozen.pictures is None:
@@ -86,7 +83,7 @@ def make(frozen: Frozen, folder: Path, wanted: Wanted) -> Manifest:
         graphs, proof = _in_fewer_bits(frozen, wanted, real=real, probe=probe)
     files = bundle_files(graphs, probe=probe, others=frozen.files)
     asked = {"name": wanted.name, "licence": wanted.licence, "precision": wanted.precision}
-    manifest = manifest_of(files, {**frozen.described, **asked, **proof})
+    manifest = manifest_of(files, {**vars(frozen.described), **asked, **proof})
     with staged(folder) as place:
         write(place, files, manifest)
         try:
@@ -100,17 +97,14 @@ def _measured(frozen: Frozen, graphs: Graphs, *, real: pictures.Real, max_run_pi
     """How far graphs are from the source, and the highest opset of one of them."""
     described = frozen.described
     candidate = Candidate.of(
-        graphs,
-        image=described["image"],
-        latent_shape=tuple(described["latent_shape"]),
-        family=described["family"],
+        graphs, image=described.image, latent_shape=described.latent_shape, family=described.family
     )
     measured = measure(
         frozen.source,
         candidate,
-        image=described["image"],
+        image=described.image,
         real=real,
-        scale_head=described["scale_head"],
+        scale_head=described.scale_head,
         max_run_pixels=max_run_pixels,
     )
     return measured, candidate.opset
@@ -121,7 +115,7 @@ def _in_fewer_bits(
 ) -> tuple[Graphs, dict[str, Any]]:
     """The graphs below fp32, and what a manifest says of what they lose and gain."""
     assert wanted.precision != "fp32"  # noqa: S101  # the caller has asked
-    image: ImageSpec = frozen.described["image"]
+    image = frozen.described.image
     most = wanted.max_run_pixels
     calibration = None if wanted.calibrate is None else pictures.to_learn_from(wanted.calibrate, image)
     graphs = precision.reduce(frozen, precision=wanted.precision, calibration=calibration, max_run_pixels=most)

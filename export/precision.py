@@ -28,7 +28,7 @@ from service.bundle import BadBundle, Probe
 from service.engine import signatures
 from service.graph import Device, Graph, resolve_device
 from service.machine import BadEngine, available_cores
-from service.manifest import DECODER, ENCODER, Difference, ImageSpec, ReducedTolerance, Variant
+from service.manifest import DECODER, ENCODER, Difference, ReducedTolerance, Variant
 
 # What a variant may lose.
 LEAST_PSNR_DB = 35.0
@@ -176,7 +176,7 @@ def variant(
     Raises:  BadEngine if that does not start, BadBundle if it has no room or fails
     """
     device = resolve_device(device)
-    height, width, channels = _image(frozen).default_shape
+    height, width, channels = frozen.described.image.default_shape
     rows = _rows(height * width, max_run_pixels=max_run_pixels)
     image = np.random.default_rng(0).integers(0, 256, (rows, height, width, channels), dtype=np.uint8)
     z = np.zeros_like(_graph(frozen, ENCODER, frozen.graphs.encoder).run(image)[0])
@@ -274,13 +274,8 @@ def _quantised(graph: Calibrated, shortfall: Callable[[bytes], float]) -> bytes:
 
 def _graph(frozen: Frozen, name: str, content: bytes, *, device: Literal["cpu", "cuda"] = "cpu") -> Graph:
     described = frozen.described
-    expected = signatures(_image(frozen).shape, described["latent_shape"], family=described["family"])
+    expected = signatures(described.image.shape, described.latent_shape, family=described.family)
     return Graph(content, expected[name], path=Path(name), device=device, threads=available_cores())
-
-
-def _image(frozen: Frozen) -> ImageSpec:
-    image: ImageSpec = frozen.described["image"]
-    return image
 
 
 def _some(pictures: Uint8) -> Uint8:
@@ -312,7 +307,7 @@ def _posterior(parts: Iterable[Sequence[Float32 | None]]) -> tuple[Float32, Floa
 def _of_logvar(frozen: Frozen, found: Float32 | None, expected: Float32 | None) -> Difference | None:
     if found is None or expected is None:
         return None
-    apart = differences.of_logvar(found, expected, scale_head=frozen.described.get("scale_head"))
+    apart = differences.of_logvar(found, expected, scale_head=frozen.described.scale_head)
     return Difference(max=apart.max(), mean=apart.mean())
 
 

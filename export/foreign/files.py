@@ -26,14 +26,13 @@ from onnx import (
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from export.frozen import CannotImport
-from export.graphs import IR_VERSION, OPSET
+from export.graphs import LARGEST_BYTES
+from service.graph_file import IR_VERSION_MAX, OPSET_MAX
 
 # The oldest opset in which Clip, Slice and Transpose take bytes and bounds as a bundle's graphs need them.
 _OLDEST_OPSET = 13
 # Of a graph without functions; large diffusion models have some thousands.
 _MOST_NODES = 1_000_000
-# A protobuf message holds less than 2 GiB, and a few nodes are to be added.
-_LARGEST_BYTES = 2_000_000_000
 # Not FLOAT16: what such a graph gives depends on where an engine rounds, so nothing can be proven equal to it.
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 _FEWER_BITS = {code: name for name, code in TensorProto.DataType.items() if "FLOAT" in name and code not in _FLOATS}
@@ -61,8 +60,8 @@ def read(path: Path) -> ModelProto:
     """
     try:
         size = path.stat().st_size
-        if size > _LARGEST_BYTES:
-            raise CannotImport(f"{path}: has {size} bytes, expected an ONNX file of at most {_LARGEST_BYTES}")
+        if size > LARGEST_BYTES:
+            raise CannotImport(f"{path}: has {size} bytes, expected an ONNX file of at most {LARGEST_BYTES}")
         model = onnx.load_model_from_string(path.read_bytes())
     except OSError as error:
         raise CannotImport(f"{path}: {error.strerror or error}, expected an ONNX file") from error
@@ -99,7 +98,7 @@ def cut(model: ModelProto, outputs: Sequence[str], *, path: Path) -> ModelProto:
             raise CannotImport(f"{path}: gives no {name}, its outputs are {', '.join(values)}")
         _require_quiet(model.graph, name, path)
     nodes, names = _feeding(model.graph, outputs)
-    part = ModelProto(ir_version=IR_VERSION, opset_import=model.opset_import)
+    part = ModelProto(ir_version=IR_VERSION_MAX, opset_import=model.opset_import)
     part.graph.name = model.graph.name
     part.graph.node.extend(nodes)
     part.graph.input.extend(value for value in model.graph.input if value.name in names)
@@ -188,8 +187,8 @@ def _require_small_inlined(model: ModelProto, path: Path) -> None:
     except CycleError as error:
         raise CannotImport(f"{path}: a function of it calls itself, expected none that does") from error
     nodes, size = _size_of(list(_with_inner(model.graph.node)), sizes)
-    if nodes > _MOST_NODES or size > _LARGEST_BYTES:
-        expected = f"{_MOST_NODES:,} nodes and {_LARGEST_BYTES} bytes"
+    if nodes > _MOST_NODES or size > LARGEST_BYTES:
+        expected = f"{_MOST_NODES:,} nodes and {LARGEST_BYTES} bytes"
         raise CannotImport(f"{path}: its functions stand for more than {expected}, expected at most that")
 
 
@@ -201,7 +200,7 @@ def _size_of(nodes: Sequence[NodeProto], sizes: Mapping[tuple[str, str, str], tu
     """Nodes and bytes of nodes, those in the place of calls included, as far as they are not too many anyway."""
     found = [sizes.get(_called(node)) or (1, node.ByteSize()) for node in nodes]
     number, size = (sum(each) for each in zip(*found, strict=True)) if found else (0, 0)
-    return min(number, _MOST_NODES + 1), min(size, _LARGEST_BYTES + 1)
+    return min(number, _MOST_NODES + 1), min(size, LARGEST_BYTES + 1)
 
 
 def _texts(message: Message) -> Iterator[str | bytes]:
@@ -222,8 +221,8 @@ def _bring_in_weights(model: ModelProto, path: Path) -> None:
     for tensor in _tensors(model):
         size = 0 if tensor.data_type == TensorProto.STRING else _itemsize(tensor, path)
         claimed += math.prod(tensor.dims) * size
-        if claimed > _LARGEST_BYTES:
-            raise CannotImport(f"{path}: claims {claimed} bytes of weights, expected at most {_LARGEST_BYTES}")
+        if claimed > LARGEST_BYTES:
+            raise CannotImport(f"{path}: claims {claimed} bytes of weights, expected at most {LARGEST_BYTES}")
         try:
             if tensor.data_location == TensorProto.EXTERNAL:
                 load_external_data_for_tensor(tensor, str(path.parent))
@@ -298,12 +297,12 @@ def _require_finite(model: ModelProto, path: Path) -> None:
 def _in_bundles_opset(model: ModelProto, path: Path) -> ModelProto:
     """The graph in its own opset, if bundles may have that one, or else in theirs."""
     found = next((entry.version for entry in model.opset_import if not entry.domain), 1)
-    if _OLDEST_OPSET <= found <= OPSET:
+    if _OLDEST_OPSET <= found <= OPSET_MAX:
         return model
     try:
-        return version_converter.convert_version(model, OPSET)
+        return version_converter.convert_version(model, OPSET_MAX)
     except Exception as error:  # the converter's C++ throws what it likes
-        expected = f"expected {_OLDEST_OPSET} to {OPSET} or what can be rewritten"
+        expected = f"expected {_OLDEST_OPSET} to {OPSET_MAX} or what can be rewritten"
         raise CannotImport(f"{path}: its opset is {found}, {expected} ({one_line(error)})") from error
 
 

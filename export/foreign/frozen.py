@@ -10,7 +10,8 @@ from export.foreign.pair import Pair, Part
 from export.foreign.pixels import TO_CHANNELS_FIRST, TO_CHANNELS_LAST
 from export.foreign.sizes import Sides, Sizes, pictures, sizes
 from export.foreign.surgery import Port, Step, cast, rewired, with_free_rows
-from export.frozen import CannotImport, Float32, Frozen, Graphs, Source, Uint8
+from export.frozen import CannotImport, Described, Float32, Frozen, Graphs, Source, Uint8
+from service import manifest
 from service.bundle import BadBundle
 from service.engine import signatures
 from service.graph import Graph
@@ -23,27 +24,35 @@ _TRIED_ROWS = 3
 _NEIGHBOURS = 1e-3
 
 
-def frozen(pair: Pair, sides: Sides) -> Frozen:
+def frozen(
+    pair: Pair,
+    sides: Sides,
+    *,
+    source: manifest.Source,
+    latent_scale: float | None = None,
+    latent_shift: float | None = None,
+) -> Frozen:
     """Both graphs as bundles have them, and both files as the source to compare them with.
+
+    `source`, `latent_scale` and `latent_shift` go into the manifest as they are.
 
     Raises:  CannotImport if the files do not fit each other or what was said of them
     """
     measured = sizes(pair, sides)
     graphs = Graphs(encoder=_encoder(pair, measured), decoder=_decoder(pair, measured))
-    family = "autoencoder" if pair.scale is None else "vae"
-    _require_rows(pair, graphs, measured, family)
-    return Frozen(
-        graphs=graphs,
-        source=_source(pair, measured),
-        described={
-            "family": family,
-            "image": measured.image,
-            "latent_shape": measured.latent_shape,
-            "prior": "none" if pair.scale is None else "standard",
-            "scale_head": pair.scale and pair.scale.head,
-            "logvar_range": pair.scale and pair.scale.logvar_range,
-        },
+    described = Described(
+        family="autoencoder" if pair.scale is None else "vae",
+        image=measured.image,
+        latent_shape=measured.latent_shape,
+        prior="none" if pair.scale is None else "standard",
+        source=source,
+        scale_head=pair.scale.head if pair.scale else None,
+        logvar_range=pair.scale.logvar_range if pair.scale else None,
+        latent_scale=latent_scale,
+        latent_shift=latent_shift,
     )
+    _require_rows(pair, graphs, measured, described.family)
+    return Frozen(graphs=graphs, source=_source(pair, measured), described=described)
 
 
 def _encoder(pair: Pair, measured: Sizes) -> bytes:

@@ -1,21 +1,16 @@
 """A stranger's ONNX file as it came, run by onnxruntime: what the bundle made of it is compared with."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.foreign.files import one_line
 from export.frozen import CannotImport
 from service.machine import available_cores
-
-# As in service.graph, whichever of the two is imported first.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime as ort
 
 _DTYPES: dict[str, Any] = {
     "tensor(uint8)": np.uint8,

@@ -11,7 +11,8 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, checker, hel
 
 from export.foreign.files import axes, keep, one_line, read_by, types, within
 from export.frozen import CannotImport
-from export.graphs import IR_VERSION, plain
+from export.graphs import plain
+from service.graph_file import IR_VERSION_MAX
 
 # Keeps a source's names apart from those that `rewired` adds.
 _PREFIX = "source."
@@ -95,7 +96,7 @@ def rewired(model: ModelProto, *, takes: Port, gives: Sequence[Port], path: Path
     keep(graph.node, [*before, *graph.node, *after])
     keep(graph.input, [helper.make_tensor_value_info(takes.name, takes.dtype, takes.axes)])
     keep(graph.output, [helper.make_tensor_value_info(port.name, port.dtype, port.axes) for port in gives])
-    wired.ir_version = IR_VERSION
+    wired.ir_version = IR_VERSION_MAX
     try:
         return plain(wired)
     except (checker.ValidationError, shape_inference.InferenceError) as error:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from export import card
-from export.frozen import CannotImport, Frozen
+from export.frozen import CannotImport, Described, Frozen
 from export.graphs import freeze, source
 from model import checkpoint, fingerprints
 from model.checkpoint import Checkpoint
@@ -27,7 +27,7 @@ from model.pixels import to_image, to_x
 from model.prior import FittedPrior
 from model.trust import judge
 from model.vae import VAE
-from service.manifest import PRIOR, ImageSpec
+from service.manifest import PRIOR, ImageSpec, Likelihood, Source
 
 # Bernoulli.settle: white where x >= 1/2, which is from this grey level up.
 _BINARISED_AT = 128
@@ -104,9 +104,9 @@ def load(run: Path) -> Frozen:
         _require_its_own(run, trained.vae, trained.metrics)
         files = card.files(run) | _fitted_prior(run, trained.config.model.latent_dim)
     modules = Encoder(trained.vae).eval(), Decoder(trained.vae).eval(), Scorer(trained.vae).eval()
-    described = _described(trained) | {"diagnostics": _diagnostics(run, trained.config.model.family, trained.metrics)}
+    described = _described(run, trained)
     return Frozen(
-        graphs=freeze(*modules, image=described["image"], latent_shape=described["latent_shape"]),
+        graphs=freeze(*modules, image=described.image, latent_shape=described.latent_shape),
         source=source(*modules),
         described=described,
         pictures=trained.probe,
@@ -170,26 +170,27 @@ def _fitted_prior(run: Path, latent_dim: int) -> dict[str, bytes]:
     return {PRIOR: safetensors.torch.save(prior.tensors())}
 
 
-def _described(trained: Checkpoint) -> dict[str, Any]:
+def _described(run: Path, trained: Checkpoint) -> Described:
     """What a manifest says of a model, from its config and its evaluation."""
     config = trained.config.model
     height, width, channels = config.image_shape
     has_posterior = config.family == "vae"
-    return {
-        "family": config.family,
-        "image": ImageSpec(height=height, width=width, channels=channels),
-        "latent_shape": (config.latent_dim,),
-        "likelihood": {
-            "kind": config.likelihood,
-            "sigma": _sigma(trained),
-            "binarised_at": _BINARISED_AT if config.likelihood == "bernoulli" else None,
-        },
-        "prior": "standard" if has_posterior else "none",
-        "scale_head": config.scale_head if has_posterior else None,
-        "logvar_range": config.logvar_range if has_posterior else None,
-        "source": {"kind": "vaeserve", "version": version("vaeserve"), "network": config.preset},
-        "metrics": trained.metrics,
-    }
+    return Described(
+        family=config.family,
+        image=ImageSpec(height=height, width=width, channels=channels),
+        latent_shape=(config.latent_dim,),
+        prior="standard" if has_posterior else "none",
+        source=Source(kind="vaeserve", version=version("vaeserve"), network=config.preset),
+        likelihood=Likelihood(
+            kind=config.likelihood,
+            sigma=_sigma(trained),
+            binarised_at=_BINARISED_AT if config.likelihood == "bernoulli" else None,
+        ),
+        scale_head=config.scale_head if has_posterior else None,
+        logvar_range=config.logvar_range if has_posterior else None,
+        diagnostics=_diagnostics(run, config.family, trained.metrics),
+        metrics=trained.metrics,
+    )
 
 
 def _sigma(trained: Checkpoint) -> float | None:

@@ -10,11 +10,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from export.frozen import CannotImport, Frozen
+from export.frozen import CannotImport, Described, Frozen
 from export.graphs import freeze, source
 from export.importers import weights
 from model.pixels import to_image, to_x
-from service.manifest import ImageSpec
+from service.manifest import ImageSpec, Source
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -26,6 +26,7 @@ CLASS = "AutoencoderKL"
 # Where a whole pipeline keeps its VAE.
 _OF_A_PIPELINE = "vae"
 
+# Pixels: a multiple of every stride that a config can have.
 MAX_SIDE = 1024
 # A config says at which size it was trained, 1024 for some: more than a request that names no size should cost.
 _LARGEST_DEFAULT_SIDE = 256
@@ -88,17 +89,18 @@ class Config(BaseModel):
         """Pixels to one place of a latent: every block but the last halves height and width."""
         return 1 << (len(self.block_out_channels) - 1)
 
-    def image(self, *, max_side: int) -> ImageSpec:
-        """Pictures of any size up to this one, which is rounded down to the stride."""
+    @property
+    def image(self) -> ImageSpec:
+        """Pictures of any size up to MAX_SIDE."""
         trained_at = self.sample_size if isinstance(self.sample_size, int) else min(self.sample_size)
-        default_side = min(trained_at, _LARGEST_DEFAULT_SIDE, max_side)
+        default_side = min(trained_at, _LARGEST_DEFAULT_SIDE)
         return ImageSpec(
             height=None,
             width=None,
             channels=self.in_channels,
             stride=self.stride,
             default_side=max(default_side // self.stride, 1) * self.stride,
-            max_side=max_side // self.stride * self.stride,
+            max_side=MAX_SIDE,
         )
 
 
@@ -144,32 +146,30 @@ def recognises(folder: Path) -> bool:
     return isinstance(config, dict) and "_class_name" in config
 
 
-def load(folder: Path, *, max_side: int = MAX_SIDE) -> Frozen:
-    """An AutoencoderKL, frozen for pictures of any height and width up to `max_side`.
+def load(folder: Path) -> Frozen:
+    """An AutoencoderKL, frozen for pictures of any height and width up to MAX_SIDE.
 
     Raises:  CannotImport with one sentence
     """
     home = _home(folder)
     config = read_config(home / CONFIG)
-    if max_side < config.stride:
-        raise CannotImport(f"{home}: got {max_side} for the largest side, expected the stride {config.stride} or more")
     vae = network(home, config)
     modules = Encoder(vae).eval(), Decoder(vae).eval(), None
-    image, latent_shape = config.image(max_side=max_side), (config.latent_channels, None, None)
+    image, latent_shape = config.image, (config.latent_channels, None, None)
     return Frozen(
         graphs=freeze(*modules, image=image, latent_shape=latent_shape),
         source=source(*modules),
-        described={
-            "family": "vae",
-            "image": image,
-            "latent_shape": latent_shape,
-            "prior": "standard",
-            "scale_head": "logvar",
-            "logvar_range": LOGVAR_RANGE,
-            "latent_scale": config.scaling_factor,
-            "latent_shift": config.shift_factor,
-            "source": {"kind": "diffusers", "version": version("diffusers"), "network": CLASS},
-        },
+        described=Described(
+            family="vae",
+            image=image,
+            latent_shape=latent_shape,
+            prior="standard",
+            source=Source(kind="diffusers", version=version("diffusers"), network=CLASS),
+            scale_head="logvar",
+            logvar_range=LOGVAR_RANGE,
+            latent_scale=config.scaling_factor,
+            latent_shift=config.shift_factor,
+        ),
     )
 
 

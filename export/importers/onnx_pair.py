@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -16,7 +15,7 @@ from export.foreign.scales import Scale
 from export.foreign.sizes import DEFAULT_SIDE, Sides
 from export.frozen import CannotImport, Frozen
 from model.gaussian import SCALE_HEADS
-from service.manifest import ImageSpec
+from service.manifest import ImageSpec, Source
 
 
 def load(
@@ -51,11 +50,11 @@ def load(
         scale=scale,
     )
     _require_floats_for(pixel_range, pair)
-    made = frozen(pair, Sides(max_side=max_side, default=DEFAULT_SIDE, stride=stride))
-    _require_open_for(made.described["image"], max_side=max_side, stride=stride)
     kept = f"mu from {posterior[0]}" + (f", {scale.head} from {posterior[1]}" if scale else "")
-    source = {"kind": "onnx", "version": onnx.__version__, "network": f"{files.producer(encoder_model)}: {kept}"}
-    return replace(made, described={**made.described, "source": source})
+    source = Source(kind="onnx", version=onnx.__version__, network=f"{files.producer(encoder_model)}: {kept}")
+    made = frozen(pair, Sides(max_side=max_side, default=DEFAULT_SIDE, stride=stride), source=source)
+    _require_open_for(made.described.image, max_side=max_side, stride=stride)
+    return made
 
 
 def _posterior(model: ModelProto) -> tuple[str, ...]:

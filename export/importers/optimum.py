@@ -1,6 +1,5 @@
 """A folder that optimum exported a VAE of diffusers to, one graph each way, as the source of a bundle."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from export.foreign.sizes import DEFAULT_SIDE, Sides
 from export.foreign.surgery import halved
 from export.frozen import CannotImport, Frozen
 from export.importers.diffusers import LOGVAR_RANGE, MAX_SIDE
+from service.manifest import Source
 
 ENCODER, DECODER, CONFIG = "vae_encoder/model.onnx", "vae_decoder/model.onnx", "vae_encoder/config.json"
 
@@ -45,12 +45,13 @@ class Config(BaseModel):
     scaling_factor: float | None = None
     shift_factor: float | None = None
 
-    def sides(self, *, max_side: int) -> Sides:
-        """Open sizes up to this one: every block but the last halves them, and training was at `sample_size`."""
+    @property
+    def sides(self) -> Sides:
+        """Open sizes up to MAX_SIDE: every block but the last halves them, and training was at `sample_size`."""
         trained_at = self.sample_size or DEFAULT_SIDE
         default = trained_at if isinstance(trained_at, int) else min(trained_at)
         stride = 2 ** (len(self.block_out_channels) - 1) if self.block_out_channels else None
-        return Sides(max_side=max_side, default=min(default, DEFAULT_SIDE), stride=stride)
+        return Sides(max_side=MAX_SIDE, default=min(default, DEFAULT_SIDE), stride=stride)
 
 
 def recognises(folder: Path) -> bool:
@@ -58,8 +59,8 @@ def recognises(folder: Path) -> bool:
     return (folder / ENCODER).is_file() and (folder / DECODER).is_file()
 
 
-def load(folder: Path, *, max_side: int = MAX_SIDE) -> Frozen:
-    """The two graphs, frozen; for pictures of any height and width up to `max_side` if they take such.
+def load(folder: Path) -> Frozen:
+    """The two graphs, frozen; for pictures of any height and width up to MAX_SIDE if they take such.
 
     Raises:  CannotImport with one sentence
     """
@@ -80,13 +81,13 @@ def load(folder: Path, *, max_side: int = MAX_SIDE) -> Frozen:
         pixels_out=Pixels.at(decoder.gives[0], path=decoder.path, **said),
         scale=Scale("logvar", LOGVAR_RANGE),
     )
-    made = frozen(pair, config.sides(max_side=max_side))
-    described = {
-        "latent_scale": config.scaling_factor,
-        "latent_shift": config.shift_factor,
-        "source": {"kind": "optimum", "version": onnx.__version__, "network": files.producer(models[0])},
-    }
-    return replace(made, described={**made.described, **described})
+    return frozen(
+        pair,
+        config.sides,
+        source=Source(kind="optimum", version=onnx.__version__, network=files.producer(models[0])),
+        latent_scale=config.scaling_factor,
+        latent_shift=config.shift_factor,
+    )
 
 
 def _encoder(path: Path, model: ModelProto, *, latent_channels: int | None) -> Part:

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from export.frozen import CannotImport, Frozen
+from export.frozen import CannotImport, Described, Frozen
 from export.graphs import freeze, source
 from export.importers import pythae_networks
 from model.likelihoods import Bernoulli, FixedSigma, Gaussian, Levels
 from model.pixels import to_image, to_x
-from service.manifest import ImageSpec
+from service.manifest import ImageSpec, Likelihood, Source
 
 CONFIG, WEIGHTS = "model_config.json", "model.pt"
 
@@ -132,19 +132,16 @@ def load(folder: Path) -> Frozen:
     return Frozen(
         graphs=freeze(*modules, image=image, latent_shape=latent_shape),
         source=source(*modules),
-        described={
-            "family": "vae" if has_posterior else "autoencoder",
-            "image": image,
-            "latent_shape": latent_shape,
-            "likelihood": _described(likelihood) if likelihood else None,
-            "prior": "standard" if has_posterior else "none",
-            "scale_head": "logvar" if has_posterior else None,
-            "source": {
-                "kind": "pythae",
-                "version": f"torch {version('torch')}",  # what read it; pythae itself has no part in it
-                "network": network,
-            },
-        },
+        described=Described(
+            family="vae" if has_posterior else "autoencoder",
+            image=image,
+            latent_shape=latent_shape,
+            prior="standard" if has_posterior else "none",
+            # What read it is torch; pythae itself has no part in it.
+            source=Source(kind="pythae", version=f"torch {version('torch')}", network=network),
+            likelihood=_described(likelihood) if likelihood else None,
+            scale_head="logvar" if has_posterior else None,
+        ),
     )
 
 
@@ -226,8 +223,9 @@ def _likelihood(config: Mapping[str, Any]) -> Bernoulli | Gaussian | None:
     return Bernoulli() if config.get("reconstruction_loss") == "bce" else None
 
 
-def _described(likelihood: Bernoulli | Gaussian) -> dict[str, Any]:
-    return {"kind": "gaussian", "sigma": 1.0} if isinstance(likelihood, Gaussian) else {"kind": "bernoulli"}
+def _described(likelihood: Bernoulli | Gaussian) -> Likelihood:
+    is_gaussian = isinstance(likelihood, Gaussian)
+    return Likelihood(kind="gaussian", sigma=1.0) if is_gaussian else Likelihood(kind="bernoulli")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

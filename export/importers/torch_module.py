@@ -12,11 +12,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from export.frozen import CannotImport, Frozen
+from export.frozen import CannotImport, Described, Frozen
 from export.graphs import freeze, source
 from export.importers.weights import matched, read
 from model.pixels import to_image, to_x
-from service.manifest import ImageSpec
+from service.manifest import ImageSpec, Source
 
 _TRIED_ROWS = 3
 _LARGEST_AXIS = 2**16
@@ -98,14 +98,14 @@ def load(target: str, *, weights: Path | None) -> Frozen:
     return Frozen(
         graphs=freeze(*modules, image=image, latent_shape=latent_shape),
         source=source(*modules),
-        described={
-            "family": "vae" if has_posterior else "autoencoder",
-            "image": image,
-            "latent_shape": latent_shape,
-            "prior": "standard" if has_posterior else "none",
-            "scale_head": "logvar" if has_posterior else None,
-            "source": {"kind": "torch", "version": version("torch"), "network": type(module).__name__},
-        },
+        described=Described(
+            family="vae" if has_posterior else "autoencoder",
+            image=image,
+            latent_shape=latent_shape,
+            prior="standard" if has_posterior else "none",
+            source=Source(kind="torch", version=version("torch"), network=type(module).__name__),
+            scale_head="logvar" if has_posterior else None,
+        ),
     )
 
 

@@ -2,20 +2,26 @@
 
 import numpy as np
 
-from export.frozen import Float32, Frozen, Graphs, Source, Uint8
-from service.manifest import ImageSpec
+from export.frozen import Described, Float32, Frozen, Graphs, Source, Uint8
+from service import manifest
 from tests.service.linear import Linear, OpenLinear
 
-_DESCRIBED = ("family", "latent_shape", "likelihood", "prior", "scale_head", "logvar_range", "source")
+_AS_THEY_ARE = ("family", "latent_shape", "prior", "scale_head", "logvar_range")
 
 
 def frozen(model: Linear | OpenLinear, *, pictures: Uint8 | None = None, scores: bool = True) -> Frozen:
     """The model with its graphs, and numpy as its source."""
     fields = model.fields("linear")
+    described = Described(
+        image=manifest.ImageSpec.model_validate(fields["image"]),
+        source=manifest.Source.model_validate(fields["source"]),
+        likelihood=manifest.Likelihood.model_validate(fields["likelihood"]),
+        **{name: fields[name] for name in _AS_THEY_ARE},
+    )
     return Frozen(
         graphs=Graphs(model.encoder(), model.decoder(), model.scorer() if scores else None),
         source=source(model, scores=scores),
-        described={name: fields[name] for name in _DESCRIBED} | {"image": ImageSpec.model_validate(fields["image"])},
+        described=described,
         pictures=pictures,
     )
 

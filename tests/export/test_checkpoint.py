@@ -179,10 +179,11 @@ def test_a_bundle_says_the_likelihood_that_training_reached_and_the_head_that_th
     model: dict[str, Any], expected: Likelihood, tmp_path: Path
 ) -> None:
     described = load(write_run(tmp_path / "run", **model)).described
-    found = Likelihood.model_validate(described["likelihood"])
+    found = described.likelihood
+    assert found is not None
     assert found.model_copy(update={"sigma": expected.sigma}) == expected
     assert found.sigma == (None if expected.sigma is None else pytest.approx(expected.sigma))
-    assert described["scale_head"] == model.get("scale_head", "logvar")
+    assert described.scale_head == model.get("scale_head", "logvar")
 
 
 def with_tensor(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -220,22 +220,20 @@ def test_weights_of_16_bits_are_computed_with_in_32(saved: Path, tmp_path: Path)
         assert torch.equal(tensor, tensors[name].float())
 
 
-@pytest.mark.parametrize(
-    ("sample_size", "max_side", "expected"),
-    [
-        (16, 1024, (16, 1024)),
-        (512, 1024, (256, 1024)),
-        ((30, 21), 1023, (20, 1022)),
-        (1, 1024, (2, 1024)),
-        (64, 33, (32, 32)),
-    ],
-)
-def test_sides_are_multiples_of_the_stride_and_the_default_is_no_larger_than_256(
-    saved: Path, sample_size: int | tuple[int, int], max_side: int, expected: tuple[int, int]
+@pytest.mark.parametrize(("sample_size", "expected"), [(16, 16), (512, 256), ((30, 21), 20), (1, 2)])
+def test_the_default_side_is_a_multiple_of_the_stride_and_no_larger_than_256(
+    saved: Path, sample_size: int | tuple[int, int], expected: int
 ) -> None:
     fields = json.loads((saved / CONFIG).read_text()) | {"sample_size": sample_size}
-    image = Config.model_validate_json(json.dumps(fields)).image(max_side=max_side)
-    assert (image.default_side, image.max_side) == expected
+    image = Config.model_validate_json(json.dumps(fields)).image
+    assert (image.default_side, image.max_side) == (expected, 1024)
+
+
+def test_the_largest_side_is_a_multiple_of_the_largest_stride(saved: Path) -> None:
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 8, "up_block_types": ["UpDecoderBlock2D"] * 8}
+    fields = json.loads((saved / CONFIG).read_text()) | blocks | {"block_out_channels": [8] * 8}
+    image = Config.model_validate_json(json.dumps(fields)).image
+    assert (image.stride, image.default_side, image.max_side) == (128, 128, 1024)
 
 
 def test_what_diffusers_saved_is_recognised_and_nothing_else(saved: Path, tmp_path: Path) -> None:
@@ -372,8 +370,3 @@ def test_without_diffusers_the_sentence_names_the_extra(saved: Path, monkeypatch
     message = told(saved)
     assert message.startswith(f"{saved}: to read it takes diffusers")
     assert message.endswith("expected vaeserve[import]")
-
-
-def test_a_largest_side_below_the_stride_is_refused(saved: Path) -> None:
-    with pytest.raises(CannotImport, match="got 1 for the largest side, expected the stride 2 or more"):
-        diffusers.load(saved, max_side=1)

@@ -229,7 +229,7 @@ def noted(**fields: str) -> onnx.ModelProto:
 
 
 def test_a_graph_that_no_file_holds_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "_LARGEST_BYTES", 1_000)
+    monkeypatch.setattr(graphs, "LARGEST_BYTES", 1_000)
     with pytest.raises(CannotImport, match=r"got a graph with \d{4,} bytes of weights, expected at most 1000"):
         freeze(Flat(), Flat(), None, image=ImageSpec(height=32, width=32, channels=1), latent_shape=[1024])
 

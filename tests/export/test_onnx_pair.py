@@ -172,7 +172,7 @@ def test_outputs_are_taken_by_the_names_mu_and_logvar_before_their_order(tmp_pat
     encoder.graph.output.reverse()
     files = encoder, onnx_files.open_decoder()
     frozen = loaded(tmp_path, *files, pixel_range=(-1.0, 1.0), max_side=64, scale_head=None)
-    assert frozen.described["source"]["network"].endswith(": mu from mu, logvar from logvar")
+    assert frozen.described.source.network.endswith(": mu from mu, logvar from logvar")
     image = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     expected = frozen.source.encode(image)
     np.testing.assert_allclose(run(frozen.graphs.encoder, image=image), expected, atol=1e-5)
@@ -291,7 +291,7 @@ def test_a_stride_that_is_no_power_of_two_is_proven_when_stated(tmp_path: Path) 
     flags = {"pixel_range": (-1.0, 1.0), "max_side": 60}
     with pytest.raises(CannotImport, match=r"64×128 pixels have latents of 12×25 places, expected one to .*--stride"):
         loaded(tmp_path, *files, **flags)
-    assert loaded(tmp_path, *files, **flags, stride=5).described["image"].stride == 5
+    assert loaded(tmp_path, *files, **flags, stride=5).described.image.stride == 5
     with pytest.raises(CannotImport, match=r"expected one to 10 pixels \(--stride\)"):
         loaded(tmp_path, *files, **flags, stride=10)
 
@@ -300,7 +300,7 @@ def test_pictures_have_the_size_of_what_the_decoder_gives_where_the_encoder_take
     encoder = onnx_files.encoder()
     for axis, name in ((2, "h"), (3, "w")):
         encoder.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
-    assert loaded(tmp_path, encoder, onnx_files.decoder()).described["image"].shape == SHAPE
+    assert loaded(tmp_path, encoder, onnx_files.decoder()).described.image.shape == SHAPE
 
 
 def test_two_loads_give_the_same_bytes_and_a_changed_weight_others(tmp_path: Path) -> None:

@@ -170,11 +170,11 @@ def test_a_folder_is_known_by_both_graphs(folder: Path, tmp_path: Path) -> None:
 
 def test_without_a_config_stride_and_channels_are_those_of_the_graphs(copied: Path) -> None:
     (copied / CONFIG).unlink()
-    described = load(copied, max_side=200).described
-    image = described["image"]
-    assert (image.stride, image.default_side, image.max_side) == (STRIDE, 200, 200)
-    assert described["latent_shape"] == (CHANNELS, None, None)
-    assert (described["latent_scale"], described["latent_shift"]) == (None, None)
+    described = load(copied).described
+    image = described.image
+    assert (image.stride, image.default_side, image.max_side) == (STRIDE, 256, 1024)
+    assert described.latent_shape == (CHANNELS, None, None)
+    assert (described.latent_scale, described.latent_shift) == (None, None)
 
 
 def test_graphs_of_one_size_make_a_bundle_of_that_size(vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_graphs_of_one_size_make_a_bundle_of_that_size(vae: AutoencoderKL, tmp_p
     export(Encoder(vae, draws=False), tmp_path / ENCODER, torch.randn(1, 3, 8, 12), axes=axes)
     export(Decoder(vae), tmp_path / DECODER, torch.randn(1, CHANNELS, 4, 6), axes={"latent_sample": {}, "sample": {}})
     described = load(tmp_path).described
-    assert described["image"].shape == (8, 12, 3)
-    assert described["latent_shape"] == (CHANNELS, 4, 6)
+    assert described.image.shape == (8, 12, 3)
+    assert described.latent_shape == (CHANNELS, 4, 6)
 
 
 def test_weights_in_the_file_beside_a_graph_are_brought_in(copied: Path, folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from export import precision
 from export.bundle import bundle_files
-from export.frozen import Float32, Frozen, Uint8
+from export.frozen import Described, Float32, Frozen, Uint8
 from export.graphs import freeze, source
 from export.importers import checkpoint
 from export.precision import CannotReduce, Loss, gained, measure_reduced, reduce, require_small, tolerance, variant
@@ -23,7 +23,7 @@ from service.engine import signatures
 from service.errors import OutOfMemory
 from service.graph import Graph
 from service.machine import BadEngine
-from service.manifest import Difference, ImageSpec
+from service.manifest import Difference, ImageSpec, Source
 
 DIGITS = data.read(None)
 OPEN = ImageSpec(height=None, width=None, channels=3, stride=2, default_side=8, max_side=64)
@@ -67,11 +67,14 @@ def of_open_sizes(request: pytest.FixtureRequest) -> Frozen:
     return Frozen(
         graphs=freeze(*modules, image=OPEN, latent_shape=latent_shape),
         source=source(*modules),
-        described={
-            "family": "vae" if request.param else "autoencoder",
-            "image": OPEN,
-            "latent_shape": latent_shape,
-        },
+        described=Described(
+            family="vae" if request.param else "autoencoder",
+            image=OPEN,
+            latent_shape=latent_shape,
+            prior="standard" if request.param else "none",
+            source=Source(kind="torch", version="0", network="open"),
+            scale_head="logvar" if request.param else None,
+        ),
     )
 
 

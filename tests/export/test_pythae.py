@@ -12,11 +12,11 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from export.frozen import CannotImport, Frozen
+from export.frozen import CannotImport, Described, Frozen
 from export.graphs import source
 from export.importers import pythae, pythae_networks
 from export.importers.pythae import Decoder, Encoder
-from service.manifest import Manifest
+from service.manifest import ImageSpec, Likelihood, Source
 from tests.export.pythae.weights import LATENT_DIM, images, latents, weights
 
 SAVED = Path(__file__).parent / "pythae" / "saved"
@@ -114,22 +114,16 @@ def test_convnets_are_known_by_their_keys_and_shapes_and_answer_as_pythae_did(na
 
 
 def test_what_is_said_of_a_saved_model(frozen: Frozen) -> None:
-    described = dict(frozen.described)
-    image = described.pop("image")
-    assert (image.height, image.width, image.channels) == (2, 3, 3)
-    assert described == {
-        "family": "vae",
-        "latent_shape": (2,),
-        "likelihood": {"kind": "gaussian", "sigma": 1.0},
-        "prior": "standard",
-        "scale_head": "logvar",
-        "source": {
-            "kind": "pythae",
-            "version": f"torch {torch.__version__}",
-            "network": "BetaVAEConfig: MLP encoder, MLP decoder",
-        },
-    }
-    assert set(described) <= set(Manifest.model_fields)
+    network = "BetaVAEConfig: MLP encoder, MLP decoder"
+    assert frozen.described == Described(
+        family="vae",
+        image=ImageSpec(height=2, width=3, channels=3),
+        latent_shape=(2,),
+        prior="standard",
+        source=Source(kind="pythae", version=f"torch {torch.__version__}", network=network),
+        likelihood=Likelihood(kind="gaussian", sigma=1.0),
+        scale_head="logvar",
+    )
 
 
 def test_the_likelihood_is_that_of_pythaes_loss(tmp_path: Path, frozen: Frozen) -> None:
@@ -138,7 +132,7 @@ def test_the_likelihood_is_that_of_pythaes_loss(tmp_path: Path, frozen: Frozen) 
     dims = image[0].size
     assert_allclose(frozen.source.score(image, z), -ANSWERS["saved/mse"] - dims / 2 * np.log(2 * np.pi), rtol=1e-6)
     bernoulli = pythae.load(copied(tmp_path / "bce", reconstruction_loss="bce"))
-    assert bernoulli.described["likelihood"] == {"kind": "bernoulli"}
+    assert bernoulli.described.likelihood == Likelihood(kind="bernoulli")
     assert bernoulli.source.score is not None
     assert_allclose(bernoulli.source.score(image, z), -ANSWERS["saved/bce"], rtol=1e-6)
 
@@ -148,7 +142,7 @@ def test_the_likelihood_is_that_of_pythaes_loss(tmp_path: Path, frozen: Frozen) 
 )
 def test_a_loss_that_is_no_likelihood_gives_no_scorer(tmp_path: Path, changes: dict[str, object]) -> None:
     unscored = pythae.load(copied(tmp_path / "saved", **changes))
-    assert unscored.described["likelihood"] is None
+    assert unscored.described.likelihood is None
     assert unscored.graphs.scorer is None
     assert unscored.source.score is None
 
@@ -161,8 +155,9 @@ def test_an_autoencoder_gives_mu_alone(tmp_path: Path, changes: dict[str, object
     mu, logvar = autoencoder.source.encode(images((3, 2, 3)))
     assert_allclose(mu, ANSWERS["saved/mu"], atol=1e-6)
     assert logvar is None
-    said = {name: autoencoder.described[name] for name in ("family", "prior", "scale_head", "likelihood")}
-    assert said == {"family": "autoencoder", "prior": "none", "scale_head": None, "likelihood": None}
+    described = autoencoder.described
+    assert (described.family, described.prior) == ("autoencoder", "none")
+    assert (described.scale_head, described.likelihood) == (None, None)
 
 
 def test_an_encoder_without_log_var_makes_an_autoencoder_and_no_vae(tmp_path: Path) -> None:
@@ -172,7 +167,7 @@ def test_an_encoder_without_log_var_makes_an_autoencoder_and_no_vae(tmp_path: Pa
     (folder / "model_config.json").write_text(
         json.dumps({"name": "RAE_L2_Config", "input_dim": [3, 2, 3], "latent_dim": 2})
     )
-    assert pythae.load(folder).described["family"] == "autoencoder"
+    assert pythae.load(folder).described.family == "autoencoder"
 
 
 def test_a_discriminator_takes_part_in_training_alone() -> None:
