@@ -29,8 +29,8 @@ from service import answers, bodies, intake, payload, tensors
 from service.app import create_app
 from service.batcher import Done
 from service.bodies import Body
+from service.call import Call
 from service.forms import Form
-from service.intake import Call
 from service.observation.record import Record
 from service.routes import latents
 from service.schemas import EncodeOptions

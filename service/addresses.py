@@ -8,37 +8,38 @@ from importlib.metadata import version
 from starlette.responses import Response
 
 from service import trust
-from service.intake import Call
+from service.call import Call
 from service.schemas import Options
 
 _VERSION = version("vaeserve")
 _YEAR_S = 31_536_000
 
+# What a GET whose seed was drawn tells caches: nobody is ever given the same.
+UNKEPT = {"cache-control": "no-store"}
 
-def caching(call: Call[Options], *, seeded: bool) -> dict[str, str]:
-    """What the answer to a GET tells caches.
+
+def caching(call: Call[Options]) -> dict[str, str]:
+    """What the answer to a GET that has an address tells caches.
 
     Source:  RFC 9110, section 8.8.3; RFC 9111, section 5.2.2; RFC 8246 (immutable)
     """
-    if not seeded:
-        return {"cache-control": "no-store"}
     pinned = call.options.model is not None and "@" in call.options.model
     kept = [f"max-age={_YEAR_S}", "immutable"] if pinned else ["no-cache"]
-    if call.deployment.settings.api_keys_file is not None:
+    if call.deployment.settings.is_keyed:
         kept.insert(0, "private")  # what a key opened is kept by who showed it, and by no cache that others share
     elif pinned:
         kept.insert(0, "public")
     return {"cache-control": ", ".join(kept), "etag": _etag(call)}
 
 
-def not_modified(call: Call[Options], *, seeded: bool) -> Response | None:
+def not_modified(call: Call[Options]) -> Response | None:
     """The 304 for a cache that holds this very answer; None for everyone else."""
-    if not (call.is_get and seeded):
+    if not call.is_get:
         return None
     held = call.request.headers.getlist("if-none-match")
     if not held:
         return None
-    fresh = caching(call, seeded=True)
+    fresh = caching(call)
     if not is_held(held, fresh["etag"]):
         return None
     return Response(status_code=304, headers=identity(call) | fresh)

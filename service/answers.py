@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil
 from time import perf_counter
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -15,16 +14,20 @@ from starlette.responses import Response
 from service import addresses, json_text, png, rendering, tensors
 from service.batcher import Done
 from service.budget import in_turns
+from service.call import Call
 from service.errors import too_large
 from service.forms import ANIMATIONS, Form
-from service.intake import Call
 from service.observation import record
 from service.observation.timing import Timing
 from service.pieces import Pieces
 from service.schemas import Options, PathOptions, PictureOptions
+from service.seeds import ChosenSeed
 
 # What a number takes to be rounded to another dtype, by `python -m benchmarks.wire`.
 CONVERTED_NUMBER_US = 0.002
+
+# What a value of a picture takes to be put above another one.
+_STACKED_VALUE_US = 0.001
 
 # Up to here, copying the pieces of an answer into one message costs less than sending more of them.
 _ONE_MESSAGE_BYTES = 2**17
@@ -36,7 +39,7 @@ async def numbers(
     *,
     runs: Sequence[Done],
     decoded_at: float,
-    seed: int | None = None,
+    seed: ChosenSeed | None = None,
     dtype: str = "float32",
 ) -> Response:
     """Named arrays, a row for each image. What a model has not is null in JSON and left out of safetensors.
@@ -49,9 +52,8 @@ async def numbers(
     if call.form is Form.SAFETENSORS:
         content = tensors.write({name: array for name, array in rows.items() if array is not None})
     else:
-        drawn = {} if seed is None else {"seed": seed}
-        content = await _json(call, drawn | rows)
-    return _response(call, content, seeded=False, runs=runs, decoded_at=decoded_at, encoding_at=began)
+        content = await _json(call, _told(seed) | rows)
+    return _response(call, content, seed=seed, runs=runs, decoded_at=decoded_at, encoding_at=began)
 
 
 async def pictures(
@@ -61,23 +63,22 @@ async def pictures(
     z: NDArray[np.float32],
     runs: Sequence[Done],
     decoded_at: float,
-    seeded: bool,
     columns: int,
-    seed: int | None = None,
-    extra: Mapping[str, NDArray[np.uint8]] = MappingProxyType({}),
+    seed: ChosenSeed | None = None,
+    inputs: NDArray[np.uint8] | None = None,
 ) -> Response:
-    """Pictures, `columns` in a line, and the latents that they came from; in JSON and safetensors also the pictures of
-    `extra`, under their names.
+    """Pictures, `columns` in a line, and the latents that they came from. The `inputs` that they were made of, where
+    they are given, stand above them, in JSON and safetensors under a name of their own.
 
-    Shapes:  image (n, h, w, c); z (n, *latent_shape); extra (m, h, w, c)
+    Shapes:  image, inputs (n, h, w, c); z (n, *latent_shape)
     """
     began = perf_counter()
     options = call.options
-    named = {"images": image, **extra}
+    named = {"images": image} if inputs is None else {"images": image, "inputs": inputs}
     if call.form is Form.SAFETENSORS:
         content = tensors.write({**named, "z": z})
     elif call.form is Form.JSON:
-        document: dict[str, Any] = {} if seed is None else {"seed": seed}
+        document = _told(seed)
         for name, rows in named.items():
             cost_us = len(rows) * rendering.cost_us(rows[:1], "png", options.scale)
             work = partial(_base64_pngs, rows, options.scale)
@@ -85,20 +86,23 @@ async def pictures(
         warned = {"warnings": [warning.model_dump() for warning in call.warnings]} if call.warnings else {}
         content = await _json(call, document | warned | {"z": np.ascontiguousarray(z)})
     else:
+        shown = image
+        if inputs is not None:
+            shown = await call.spend(_STACKED_VALUE_US * image.size, np.concatenate, (inputs, image), axis=1)
         encoding = cast("rendering.Encoding", call.form.label)
-        cost_us = rendering.cost_us(image, encoding, options.scale)
+        cost_us = rendering.cost_us(shown, encoding, options.scale)
         render = partial(
             rendering.render,
-            image,
+            shown,
             encoding=encoding,
             columns=columns,
             scale=options.scale,
             quality=options.quality,
             frame_ms=options.frame_ms if isinstance(options, PathOptions) else 0,
         )
-        file = await call.spend_on_answer(_pixels(image, options.scale), cost_us, render)
+        file = await call.spend_on_answer(_pixels(shown, options.scale), cost_us, render)
         content = (file,)
-    return _response(call, content, seeded=seeded, runs=runs, decoded_at=decoded_at, encoding_at=began)
+    return _response(call, content, seed=seed, runs=runs, decoded_at=decoded_at, encoding_at=began)
 
 
 def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], line: int | None = None) -> int:
@@ -126,6 +130,11 @@ def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], 
     return columns
 
 
+def _told(seed: ChosenSeed | None) -> dict[str, Any]:
+    """The member of JSON that tells the seed, where there is one."""
+    return {} if seed is None else {"seed": seed.value}
+
+
 def _rows(named: Mapping[str, NDArray[Any] | None], dtype: str) -> dict[str, NDArray[Any] | None]:
     """Arrays as orjson takes them: of this dtype and without gaps."""
     return {name: None if array is None else np.ascontiguousarray(array, dtype) for name, array in named.items()}
@@ -150,7 +159,7 @@ def _response(
     call: Call[Options],
     content: tuple[tensors.Piece, ...],
     *,
-    seeded: bool,
+    seed: ChosenSeed | None,
     runs: Sequence[Done],
     decoded_at: float,
     encoding_at: float,
@@ -158,8 +167,11 @@ def _response(
     timing = Timing(began=call.began, decoded_at=decoded_at, runs=runs, encoding_at=encoding_at)
     record.of(call.request.scope).timing = timing
     headers = addresses.identity(call) | {"server-timing": timing.header()}
+    drawn = seed.value if seed is not None and seed.is_drawn else None
+    if drawn is not None:
+        headers["x-seed"] = str(drawn)
     if call.is_get:
-        headers |= addresses.caching(call, seeded=seeded)
+        headers |= addresses.caching(call) if drawn is None else addresses.UNKEPT
     if len(content) == 1 or sum(map(len, content)) <= _ONE_MESSAGE_BYTES:
         return Response(b"".join(content), media_type=call.form.media_type, headers=headers)
     return Pieces(content, media_type=call.form.media_type, headers=headers)

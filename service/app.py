@@ -28,7 +28,7 @@ from service.observation.metrics import Metrics
 from service.observation.observed import Observed
 from service.observation.tally import Tally
 from service.observation.traces import Traces
-from service.redeployment import Redeployment
+from service.reload import Reload
 from service.routes import health, latents, metrics, models, paths, pictures
 from service.settings import Settings
 from service.watch import watch
@@ -74,12 +74,12 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
     app.router.routes[:0] = routes
     app.add_api_route("/", _root, methods=["GET", "HEAD"], include_in_schema=False)
     pages.install(app)
-    openapi.install(app, keyed=settings.api_keys_file is not None, metrics_open=settings.open_metrics)
+    openapi.install(app, keyed=settings.is_keyed, metrics_open=settings.open_metrics)
     table = [route for route in app.routes if isinstance(route, Route)]
-    app.state.metrics = Metrics([route.path for route in table], tally=tally, workers=max(1, settings.workers))
+    app.state.metrics = Metrics([route.path for route in table], tally=tally, workers=settings.workers)
     app.state.traces = tracing
-    app.state.deployment = deploy(settings, cores=cores, metrics=app.state.metrics)
-    app.state.reload = Redeployment(app.state)
+    app.state.deployment = deploy(settings, metrics=app.state.metrics, cores=cores)
+    app.state.reload = Reload(app.state)
     app.state.access_log = AccessLog(settings.log_format) if settings.access_log else None
     app.add_middleware(
         Observed,
@@ -100,7 +100,7 @@ def _guards(settings: Settings) -> list[Middleware]:
     if settings.cors_origins:
         guards.append(Middleware(origins.Origins, origins=settings.cors_origins))
     if settings.api_keys_file is not None:
-        keys = Keys(settings.api_keys_file, workers=max(1, settings.workers))
+        keys = Keys(settings.api_keys_file, workers=settings.workers)
         guards.append(Middleware(Gate, keys=keys, metrics_open=settings.open_metrics))
     return guards
 
@@ -148,7 +148,7 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
     response.headers["x-request-id"] = record.of(request.scope).request_id
     response.headers["connection"] = "close"  # which the server does once it has logged the error
     if allowed := request.app.state.deployment.settings.cors_origins:
-        response.raw_headers += origins.marks(allowed, dict(request.scope["headers"]).get(b"origin"))
+        response.raw_headers += origins.marks(allowed, dict(request.scope["headers"]).get(b"origin", b""))
     return response
 
 

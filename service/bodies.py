@@ -36,7 +36,7 @@ _AS_TENSORS = frozenset({"images", "z"})
 T = TypeVar("T")
 
 
-class Named(NamedTuple, Generic[T]):
+class Placed(NamedTuple, Generic[T]):
     """A value and the place in the request where it stood."""
 
     where: str
@@ -46,9 +46,9 @@ class Named(NamedTuple, Generic[T]):
 class Body(NamedTuple):
     """What a body carried. `pictures` are undecoded files; `members` are `images`, `z` and `points` as sent."""
 
-    pictures: tuple[Named[bytes], ...] = ()
+    pictures: tuple[Placed[bytes], ...] = ()
     members: Mapping[str, Any] = MappingProxyType({})
-    options: tuple[tuple[str, Named[Any]], ...] = ()
+    options: tuple[tuple[str, Placed[Any]], ...] = ()
     json_bytes: int = 0
     """What the members were read from, where that was JSON."""
 
@@ -135,7 +135,7 @@ async def parse(
         return _tensors(await spend(tensors.reading_cost_us(body), deadline, tensors.read, body), takes)
     if "images" in takes:
         if media_type in images.MEDIA_TYPES:
-            return Body(pictures=(Named("body", body),))
+            return Body(pictures=(Placed("body", body),))
         if media_type == "multipart/form-data":
             return await _multipart(body, headers, max_parts=max_parts, deadline=deadline)
     raise UnsupportedType(
@@ -165,14 +165,14 @@ def _json(body: bytes, takes: frozenset[str], max_parts: int) -> Body:
     if not isinstance(document, dict):
         raise invalid("body", got=type(document).__name__, expected="a JSON object")
     members = {name: value for name, value in document.items() if name in takes}
-    options = tuple((name, Named(f"body.{name}", value)) for name, value in document.items() if name not in takes)
-    pictures: tuple[Named[bytes], ...] = ()
+    options = tuple((name, Placed(f"body.{name}", value)) for name, value in document.items() if name not in takes)
+    pictures: tuple[Placed[bytes], ...] = ()
     if isinstance(sent := members.get("images"), list):
         if len(sent) > max_parts:
             raise too_large("rows", got=len(sent), limit=max_parts, unit="rows")
         del members["images"]
         pictures = tuple(
-            Named(where, picture_bytes(Named(where, value)))
+            Placed(where, picture_bytes(Placed(where, value)))
             for where, value in ((f"body.images[{index}]", value) for index, value in enumerate(sent))
         )
     return Body(pictures, members, options, json_bytes=len(body))
@@ -187,7 +187,7 @@ def _tensors(found: Mapping[str, NDArray[Any]], takes: frozenset[str]) -> Body:
     return Body(members=found)
 
 
-def picture_bytes(item: Named[Any]) -> bytes:
+def picture_bytes(item: Placed[Any]) -> bytes:
     """The file behind a base64 string, whose lines may be broken, or a data: URI. Nothing is ever fetched.
 
     Raises:  Invalid if it is neither
@@ -214,15 +214,15 @@ def _unescaped(data: str) -> str:
 async def _multipart(body: bytes, headers: Mapping[str, str], *, max_parts: int, deadline: Deadline) -> Body:
     cost_us = multipart.reading_cost_us(body)
     parts = await spend(cost_us, deadline, multipart.read, body, headers["content-type"], max_files=max_parts)
-    pictures: list[Named[bytes]] = []
-    options: list[tuple[str, Named[Any]]] = []
+    pictures: list[Placed[bytes]] = []
+    options: list[tuple[str, Placed[Any]]] = []
     for part in parts:
         if part.is_file:
             if part.name != multipart.PICTURES:
                 raise invalid(f"form.{part.name}", got="a file", expected="files in parts named images")
-            pictures.append(Named(f"form.images[{len(pictures)}]", part.content))
+            pictures.append(Placed(f"form.images[{len(pictures)}]", part.content))
         elif part.name == multipart.PICTURES:
             raise invalid("form.images", got="text", expected="a file, as curl -F images=@a.png sends it")
         else:
-            options.append((part.name, Named(f"form.{part.name}", part.text)))
+            options.append((part.name, Placed(f"form.{part.name}", part.text)))
     return Body(tuple(pictures), options=tuple(options))

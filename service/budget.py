@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from service.deadline import Deadline
 from service.machine import available_cores
-from service.turns import Turns
+from service.room import Room
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,8 +52,8 @@ async def spend(cost_us: float, deadline: Deadline, work: Callable[P, T], *args:
     return await _in_time(deadline, asyncio.wrap_future(_pool(cost_us).submit(partial(work, *args, **kwargs))))
 
 
-async def spend_in_turn(
-    turns: Turns,
+async def spend_with_room(
+    room: Room,
     weight: int,
     deadline: Deadline,
     work: Callable[[], T],
@@ -68,16 +68,16 @@ async def spend_in_turn(
     Raises:  DeadlinePassed, and what `require_caller` raises
     """
     loop = asyncio.get_running_loop()
-    weight = await _in_time(deadline, asyncio.ensure_future(turns.take(weight)))
+    weight = await _in_time(deadline, asyncio.ensure_future(room.take(weight)))
     try:
         await require_caller()
     except BaseException:
-        turns.give(weight)
+        room.give(weight)
         raise
 
     def give_back(_done: object) -> None:
         with suppress(RuntimeError):  # a loop that has ended
-            loop.call_soon_threadsafe(turns.give, weight)
+            loop.call_soon_threadsafe(room.give, weight)
 
     begun = _pool(cost_us).submit(work)
     begun.add_done_callback(give_back)

@@ -13,10 +13,8 @@ from markdown_it.token import Token
 
 from service import policies
 from service.bundle import BadBundle, Bundle
-from service.manifest import CARD
+from service.manifest import CARD, MAX_CARD_BYTES
 
-# As export has it. What a picture may be, the bundle's reader bounds.
-_MAX_CARD_BYTES = 2**18
 _PNG = b"\x89PNG\r\n\x1a\n"
 _UNTICKED = "[ ] "
 
@@ -71,8 +69,8 @@ def page(bundle: Bundle) -> Page | None:
     """
     if bundle.card is None:
         return None
-    if len(bundle.card) > _MAX_CARD_BYTES:
-        raise BadBundle(f"{bundle.path / CARD}: has {len(bundle.card)} bytes, expected at most {_MAX_CARD_BYTES}")
+    if len(bundle.card) > MAX_CARD_BYTES:
+        raise BadBundle(f"{bundle.path / CARD}: has {len(bundle.card)} bytes, expected at most {MAX_CARD_BYTES}")
     try:
         text = bundle.card.decode()
     except UnicodeDecodeError as error:

@@ -12,8 +12,8 @@ from service.machine import available_cores
 from service.manifest import ENCODER
 from service.models import Model, Models
 from service.observation.metrics import Metrics
+from service.room import Room
 from service.settings import Settings
-from service.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Deployment:
     settings: Settings
     models: Models
     lane: Lane
-    picture_room: Turns
-    answer_room: Turns
+    picture_room: Room
+    answer_room: Room
     patience: Patience = field(default_factory=Patience)
 
     @property
@@ -41,26 +41,26 @@ class Deployment:
         return min(model.engine.costs[ENCODER].row_cpu_us for model in self.models)
 
 
-def deploy(settings: Settings, *, cores: int | None = None, metrics: Metrics | None = None) -> Deployment:
+def deploy(settings: Settings, *, metrics: Metrics, cores: int | None = None) -> Deployment:
     """Every bundle of the settings, read with proof, on its device, warm; all of them share so many cores, by default
-    all that this process may use, and count in `metrics`, by default their own.
+    all that this process may use, and count in `metrics`.
 
     Raises:  BadBundle, BadEngine
     """
-    lane = _lane(settings, cores=cores, metrics=metrics)
+    lane = _lane(settings, metrics=metrics, cores=cores)
     return Deployment(
         settings,
         _loaded(settings, lane),
         lane,
-        picture_room=Turns(settings.max_picture_pixels),
-        answer_room=Turns(settings.max_answer_pixels),
+        picture_room=Room(settings.max_picture_pixels),
+        answer_room=Room(settings.max_answer_pixels),
     )
 
 
-def _lane(settings: Settings, *, cores: int | None, metrics: Metrics | None) -> Lane:
+def _lane(settings: Settings, *, metrics: Metrics, cores: int | None) -> Lane:
     cores = max(cores or available_cores(), settings.threads)
     # A GPU takes one run of a process at a time, and lends no cores.
-    are_lent = metrics is not None and metrics.are_shared and resolve_device(settings.device) == "cpu"
+    are_lent = metrics.are_shared and resolve_device(settings.device) == "cpu"
     return Lane(
         max_queue_rows=settings.max_queue_rows,
         cores=cores,
@@ -87,7 +87,7 @@ def _kept(bundle: Bundle, beside: Iterable[Model]) -> Model | None:
     return next((model for model in same if not model.is_suspicious), None)
 
 
-def redeploy(deployment: Deployment, name: str | None) -> Deployment:
+def reloaded(deployment: Deployment, name: str | None) -> Deployment:
     """What the settings name as it is by now, beside what is there: the bundle of one model, or without a name all. A
     model that has not changed stays. All share lane and room with what is there, so that a run which does not end is
     still noticed, and pixels are bounded while requests of both are answered.

@@ -1,6 +1,7 @@
 """The graphs of one bundle: loaded on a stated device, proven on the bundle's probe, warmed."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter, process_time, thread_time
 from typing import Literal
@@ -69,7 +70,8 @@ class Engine:
     """The graphs of one bundle on one device. With `threads` 0 each graph takes one thread if its rows are small, else
     as many as there are `cores`, which are by default all that this process may use; unless such a graph is very large
     or its sizes are open, `singles` has it on one thread too. With `in_bf16` encoder and decoder run in bf16; a scorer
-    stays as it is, as it does in bundles below fp32. What its graphs cost is known once it is warm.
+    stays as it is, as it does in bundles below fp32; `remark`, what a person should know of the precision, then says
+    how far they are from the probe. What its graphs cost is known once it is warm.
 
     Raises:  BadBundle if a graph or the probe's answers are not what the manifest says, BadEngine if the
              device or bf16 cannot be had
@@ -83,6 +85,7 @@ class Engine:
         threads: int,
         cores: int | None = None,
         in_bf16: bool = False,
+        remark: str = "",
     ) -> None:
         self.manifest = manifest = bundle.manifest
         self.device = resolve_device(device)
@@ -101,7 +104,7 @@ class Engine:
             raise BadBundle(f"{bundle.path / MANIFEST}: opset is {manifest.opset}, its graphs have {opset}")
         for name, graph in (*self.graphs.items(), *self.singles.items()):
             proof.require(bundle, name, graph)
-        self.remark = ""  # what a person should know of the precision
+        self.remark = remark
         if in_bf16:
             exact = graphs.on_threads(self.encoder.threads, ENCODER, hint="f32")
             self.remark = proof.measured_in_bf16(bundle.probe, encoder=self.encoder, decoder=self.decoder, exact=exact)
@@ -126,22 +129,17 @@ class Engine:
         height, width, _ = self.manifest.image.default_shape
         allowed = rows_of_a_run(height * width, max_batch_rows=max_batch_rows, max_run_pixels=max_run_pixels)
         sizes = [2**power for power in range(allowed.bit_length())]
+        few = [rows for rows in sizes if rows <= _COST_ROWS]
         for name, graph in self.graphs.items():
             if name in self.singles:
-                for rows in range(1, min(allowed, graph.threads - 1) + 1):  # more are dealt to the cores
-                    graph.tried(*self.blank(name, rows))
-                graph = self.singles[name]
-            few = [rows for rows in sizes if rows <= _COST_ROWS]
-            for rows in few:
-                graph.tried(*self.blank(name, rows))
-            self.costs[name] = self._cost(name, graph, rows=few[-1])
+                self._try(name, graph, range(1, min(allowed, graph.threads - 1) + 1))  # more are dealt to the cores
+            batched = self.singles.get(name, graph)
+            self._try(name, batched, few)
+            self.costs[name] = self._cost(name, batched, rows=few[-1])
             most = min(allowed, self.most_rows(name))
-            for rows in sizes[len(few) :]:
-                if rows <= most:
-                    graph.tried(*self.blank(name, rows))
-            if graph.hint and self.costs[name].row_us < _SLOW_ROW_US:
-                for rows in sorted(set(range(1, 1 + min(most, _EVERY_SIZE_ROWS))) - set(sizes)):
-                    graph.tried(*self.blank(name, rows))
+            self._try(name, batched, [rows for rows in sizes[len(few) :] if rows <= most])
+            if batched.hint and self.costs[name].row_us < _SLOW_ROW_US:
+                self._try(name, batched, sorted(set(range(1, 1 + min(most, _EVERY_SIZE_ROWS))) - set(sizes)))
 
     def most_rows(self, name: str) -> int:
         """How many rows of the default size a run of a graph is worth taking, as far as its cost says."""
@@ -151,6 +149,14 @@ class Engine:
     def blank(self, name: str, rows: int) -> Arrays:
         """Inputs of a graph that it has run before it served: rows of the default size, all zero."""
         return _blank(self.manifest, name, rows)
+
+    def _try(self, name: str, graph: Graph, sizes: Iterable[int]) -> None:
+        """Run a graph at these numbers of rows.
+
+        Raises:  BadBundle
+        """
+        for rows in sizes:
+            graph.tried(*self.blank(name, rows))
 
     def _cost(self, name: str, graph: Graph, *, rows: int) -> Cost:
         """What a graph costs, from runs of one row and of a few."""
@@ -175,9 +181,7 @@ def start(bundle: Bundle, *, device: Device, threads: int, precision: Precision,
     except (BadBundle, BadEngine) as refused:
         if precision == "bf16":
             raise BadEngine(f"precision bf16: {refused}") from refused
-        engine = Engine(bundle, device=device, threads=threads, cores=cores)
-        engine.remark = f"not bf16: {refused}"
-        return engine
+        return Engine(bundle, device=device, threads=threads, cores=cores, remark=f"not bf16: {refused}")
 
 
 class _Graphs:

@@ -15,7 +15,7 @@ def lines(deployment: Deployment, *, onnxruntime: str, url: str) -> tuple[str, .
             f"model {model.label[: len(model.manifest.name) + 13]}: {_described(model, onnxruntime)}"
             for model in deployment.models
         ),
-        f"try:  {_first_try(deployment.models.default, url, keyed=deployment.settings.api_keys_file is not None)}",
+        f"try:  {_first_try(deployment.models.default, url, keyed=deployment.settings.is_keyed)}",
     )
 
 

@@ -1,39 +1,27 @@
 """A request, read and checked before any job exists: its model, its options, its payload, the form of its answer."""
 
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from service import bodies, forms, sizes
-from service.access.keys import Key
-from service.batcher import Done, Queue
-from service.bodies import Body, Named
-from service.budget import LOOP_BUDGET_US, spend, spend_in_turn
-from service.callers import CallerGone
+from service import bodies, forms
+from service.bodies import Placed
+from service.call import Call
 from service.deadline import Deadline
 from service.deployment import Deployment
-from service.errors import Fault, Invalid, expectation, invalid, shown, too_large
-from service.models import Model
+from service.errors import Fault, Invalid, expectation, invalid, shown
 from service.observation import record
-from service.schemas import Options, WarningAnswer
+from service.schemas import Options
 from service.settings import Settings
 
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _TIMEOUT_DIGITS = 12  # of X-Timeout-Ms, of which more are no less than any server's bound
-
-# Larger answers are written as there is room: 12 bytes a pixel, as some formats take, are 48 MB here.
-_LARGE_ANSWER_PIXELS = 4_000_000
 
 # Headers that may stand on several lines, and that something hangs on.
 _LISTS = frozenset({"accept", "content-encoding"})
@@ -54,109 +42,6 @@ class Verb(Generic[O]):
     def defaults(self) -> O:
         """The options of a request that names none."""
         return self.options()
-
-
-class Call(NamedTuple, Generic[O]):
-    """One request, read. Later stages need nothing else."""
-
-    request: Request
-    deployment: Deployment
-    model: Model
-    options: O
-    body: Body
-    form: forms.Form
-    began: float
-    deadline: Deadline
-    warnings: tuple[WarningAnswer, ...] = ()
-
-    @property
-    def is_get(self) -> bool:
-        """Whether the request has an address: everything that it asks is in its URL."""
-        return self.request.method != "POST"
-
-    def picture_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """(h, w, c) of the pictures that are made from seeds, at the sides that were asked for.
-
-        Raises:  Invalid if the model knows no such side
-        """
-        default_height, default_width, channels = self.model.manifest.image.default_shape
-        heights, widths, _ = self.model.image_axes
-        for name, asked, axis in (("height", height, heights), ("width", width, widths)):
-            if asked is not None and asked not in axis:
-                raise invalid(name, got=asked, expected=sizes.length_in_words(axis))
-        return height or default_height, width or default_width, channels
-
-    def check_rows(self, engine_rows: int) -> None:
-        """Refuse a request whose engine rows are over the limit."""
-        limit = self.deployment.settings.max_request_rows
-        if engine_rows > limit:
-            raise too_large("rows", got=engine_rows, limit=limit, unit="rows")
-
-    def admit(self, engine_rows: int) -> AbstractContextManager[None]:
-        """Room for all engine rows that the request will run, at the expense of its key, where that has a rate.
-
-        Raises:  QueueFull, RateUsedUp
-        """
-        key: Key | None = self.request.scope["state"].get("key")
-        if key is not None and key.bucket is not None:
-            self.deployment.lane.require_room(engine_rows)  # what finds no room costs the key nothing
-            key.bucket.take(engine_rows)
-        return self.deployment.lane.admit(engine_rows)
-
-    async def spend(self, cost_us: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of `work`, on the event loop or in a thread as `budget.spend` decides.
-
-        Units:   cost_us microseconds
-        Raises:  DeadlinePassed
-        """
-        if cost_us <= LOOP_BUDGET_US:  # as spend does, without another coroutine
-            return work(*args, **kwargs)
-        return await spend(cost_us, self.deadline, work, *args, **kwargs)
-
-    async def require_caller(self) -> None:
-        """Nothing, if somebody still waits for the answer.
-
-        Raises:  CallerGone, DeadlinePassed
-        """
-        self._require_time()
-        if await self.request.is_disconnected():
-            raise CallerGone
-
-    async def spend_in_turn(self, weight: int, work: Callable[[], T]) -> T:
-        """The result of `work` in a thread, once there is room for so many pixels as `budget.spend_in_turn` says.
-
-        Raises:  DeadlinePassed, CallerGone if nobody waits for it by then
-        """
-        return await spend_in_turn(
-            self.deployment.picture_room, weight, self.deadline, work, require_caller=self.require_caller
-        )
-
-    async def spend_on_answer(self, pixels: int, cost_us: float, work: Callable[[], T]) -> T:
-        """The result of `work`, which makes so many pixels of the answer: where they are many, in a thread, once there
-        is room for them.
-
-        Units:   cost_us microseconds
-        Raises:  DeadlinePassed, CallerGone if nobody waits for it by then
-        """
-        if pixels <= _LARGE_ANSWER_PIXELS:
-            return await self.spend(cost_us, work)
-        room = self.deployment.answer_room
-        return await spend_in_turn(
-            room, pixels, self.deadline, work, cost_us=cost_us, require_caller=self.require_caller
-        )
-
-    def _require_time(self) -> None:
-        if self.deadline.left_s() < 0:
-            raise self.deadline.passed()
-
-    async def run(self, queue: Queue, *inputs: NDArray[Any]) -> Done:
-        """The outputs of one of the model's graphs for these rows, as soon as they have been in a batch.
-
-        Raises:  CallerGone if the caller left first, DeadlinePassed if its time was over first
-        """
-        self._require_time()
-        reply = queue.submit(*inputs)
-        return await self.deployment.patience.attended(reply, self.request.receive, deadline=self.deadline)
 
 
 async def read(request: Request, verb: Verb[O]) -> Call[O]:
@@ -217,12 +102,12 @@ def _deadline(headers: Mapping[str, str], began: float, settings: Settings) -> D
     return Deadline(began, timeout_ms=min(int(digits[:_TIMEOUT_DIGITS]), settings.max_timeout_ms))
 
 
-def _query(request: Request) -> tuple[tuple[str, Named[Any]], ...]:
+def _query(request: Request) -> tuple[tuple[str, Placed[Any]], ...]:
     sent: bytes = request.scope["query_string"]
     if not sent:
         return ()
     _require_few(sent.count(b"&") + 1)  # before it is read
-    return tuple((name, Named(f"query.{name}", value)) for name, value in request.query_params.multi_items())
+    return tuple((name, Placed(f"query.{name}", value)) for name, value in request.query_params.multi_items())
 
 
 def _require_few(options: int) -> None:
@@ -230,17 +115,17 @@ def _require_few(options: int) -> None:
         raise invalid("options", got=f"{options} of them", expected=f"at most {_MAX_OPTIONS}")
 
 
-def _options(verb: Verb[O], sent: Sequence[tuple[str, Named[Any]]]) -> O:
+def _options(verb: Verb[O], sent: Sequence[tuple[str, Placed[Any]]]) -> O:
     if not sent:
         return verb.defaults
     _require_few(len(sent))
-    places: dict[str, Named[Any]] = {}
+    places: dict[str, Placed[Any]] = {}
     for name, value in sent:
         if name in places:
             raise invalid(value.where, got=f"{name} once more, after {places[name].where}", expected="it once")
         places[name] = value
     try:
-        return verb.options.model_validate({name: named.value for name, named in places.items()})
+        return verb.options.model_validate({name: placed.value for name, placed in places.items()})
     except ValidationError as error:
         faults = [_fault(places, dict(item), verb) for item in error.errors(include_url=False)]
         raise Invalid(
@@ -249,7 +134,7 @@ def _options(verb: Verb[O], sent: Sequence[tuple[str, Named[Any]]]) -> O:
         ) from error
 
 
-def _fault(places: dict[str, Named[Any]], error: dict[str, Any], verb: Verb[Options]) -> Fault:
+def _fault(places: dict[str, Placed[Any]], error: dict[str, Any], verb: Verb[Options]) -> Fault:
     name, *inner = error["loc"] or ("",)
     where = ".".join([places[name].where if name in places else name, *map(str, inner)])[:200]
     if error["type"] == "extra_forbidden":
@@ -257,8 +142,3 @@ def _fault(places: dict[str, Named[Any]], error: dict[str, Any], verb: Verb[Opti
         known = ", ".join([*members, *verb.options.model_fields])
         return {"where": where, "got": name[:200], "expected": f"one of {known}"}
     return {"where": where, "got": shown(error["input"]), "expected": expectation(error["msg"])}
-
-
-def chosen_seed(seed: int | None) -> int:
-    """The seed that was asked for, or a fresh one below 2⁵³, which every JSON reader keeps exact."""
-    return secrets.randbelow(2**53) if seed is None else seed

@@ -36,9 +36,7 @@ class Lane:
     Everything here happens on the event loop, except the run of a graph, and that too where it is short.
     """
 
-    def __init__(
-        self, *, max_queue_rows: int, cores: int = 1, machine_cores: int = 1, metrics: Metrics | None = None
-    ) -> None:
+    def __init__(self, *, max_queue_rows: int, metrics: Metrics, cores: int = 1, machine_cores: int = 1) -> None:
         self.machine_cores = max(machine_cores, cores)
         self._executor = ThreadPoolExecutor(
             max_workers=self.machine_cores + 1, thread_name_prefix="engine", initializer=compute_behind
@@ -50,18 +48,18 @@ class Lane:
         self._loop_budget_us = loop_budget_us(cores)
         self._woken = False
         self._max_queue_rows = max_queue_rows
-        self._metrics = metrics or Metrics()
+        self._metrics = metrics
         self._metrics.queue_limit_rows.set(max_queue_rows)
         self._admitted_rows = 0
         self._rows_per_s = 0.0
 
-    def admit(self, rows: int) -> "Room":
+    def admit(self, rows: int) -> "Admission":
         """Room for all engine rows that a request will run, held until it has run them.
 
         Raises:  QueueFull with a Retry-After from the measured rate; a request alone is always admitted
         """
         self.require_room(rows)
-        return Room(self, rows)
+        return Admission(self, rows)
 
     def hold(self, rows: int) -> None:
         """Count rows that were admitted, or with a minus those that have run."""
@@ -226,7 +224,7 @@ class Lane:
         batch.give(outputs, run_s=run_s)
 
 
-class Room:
+class Admission:
     """What a request holds of a lane while its rows run."""
 
     __slots__ = ("_lane", "_rows")

@@ -13,6 +13,7 @@ MANIFEST = "manifest.json"
 ENCODER, DECODER, SCORER = "encoder.onnx", "decoder.onnx", "scorer.onnx"
 PRIOR, PROBE = "prior.safetensors", "probe.safetensors"
 CARD, PICTURES = "card.md", "pictures/"
+MAX_CARD_BYTES = 2**18
 
 # The fields that change answers. The rest (card, probe, metrics, names) may differ under one digest.
 _ANSWERING_FIELDS = frozenset(

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import images, sizes
-from service.bodies import Body, Named
+from service.bodies import Body, Placed
+from service.call import Call
 from service.errors import invalid, too_large
-from service.intake import Call
 from service.schemas import Options
 
 # What a number of `z` takes to become a finite float32, by `python -m benchmarks.wire`.
@@ -33,7 +33,7 @@ _NUMBERS = {int, float}
 _MAX_DEPTH = 64
 
 
-async def from_pictures(call: Call[Options], pictures: Sequence[Named[bytes]]) -> NDArray[np.uint8]:
+async def from_pictures(call: Call[Options], pictures: Sequence[Placed[bytes]]) -> NDArray[np.uint8]:
     """Encoded pictures as rows that the model takes: fitted to its size, or of their own where sizes are open.
 
     Shapes:  -> (n, h, w, c)
@@ -64,12 +64,12 @@ class _Share(NamedTuple):
     """Pictures of a request, from the first of them on, that are decoded at one go."""
 
     first: int
-    pictures: Sequence[Named[bytes]]
+    pictures: Sequence[Placed[bytes]]
     looks: Sequence[images.Look]
     cost_us: float
 
 
-def _looked_at(pictures: Sequence[Named[bytes]], max_pixels: int) -> list[images.Look]:
+def _looked_at(pictures: Sequence[Placed[bytes]], max_pixels: int) -> list[images.Look]:
     """What is known of each without opening it.
 
     Raises:  BadBody, TooLarge
@@ -83,7 +83,7 @@ def _looked_at(pictures: Sequence[Named[bytes]], max_pixels: int) -> list[images
 
 
 def _shares(
-    pictures: Sequence[Named[bytes]], looks: Sequence[images.Look], *, shape: tuple[int, ...] | None
+    pictures: Sequence[Placed[bytes]], looks: Sequence[images.Look], *, shape: tuple[int, ...] | None
 ) -> Iterator[_Share]:
     """All pictures, as many at a time as are soon decoded, so that requests take turns; alone what may take long."""
     costs = [
@@ -111,7 +111,7 @@ async def _rows(call: Call[Options], share: _Share, *, n: int, like: images.Size
         work = partial(images.to_rows, opened, shape=spec.default_shape, where=where)
     pixels = max(found.pixels for found in share.looks)
     if pixels > _LARGE_PIXELS:
-        return await call.spend_in_turn(pixels, work)
+        return await call.spend_with_room(pixels, work)
     return await call.spend(share.cost_us, work)
 
 
@@ -120,25 +120,30 @@ def _opened(call: Call[Options], share: _Share, n: int) -> Iterator[images.Opene
 
     Raises:  as `images.open_as`, and Invalid or TooLarge where sizes are open and the model does not take one
     """
-    max_pixels = call.deployment.settings.max_picture_pixels
-    for (where, data), found in zip(share.pictures, share.looks, strict=True):
-        yield _of_a_size_taken(call, images.open_as(found, data, where=where, max_pixels=max_pixels), where, n)
+    for placed, found in zip(share.pictures, share.looks, strict=True):
+        yield _open(call, placed, found, n=n)
 
 
-def _of_a_size_taken(call: Call[Options], picture: images.Opened, where: str, n: int) -> images.Opened:
-    """The picture, if it is not too small, too large or, as one of n, too many: before it is decoded.
+def _open(call: Call[Options], placed: Placed[bytes], found: images.Look, *, n: int) -> images.Opened:
+    where, data = placed
+    picture = images.open_as(found, data, where=where, max_pixels=call.deployment.settings.max_picture_pixels)
+    if call.model.manifest.image.is_open:
+        _require_size(call, picture, where=where, n=n)
+    return picture
+
+
+def _require_size(call: Call[Options], picture: images.Opened, *, where: str, n: int) -> None:
+    """Refuse a picture that is too small, too large or, as one of n, too many: before it is decoded.
 
     Raises:  Invalid, TooLarge
     """
-    if call.model.manifest.image.is_open:
-        sides, *_ = call.model.image_axes
-        if min(picture.size) < sides[0] or max(picture.size) > sides[-1]:
-            found = images.size_in_words((picture.height, picture.width))
-            raise invalid(where, got=found, expected=f"sides from {sides[0]} to {sides[-1]}")
-        # An orientation may yet turn it, which leaves its area; all must turn out to have the size of the first.
-        size = tuple(side - side % sides.step for side in picture.size)
-        call.check_rows(call.model.engine_rows(n, size))
-    return picture
+    sides, *_ = call.model.image_axes
+    if min(picture.size) < sides[0] or max(picture.size) > sides[-1]:
+        found = images.size_in_words((picture.height, picture.width))
+        raise invalid(where, got=found, expected=f"sides from {sides[0]} to {sides[-1]}")
+    # An orientation may yet turn it, which leaves its area; all must turn out to have the size of the first.
+    size = tuple(side - side % sides.step for side in picture.size)
+    call.check_rows(call.model.engine_rows(n, size))
 
 
 async def images_of(call: Call[Options]) -> NDArray[np.uint8] | None:

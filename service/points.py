@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from service import images, payload, prior, schemas
-from service.bodies import Named, picture_bytes
+from service.bodies import Placed, picture_bytes
+from service.call import Call
 from service.errors import expectation, invalid, shown
-from service.intake import Call
 from service.prior import Prior
 from service.schemas import InterpolateOptions, PathOptions, TraverseOptions
 
@@ -205,7 +205,7 @@ def _point(call: Call[InterpolateOptions], item: Any, *, where: str) -> AnyPoint
     if given.seed is not None:
         return Seed(where, given.seed)
     if given.image is not None:
-        return Picture(where, picture_bytes(Named(f"{where}.image", given.image)))
+        return Picture(where, picture_bytes(Placed(f"{where}.image", given.image)))
     rows = payload.as_latents(call, given.z, where=f"{where}.z")
     if len(rows) != 1:
         raise invalid(f"{where}.z", got=f"{len(rows)} latents", expected="one")
@@ -222,7 +222,7 @@ async def _pixels(call: Call[PathOptions], points: Sequence[AnyPoint]) -> Uint8:
 
     Shapes:  -> (number of pictures, h, w, c)
     """
-    files = [Named(point.where, point.content) for point in points if isinstance(point, Picture)]
+    files = [Placed(point.where, point.content) for point in points if isinstance(point, Picture)]
     rows = [point.image for point in points if isinstance(point, Pixels)]
     call.check_rows(len(files) + len(rows))
     if files:

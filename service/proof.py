@@ -20,7 +20,12 @@ def require(bundle: Bundle, name: str, graph: Graph) -> None:
     """
     probe, manifest = bundle.probe, bundle.manifest
     given: dict[str, Arrays] = {ENCODER: (probe.image,), DECODER: (probe.z,), SCORER: (probe.image, probe.z)}
-    answers = vars(probe) | {"image": probe.decoded}
+    answers: dict[str, Any] = {
+        "mu": probe.mu,
+        "logvar": probe.logvar,
+        "image": probe.decoded,
+        "log_likelihood": probe.log_likelihood,
+    }
     tolerance = bf16.TOLERANCE if graph.hint else manifest.tolerance
     for output, found in zip(graph.outputs, graph.tried(*given[name]), strict=True):
         expected = answers[output]

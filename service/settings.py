@@ -139,6 +139,11 @@ class Settings(BaseSettings):
         description="Send OpenTelemetry traces to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs vaeserve[traces].",
     )
 
+    @property
+    def is_keyed(self) -> bool:
+        """Whether callers must show a key."""
+        return self.api_keys_file is not None
+
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ The verdicts are the manifest's: whoever measured a model has judged its figures
 
 from collections.abc import Sequence
 
-from service.intake import Call
+from service.call import Call
 from service.manifest import PRIOR, Manifest, Trust, Verdict
 from service.prior import FittedPrior, Prior
 from service.schemas import (

@@ -7,22 +7,13 @@ import signal
 from pathlib import Path
 
 import httpx
-import pytest
 
-from service.processes.supervisor import pause_before
 from tests.service.linear import linear, write_linear
 from tests.serving import Server, serving
 from tests.test_workers import workers
 from tests.waiting import WITHIN_S, until
 
 ASKED = "/sample?seed=5"
-
-
-@pytest.mark.parametrize(
-    ("ended_soon", "pause_s"), [(1, 0), (5, 0), (6, 1), (7, 2), (8, 4), (9, 8), (10, 16), (11, 30), (99, 30)]
-)
-def test_pauses_double_up_to_a_bound(ended_soon: int, pause_s: float) -> None:
-    assert pause_before(ended_soon) == pause_s
 
 
 def listening(server: Server) -> int:

@@ -503,7 +503,7 @@ def test_a_replaced_version_leaves_no_memory_or_threads_behind(tmp_path: Path) -
     gc.freeze()
     try:
         gone = weakref.ref(app.state.deployment.models.default.engine)
-        app.state.deployment = deploy(app.state.deployment.settings, cores=1)
+        app.state.deployment = deploy(app.state.deployment.settings, metrics=app.state.metrics, cores=1)
         assert gone() is None
     finally:
         gc.unfreeze()

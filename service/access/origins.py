@@ -44,9 +44,10 @@ class Origins:
             await self._app(scope, receive, send)
             return
         sent = dict(scope["headers"])
-        marked = marks(self._origins, sent.get(b"origin"))
-        is_allowed = marked[0][0] == b"access-control-allow-origin"
-        if is_allowed and scope["method"] == "OPTIONS" and b"access-control-request-method" in sent:
+        origin = sent.get(b"origin", b"")
+        marked = marks(self._origins, origin)
+        is_asked_ahead = scope["method"] == "OPTIONS" and b"access-control-request-method" in sent
+        if is_asked_ahead and _is_allowed(self._origins, origin):
             response = Response(status_code=204)
             response.raw_headers += marked + _SENT
             await response(scope, receive, send)
@@ -60,12 +61,16 @@ class Origins:
         await self._app(scope, receive, send_marked)
 
 
-def marks(origins: Collection[str], origin: bytes | None) -> _Headers:
+def marks(origins: Collection[str], origin: bytes) -> _Headers:
     """What an answer says of whether the page of this origin may read it. That it hangs on who asked is said where no
-    page did too.
+    page did too, whose origin is empty.
     """
     if ANY in origins:
         return [(b"access-control-allow-origin", b"*"), *_SEEN]
-    if origin is None or origin.decode("latin-1") not in origins:
+    if not _is_allowed(origins, origin):
         return [_VARY]
     return [(b"access-control-allow-origin", origin), _VARY, *_SEEN]
+
+
+def _is_allowed(origins: Collection[str], origin: bytes) -> bool:
+    return ANY in origins or origin.decode("latin-1") in origins

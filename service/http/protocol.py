@@ -88,7 +88,7 @@ class Protocol(HttpToolsProtocol):
         try:
             self._connections.enter(self)
         except Problem as problem:
-            self._refuse(problem)
+            self._end_with(self._refusal(problem))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget a connection, and tell whoever makes its answer: uvicorn tells the last of those that came."""
@@ -119,7 +119,7 @@ class Protocol(HttpToolsProtocol):
         """
         if self.pipeline or not self._reads_body or self._heard_all:
             return False
-        self._part(b"")
+        self._end_with(b"")
         return True
 
     def look(self, now: float) -> None:
@@ -175,20 +175,20 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._part(_plain_400() if self._farewell is None else self._farewell)
+            self._end_with(_plain_400() if self._farewell is None else self._farewell)
         else:
             if self._head_bytes > self._max_head_bytes + _PIECE_BYTES:
                 if self._reads_head:
-                    self._refuse(self._head_too_large(self._head_bytes))
+                    self._end_with(self._refusal(self._head_too_large(self._head_bytes)))
                 elif self._reads_body:  # a chunk's extension, or a trailer, that does not end
-                    self._part(_plain_400())
+                    self._end_with(_plain_400())
 
     def on_headers_complete(self) -> None:
         """Begin to answer, unless too much came, in one head or in many, or what a proxy may read in another way."""
         if self._head_bytes > self._max_head_bytes:
             head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if head_bytes > self._max_head_bytes:
-                self._farewell = self._told(self._head_too_large(head_bytes))
+                self._farewell = self._refusal(self._head_too_large(head_bytes))
         if self._farewell is None and not self._is_clear:
             self._farewell = _plain_400()
         if len(self.pipeline) >= _MAX_PIPELINED:
@@ -221,7 +221,7 @@ class Protocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self._farewell is not None and not (self.pipeline and not self.pipeline[-1][0].more_body):
             self.pipeline.clear()  # at most the one whose body could not be read
-            self._part(self._farewell)
+            self._end_with(self._farewell)
         elif not self.transport.is_closing():
             if self.pipeline:
                 self._start_asgi_task(*self.pipeline.pop())
@@ -274,7 +274,7 @@ class Protocol(HttpToolsProtocol):
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._part(_plain_400())
+            self._end_with(_plain_400())
             return
         kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         line = b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())
@@ -285,16 +285,13 @@ class Protocol(HttpToolsProtocol):
         limit = self._max_head_bytes
         return HeadTooLarge(f"head: got {head_bytes:,} bytes, the limit is {limit:,}")
 
-    def _refuse(self, problem: Problem) -> None:
-        self._part(self._told(problem))
-
-    def _told(self, problem: Problem) -> bytes:
-        """The whole answer to what no application sees."""
+    def _refusal(self, problem: Problem) -> bytes:
+        """The whole answer to what no application sees, which is counted here."""
         self._connections.on_refusal(problem)
         content = orjson.dumps(problem.members(""))
         return _answer(problem.status, b"application/problem+json", content, **problem.headers)
 
-    def _part(self, farewell: bytes) -> None:
+    def _end_with(self, farewell: bytes) -> None:
         """Hear no more, answer what was asked before, say this and close."""
         self._farewell = farewell
         if self._owes_answers or self.transport.is_closing():

@@ -34,6 +34,9 @@ _LAST_S = 1.0
 
 Line = dict[str, str | int | float]
 
+# What a line of text begins with, without its names.
+_UNNAMED = frozenset({"time", "level", "method", "route", "status"})
+
 
 class AccessLog:
     """Notes requests. Lines are held for a moment, so that many are written at once, by a thread: whoever reads them
@@ -161,6 +164,5 @@ def _json(line: Line) -> bytes:
 
 
 def _text(line: Line) -> bytes:
-    at, level, method, route, status, *_ = line.values()
-    rest = " ".join([f"{name}={value}" for name, value in list(line.items())[5:]])
-    return f"{at} {level:<8} {method} {route} {status} {rest}\n".encode()
+    rest = " ".join([f"{name}={value}" for name, value in line.items() if name not in _UNNAMED])
+    return f"{line['time']} {line['level']:<8} {line['method']} {line['route']} {line['status']} {rest}\n".encode()

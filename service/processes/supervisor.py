@@ -11,25 +11,16 @@ from service.errors import ReloadRefused
 from service.machine import available_cores
 from service.observation import tally
 from service.processes import ports, signals
+from service.processes.account import Account
 from service.processes.child import Child
 from service.processes.messages import Answer, Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
-from service.reloads import log_served, logged_refusal
+from service.reload_log import log_served, logged_refusal
 from service.settings import AUTO, Settings
 
 logger = logging.getLogger("vaeserve")
 
 # What HTTP, decoding and encoding take of a core for a request of one small picture, in microseconds.
 _REQUEST_US = 100.0
-
-# A place whose workers end so often in a row before they listen ends the service, unless all have listened before and
-# others still do.
-_TRIES = 3
-
-# A worker that has answered requests for so long was a good one. Of those that were not, a few in a row are replaced at
-# once; before each further one there is a pause, twice as long as the last one, up to a bound.
-_GOOD_AFTER_S = 10.0
-_REPLACED_AT_ONCE = 5
-_LONGEST_PAUSE_S = 30.0
 
 # How soon workers that serve different versions are told again to load the one that lies there: then after twice as
 # long each time, up to a bound, as every try reads all bundles.
@@ -58,15 +49,6 @@ def best_workers(row_us: float, cores: int) -> int:
     Units:  row_us CPU microseconds of a row in the cheapest encoder
     """
     return max(1, ceil(cores * _REQUEST_US / (_REQUEST_US + row_us)))
-
-
-def pause_before(ended_soon: int) -> float:
-    """How long a place stays empty after so many workers in a row that ended soon.
-
-    Units:  seconds
-    """
-    further = ended_soon - _REPLACED_AT_ONCE
-    return 0.0 if further <= 0 else min(_LONGEST_PAUSE_S, 2.0 ** (further - 1))
 
 
 class Supervisor:
@@ -138,28 +120,28 @@ class Supervisor:
     async def _keep(self, place: int) -> None:
         """Have a worker in this place, and another one when that has ended, later and later if they end soon."""
         clock = asyncio.get_running_loop().time
-        failed = ended_soon = 0
+        account = Account()
         while True:
-            began = clock()
             try:
                 child = self._children[place] = self._start(place)
             except OSError as error:  # the system has no process, memory or file for it now
-                failed, pid, end = failed + 1, "-", f"before it began ({error.strerror})"
-                ended_soon = max(ended_soon, _REPLACED_AT_ONCE)
+                account.could_not_begin()
+                pid, end = "-", f"before it began ({error.strerror})"
             else:
-                failed = 0 if await self._listens(child) else failed + 1
-                began = clock()
-                if not failed:
+                if await self._listens(child):
+                    began = clock()
                     await self._attend(child)
-                await child.ended.wait()
+                    await child.ended.wait()
+                    account.served(clock() - began)
+                else:
+                    await child.ended.wait()
+                    account.did_not_listen()
                 pid, end = str(child.pid), child.end
-            if failed >= _TRIES and not (self._complete and self._listening):
-                raise Ended(f"workers: {failed} in a row ended before they listened, the last {end}", code=1)
-            ended_soon = 1 if not failed and clock() - began > _GOOD_AFTER_S else ended_soon + 1
-            pause_s = pause_before(ended_soon)
-            later = f" in {pause_s:.0f} s" if pause_s else ""
+            if account.is_hopeless and not (self._complete and self._listening):
+                raise Ended(f"workers: {account.failed} in a row ended before they listened, the last {end}", code=1)
+            later = f" in {account.pause_s:.0f} s" if account.pause_s else ""
             logger.error("worker %s ended %s, another one takes its place%s", pid, end, later)
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(account.pause_s)
 
     def _start(self, place: int) -> Child:
         """A worker for this place.

@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from service import greeting
 from service.access.keys import BadKeys
 from service.app import create_app
-from service.aside import abandon, aside
+from service.aside import abandon
 from service.bundle import BadBundle
-from service.deployment import Deployment, redeploy
+from service.deployment import Deployment
 from service.errors import ReloadRefused
 from service.machine import BadEngine, available_cores
 from service.observation import logs
@@ -37,6 +37,7 @@ from service.processes.messages import (
 )
 from service.processes.ports import BadAddress
 from service.processes.server import Server
+from service.reload import NotProven, proven, swap
 from service.settings import AUTO, Settings
 
 Pipe = Connection  # to the parent
@@ -135,14 +136,14 @@ async def _obey(server: Server, app: FastAPI, parent: _Parent) -> None:
             match order:
                 case Load(name):
                     try:
-                        spare = await aside(redeploy, state.deployment, name)
-                    except Exception as error:  # whatever it is: what was loaded serves on
+                        spare = await proven(state.deployment, name)
+                    except NotProven as error:
                         pipe.send(Refused(str(error)))
                     else:
                         pipe.send(_loaded(spare, greeting=greeting.served(spare, name)))
                 case Swap() if spare:
-                    state.deployment, spare = spare, None
-                    state.metrics.serving(state.deployment.models.labels)
+                    swap(state, spare)
+                    spare = None
                     pipe.send(Swapped())
                 case Drop():
                     spare = None

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import answers, intake, latents, payload
+from service import answers, intake, latents, payload, seeds
 from service.batcher import Done, Queue
+from service.call import Call
 from service.errors import ModelCannot, too_large
 from service.forms import LATENT_FORMS
-from service.intake import Call, Verb
+from service.intake import Verb
 from service.latents import Purpose
 from service.openapi import VerbRoute, describe
 from service.schemas import EncodeAnswer, EncodeBody, EncodeOptions, Options, ScoreAnswer, ScoreBody, ScoreOptions
@@ -46,13 +47,10 @@ async def encode(request: Request) -> Response:
     named = {"mu": mu, "logvar": logvar}
     if options.draws == 0 or logvar is None:
         return await answers.numbers(call, named, runs=(done,), decoded_at=decoded_at, dtype=options.dtype)
-    seed = intake.chosen_seed(options.seed)
+    seed = seeds.choose(options.seed)
     cost_us = latents.normals_cost_us(mu.size * options.draws)
-    named["z"] = await call.spend(cost_us, latents.posterior_sample, mu, logvar, seed=seed, draws=options.draws)
-    response = await answers.numbers(call, named, runs=(done,), decoded_at=decoded_at, seed=seed, dtype=options.dtype)
-    if options.seed is None:
-        response.headers["x-seed"] = str(seed)
-    return response
+    named["z"] = await call.spend(cost_us, latents.posterior_sample, mu, logvar, seed=seed.value, draws=options.draws)
+    return await answers.numbers(call, named, runs=(done,), decoded_at=decoded_at, seed=seed, dtype=options.dtype)
 
 
 @router.post("/score", **describe(SCORE, body=ScoreBody, answer=ScoreAnswer))
@@ -70,7 +68,7 @@ async def score(request: Request) -> Response:
     # Each picture passes the encoder once, and the scorer at mu and at each draw.
     engine_rows = call.model.engine_rows(len(image) * (2 + options.k), image.shape[1:])
     call.check_rows(engine_rows)
-    seed = intake.chosen_seed(options.seed) if options.k else None
+    seed = seeds.choose(options.seed) if options.k else None
     decoded_at = perf_counter()
     with call.admit(engine_rows):
         encoded = await call.run(call.model.encoder, image)
@@ -78,12 +76,9 @@ async def score(request: Request) -> Response:
         runs, at_mu = await _log_likelihood(call, scorer, image, z=mu[:, None])
         named = await call.spend(latents.scores_cost_us(mu.size), _scores, at_mu[:, 0], mu, logvar)
         if seed is not None and logvar is not None:
-            drawn, named["log_likelihood"] = await _bound(call, scorer, image, mu=mu, logvar=logvar, seed=seed)
+            drawn, named["log_likelihood"] = await _bound(call, scorer, image, mu=mu, logvar=logvar, seed=seed.value)
             runs += drawn
-    response = await answers.numbers(call, named, runs=[encoded, *runs], decoded_at=decoded_at, seed=seed)
-    if seed is not None and options.seed is None:
-        response.headers["x-seed"] = str(seed)
-    return response
+    return await answers.numbers(call, named, runs=[encoded, *runs], decoded_at=decoded_at, seed=seed)
 
 
 def _check_draws(call: Call[EncodeOptions], image: NDArray[np.uint8], draws: int) -> None:

@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import addresses, answers, intake, latents, points, trust
+from service.call import Call
 from service.errors import invalid
 from service.forms import PATH_FORMS
-from service.intake import Call, Verb
+from service.intake import Verb
 from service.openapi import VerbRoute, describe
 from service.points import Points
 from service.schemas import (
@@ -85,7 +86,7 @@ async def _decoded(
     call.check_rows(engine_rows)
     columns = answers.arrange(call, rows, shape=anchors.shape, line=line)
     density = points.prior_of_seeds(call, anchors)
-    if held := addresses.not_modified(call, seeded=True):
+    if held := addresses.not_modified(call):
         return held
     with call.admit(engine_rows):
         drawn = await points.drawn(call, anchors, density)
@@ -95,13 +96,7 @@ async def _decoded(
         z = await call.spend(latents.path_cost_us(rows * given[0].size), path, given)
         done = await call.run(call.model.decoder, z)
     return await answers.pictures(
-        call,
-        image=done.outputs[0],
-        z=z,
-        runs=(*encoded, done),
-        decoded_at=decoded_at,
-        seeded=True,
-        columns=columns,
+        call, image=done.outputs[0], z=z, runs=(*encoded, done), decoded_at=decoded_at, columns=columns
     )
 
 

@@ -2,14 +2,13 @@
 
 from time import perf_counter
 
-import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import addresses, answers, intake, payload, prior, trust
+from service import addresses, answers, intake, payload, prior, seeds, trust
 from service.errors import invalid
-from service.forms import STILL_FORMS, Form
+from service.forms import STILL_FORMS
 from service.intake import Verb
 from service.openapi import VerbRoute, describe
 from service.schemas import (
@@ -43,27 +42,17 @@ async def sample(request: Request) -> Response:
     engine_rows = call.model.engine_rows(options.n, shape)
     call.check_rows(engine_rows)
     columns = answers.arrange(call, options.n, shape=shape)
-    if held := addresses.not_modified(call, seeded=options.seed is not None):
+    seed = seeds.choose(options.seed)
+    if not seed.is_drawn and (held := addresses.not_modified(call)):
         return held
-    seed = intake.chosen_seed(options.seed)
     cost_us = density.cost_us(options.n)
     with call.admit(engine_rows):
-        z = await call.spend(cost_us, density.sample, seed, n=options.n, temperature=options.temperature)
+        z = await call.spend(cost_us, density.sample, seed.value, n=options.n, temperature=options.temperature)
         decoded_at = perf_counter()
         done = await call.run(call.model.decoder, z)
-    response = await answers.pictures(
-        call,
-        image=done.outputs[0],
-        z=z,
-        runs=(done,),
-        decoded_at=decoded_at,
-        seeded=options.seed is not None,
-        columns=columns,
-        seed=seed,
+    return await answers.pictures(
+        call, image=done.outputs[0], z=z, runs=(done,), decoded_at=decoded_at, columns=columns, seed=seed
     )
-    if options.seed is None:
-        response.headers["x-seed"] = str(seed)
-    return response
 
 
 @router.post("/decode", **describe(DECODE, body=DecodeBody, answer=PicturesAnswer))
@@ -81,7 +70,7 @@ async def decode(request: Request) -> Response:
     with call.admit(engine_rows):
         done = await call.run(call.model.decoder, z)
     return await answers.pictures(
-        call, image=done.outputs[0], z=z, runs=(done,), decoded_at=decoded_at, seeded=False, columns=columns
+        call, image=done.outputs[0], z=z, runs=(done,), decoded_at=decoded_at, columns=columns
     )
 
 
@@ -100,16 +89,12 @@ async def reconstruct(request: Request) -> Response:
         encoded = await call.run(call.model.encoder, image)
         mu = encoded.outputs[0]
         decoded = await call.run(call.model.decoder, mu)
-    (shown,) = decoded.outputs
-    if compare and call.form not in {Form.JSON, Form.SAFETENSORS}:
-        shown = await call.spend(0.001 * image.size, np.concatenate, (image, shown), axis=1)
     return await answers.pictures(
         call,
-        image=shown,
+        image=decoded.outputs[0],
         z=mu,
         runs=(encoded, decoded),
         decoded_at=decoded_at,
-        seeded=False,
         columns=columns,
-        extra={"inputs": image} if compare else {},
+        inputs=image if compare else None,
     )

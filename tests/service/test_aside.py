@@ -14,14 +14,14 @@ from tests.processes import begun
 # A process that never comes to the end of a reload.
 LOADING = """
 import sys, threading
-from service import redeployment
+from service import reload
 from service.__main__ import app
 
-def redeploy(*_):
+def reloaded(*_):
     print("begun to load", file=sys.stderr, flush=True)
     threading.Event().wait()
 
-redeployment.redeploy = redeploy
+reload.reloaded = reloaded
 app()
 """
 

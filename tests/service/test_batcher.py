@@ -91,7 +91,7 @@ def on_a_lane(scenario: Callable[[Lane, Engine], Coroutine[Any, Any, None]], *, 
     engine = Engine()
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=max_queue_rows)
+        lane = Lane(max_queue_rows=max_queue_rows, metrics=Metrics())
         try:
             await asyncio.wait_for(scenario(lane, engine), 30)
         finally:
@@ -390,7 +390,7 @@ def test_runs_of_one_core_go_side_by_side_and_one_of_all_cores_alone() -> None:
         return (rows,)
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100, cores=2)
+        lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
         narrow = Queue(small, lane=lane, load=at_most(4), cores=1)
         other = Queue(small, lane=lane, load=at_most(4), cores=1)
         broad = Queue(wide, lane=lane, load=at_most(4), cores=2)
@@ -423,7 +423,7 @@ def test_a_lone_row_has_all_cores_and_more_rows_are_dealt_to_them() -> None:
     ran = Cores()
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100, cores=2)
+        lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
         queue = Queue(ran.together, lane=lane, load=at_most(4), cores=2, run_single=ran.single)
         await queue.submit(np.array([[0]]))
         await asyncio.gather(*(queue.submit(np.array([[number]])) for number in range(1, 4)))
@@ -443,7 +443,7 @@ def test_a_row_that_comes_while_one_core_is_busy_gets_the_other() -> None:
     ran = Cores()
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100, cores=2)
+        lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
         busy = Queue(ran.single, lane=lane, load=at_most(4), cores=1)
         queue = Queue(ran.together, lane=lane, load=at_most(4), cores=2, run_single=ran.single)
         await asyncio.gather(busy.submit(np.array([[0]])), queue.submit(np.array([[1]])))
@@ -466,7 +466,7 @@ def test_one_more_long_run_than_cores_goes_on_and_no_more_short_ones(run_us: flo
         raise AssertionError("more than one row was to be dealt")
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100, cores=2)
+        lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
         load = Load(1, 1.0, run_us=run_us, row_us=0.0)
         queue = Queue(refused, lane=lane, load=lambda _: load, cores=2, run_single=run)
         replies = [queue.submit(np.array([[number]])) for number in range(5)]
@@ -496,7 +496,7 @@ def test_a_run_of_all_cores_waits_until_those_ahead_are_over() -> None:
         return (rows,)
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100, cores=2)
+        lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
         narrow = Queue(single, lane=lane, load=at_most(1), cores=1)
         broad = Queue(wide, lane=lane, load=at_most(1), cores=2)
         replies = [narrow.submit(np.array([[number]])) for number in range(3)]
@@ -555,7 +555,7 @@ def test_a_run_that_costs_next_to_nothing_is_done_on_the_event_loop() -> None:
         return Load(16, 1.0, run_us=LOOP_BUDGET_US - 8, row_us=2.0)
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100, cores=2)
+        lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
         queue = Queue(run, lane=lane, load=load)
         await queue.submit(np.zeros((4, 1)))
         await queue.submit(np.zeros((5, 1)))
@@ -570,7 +570,7 @@ def test_a_run_on_the_event_loop_that_fails_is_told_to_its_callers_alone() -> No
     engine = Engine()
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100)
+        lane = Lane(max_queue_rows=100, metrics=Metrics())
         queue = Queue(engine.run, lane=lane, load=lambda _row_shape: Load(2, 1.0, run_us=0.0, row_us=0.0))
         engine.failing = True
         with pytest.raises(RuntimeError, match="the engine failed"):
@@ -590,7 +590,7 @@ def test_the_loop_has_its_turn_between_runs_that_it_does_itself() -> None:
         return (rows,)
 
     async def main() -> None:
-        lane = Lane(max_queue_rows=100)
+        lane = Lane(max_queue_rows=100, metrics=Metrics())
         queue = Queue(run, lane=lane, load=lambda _row_shape: Load(1, 1.0, run_us=0.0, row_us=0.0))
         reply = queue.submit(np.zeros((3, 1)))
         while not reply.done():
@@ -743,7 +743,7 @@ def test_a_run_that_fails_leaves_the_jobs_of_other_shapes_alone() -> None:
 
 
 def test_rows_are_admitted_up_to_the_bound_and_refused_beyond() -> None:
-    lane = Lane(max_queue_rows=10)
+    lane = Lane(max_queue_rows=10, metrics=Metrics())
     refused = pytest.raises(QueueFull, match="queue: 10 rows wait, 1 more exceed 10; try again in 1 s")
     with lane.admit(6), lane.admit(4), refused, lane.admit(1):
         pass
@@ -754,21 +754,21 @@ def test_rows_are_admitted_up_to_the_bound_and_refused_beyond() -> None:
 
 @pytest.mark.parametrize("rows", [1, 5, 11])
 def test_the_rule_is_the_same_for_one_row_and_for_many(rows: int) -> None:
-    lane = Lane(max_queue_rows=10)
+    lane = Lane(max_queue_rows=10, metrics=Metrics())
     with lane.admit(10), pytest.raises(QueueFull), lane.admit(rows):
         pass
     lane.close()
 
 
 def test_a_request_alone_is_admitted_whole_whatever_its_size() -> None:
-    lane = Lane(max_queue_rows=10)
+    lane = Lane(max_queue_rows=10, metrics=Metrics())
     with lane.admit(100), pytest.raises(QueueFull), lane.admit(1):
         pass
     lane.close()
 
 
 def test_room_comes_back_when_a_request_fails() -> None:
-    lane = Lane(max_queue_rows=10)
+    lane = Lane(max_queue_rows=10, metrics=Metrics())
     with pytest.raises(ZeroDivisionError), lane.admit(10):
         raise ZeroDivisionError
     with lane.admit(10):
@@ -778,7 +778,7 @@ def test_room_comes_back_when_a_request_fails() -> None:
 
 def test_retry_after_is_the_time_that_the_waiting_rows_will_take() -> None:
     """The rate is given here, as if measured: 50 rows/s before 400 rows that wait."""
-    lane = Lane(max_queue_rows=400)
+    lane = Lane(max_queue_rows=400, metrics=Metrics())
     lane._rows_per_s = 50.0  # noqa: SLF001
     with lane.admit(400), pytest.raises(QueueFull) as refused, lane.admit(1):
         pass
@@ -787,7 +787,7 @@ def test_retry_after_is_the_time_that_the_waiting_rows_will_take() -> None:
 
 
 def test_retry_after_is_a_second_at_least_and_before_anything_was_measured() -> None:
-    lane = Lane(max_queue_rows=400)
+    lane = Lane(max_queue_rows=400, metrics=Metrics())
     with lane.admit(400), pytest.raises(QueueFull) as unmeasured, lane.admit(1):
         pass
     lane._rows_per_s = 1e9  # noqa: SLF001

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from service import intake
+from service import call
 from service.app import create_app
 from service.latents import path, prior_sample
 from service.settings import Settings
@@ -198,7 +198,7 @@ def test_a_caller_who_leaves_gives_back_its_room_and_its_rows(app: FastAPI) -> N
 def test_a_large_answer_is_written_once_there_is_room_for_it_and_small_ones_meanwhile(
     app: FastAPI, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    monkeypatch.setattr(intake, "_LARGE_ANSWER_PIXELS", 400)
+    monkeypatch.setattr(call, "_LARGE_ANSWER_PIXELS", 400)
     room = app.state.deployment.answer_room
 
     async def scenario() -> None:

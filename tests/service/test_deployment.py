@@ -17,7 +17,7 @@ from tests.service.linear import Bundles, Linear, fitted_prior, linear, write_li
 def test_two_bundles_of_one_name_are_refused(tmp_path: Path, bundles: Bundles, grey: Linear) -> None:
     write_linear(tmp_path / "other", grey, name="colour")
     with pytest.raises(BadBundle, match=f"{tmp_path / 'other'}: a model named colour is loaded already"):
-        deploy(Settings(bundles=(bundles.colour, tmp_path / "other")))
+        deploy(Settings(bundles=(bundles.colour, tmp_path / "other")), metrics=Metrics())
 
 
 @pytest.mark.parametrize(

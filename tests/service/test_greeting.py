@@ -7,6 +7,7 @@ import pytest
 
 from service import greeting
 from service.deployment import deploy
+from service.observation.metrics import Metrics
 from service.settings import Settings
 from tests.service.linear import Model, fitted_prior, linear, open_linear, write_linear
 
@@ -26,6 +27,6 @@ AUTOENCODER = dataclasses.replace(linear(), family="autoencoder")
 )
 def test_the_process_says_what_to_try_first(tmp_path: Path, model: Model, fitted: bool, line: str) -> None:
     write_linear(tmp_path / "model", model, fitted=fitted_prior() if fitted else None)
-    deployment = deploy(Settings(bundles=(tmp_path / "model",)))
+    deployment = deploy(Settings(bundles=(tmp_path / "model",)), metrics=Metrics())
     told = greeting.lines(deployment, onnxruntime="onnxruntime 1", url="http://127.0.0.1:8000")
     assert told[-1] == f"try:  {line}"

@@ -16,6 +16,7 @@ from service import lane as lanes
 from service.batcher import Batch, Load, Queue
 from service.errors import OutOfMemory, QueueFull
 from service.lane import Lane
+from service.observation.metrics import Metrics
 from service.stop import Stop
 
 Rows = NDArray[Any]
@@ -27,7 +28,7 @@ def load(limit: int = 8, *, run_us: float = 1e4) -> Callable[[tuple[int, ...]], 
 
 def on_a_lane(scenario: Callable[[Lane], Coroutine[Any, Any, None]], *, cores: int = 1) -> None:
     async def main() -> None:
-        lane = Lane(max_queue_rows=1000, cores=cores)
+        lane = Lane(max_queue_rows=1000, cores=cores, metrics=Metrics())
         await asyncio.wait_for(scenario(lane), 30)
         lane.close()
 
@@ -333,7 +334,7 @@ def test_a_run_that_does_not_end_is_a_wedge_once_it_is_late_by_both_measures(mon
 
 
 def test_room_can_be_asked_for_without_taking_it() -> None:
-    lane = Lane(max_queue_rows=10)
+    lane = Lane(max_queue_rows=10, metrics=Metrics())
     lane.require_room(1000)
     with lane.admit(8):
         lane.require_room(2)

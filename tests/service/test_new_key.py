@@ -41,7 +41,7 @@ def test_what_it_prints_is_a_file_that_admits_the_key(tmp_path: Path) -> None:
 
 def test_the_lines_of_the_operations_page_make_a_file_of_keys_for_its_owner_alone(tmp_path: Path) -> None:
     written = re.findall(r"^    (.*service\.new_key \w+.*>> keys\.toml.*)$", OPERATIONS.read_text(), re.MULTILINE)
-    assert len(written) == 2
+    assert len(written) == 3
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(["bash", "-ec", "\n".join(written)], cwd=tmp_path, check=True, timeout=60, env=os.environ | path)
     keys = tmp_path / "keys.toml"
@@ -50,6 +50,7 @@ def test_the_lines_of_the_operations_page_make_a_file_of_keys_for_its_owner_alon
     assert re.findall(r"^(\w+) = .*?(rows_per_s = \d+|) }$", keys.read_text(), re.MULTILINE) == [
         ("gallery", ""),
         ("nightly", "rows_per_s = 200"),
+        ("ops", ""),
     ]
 
 

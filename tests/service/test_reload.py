@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from service import lane
 from service.access.keys import Scope
 from service.app import create_app
-from service.deployment import Deployment, redeploy
+from service.deployment import Deployment, reloaded
 from service.models import Model
 from service.settings import Settings
 from tests.service.keyring import bearer, lines, tokens, write
@@ -72,6 +72,11 @@ def reload(app: FastAPI, name: str = "one") -> httpx.Response:
     return asyncio.run(ask())
 
 
+def served_versions(app: FastAPI) -> float:
+    (family,) = [each for each in app.state.metrics.families() if each.name == "vaeserve_served_versions"]
+    return float(family.samples[0].value)
+
+
 def label(app: FastAPI, name: str) -> str:
     """What an answer says that it is of."""
 
@@ -94,6 +99,13 @@ def test_a_new_version_is_served_and_both_digests_are_told(folder: Path, app: Fa
     assert label(app, "one") == f"one@{now}"
 
 
+def test_metrics_count_the_version_that_is_served(folder: Path, app: FastAPI) -> None:
+    assert served_versions(app) == 0, "nothing is, before the application starts"
+    put(folder, "one", 2)
+    reload(app)
+    assert served_versions(app) == 1
+
+
 def test_a_version_that_has_not_changed_stays_loaded(folder: Path, app: FastAPI) -> None:
     same, model = digest_at(folder / "one"), app.state.deployment.models.default
     assert reload(app).json() == {"model": "one", "digest": same, "digest_before": same}
@@ -103,7 +115,7 @@ def test_a_version_that_has_not_changed_stays_loaded(folder: Path, app: FastAPI)
 def test_of_all_models_those_that_have_not_changed_stay_loaded(folder: Path, app: FastAPI) -> None:
     before: Deployment = app.state.deployment
     now = put(folder, "other", 3)
-    after = redeploy(before, None)
+    after = reloaded(before, None)
     assert after.models.default is before.models.default
     assert after.models.find("other").manifest.digest == now
 
@@ -113,7 +125,7 @@ def test_the_same_graphs_under_another_licence_are_another_model(folder: Path, a
     before: Deployment = app.state.deployment
     manifest = json.loads((folder / "one" / "manifest.json").read_text())
     (folder / "one" / "manifest.json").write_text(json.dumps(manifest | {"licence": "of the day"}))
-    after = redeploy(before, name).models.default
+    after = reloaded(before, name).models.default
     assert (after.label, after.manifest.licence) == (before.models.default.label, "of the day")
 
 
@@ -122,14 +134,14 @@ def test_a_model_whose_runs_fail_is_loaded_anew(app: FastAPI, name: str | None) 
     before: Deployment = app.state.deployment
     for _ in range(3):
         before.models.default.decoder.went_badly()
-    assert redeploy(before, name).models.default is not before.models.default
+    assert reloaded(before, name).models.default is not before.models.default
 
 
 def test_two_models_that_changed_places_are_loaded_anew(folder: Path, app: FastAPI) -> None:
     """Each is read from where it is by now when it is asked for by name."""
     for old, new in (("one", "between"), ("other", "one"), ("between", "other")):
         (folder / old).rename(folder / new)
-    after = redeploy(app.state.deployment, None).models
+    after = reloaded(app.state.deployment, None).models
     assert (after.find("one").path, after.find("other").path) == (folder / "other", folder / "one")
 
 
@@ -146,7 +158,7 @@ def test_other_models_stay_as_they_are(folder: Path, app: FastAPI) -> None:
 @pytest.mark.parametrize("name", ["one", None])
 def test_old_and_new_share_the_room_for_pixels_and_the_patience_of_callers(app: FastAPI, name: str | None) -> None:
     before: Deployment = app.state.deployment
-    after = redeploy(before, name)
+    after = reloaded(before, name)
     assert after.models is not before.models
     assert (after.lane, after.picture_room, after.patience) == (before.lane, before.picture_room, before.patience)
 
@@ -170,6 +182,19 @@ def test_a_version_that_is_not_proven_is_409_and_the_old_one_serves_on(
     assert detail.startswith(f"reload: {folder / 'one' / 'encoder.onnx'}: has 8 bytes, the manifest says ")
     assert detail.endswith("; what was loaded serves on")
     assert detail in caplog.text
+    assert [record for record in caplog.records if record.exc_info] == []
+    assert label(app, "one") == before
+
+
+def test_a_mistake_of_ours_is_409_and_logged_with_where_it_happened(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = label(app, "one")
+    monkeypatch.setattr("service.deployment.read", lambda _path: 1 / 0)
+    detail = problem(reload(app), 409, "reload-refused")["detail"]
+    assert detail == "reload: ZeroDivisionError('division by zero'); what was loaded serves on"
+    assert "Traceback" in caplog.text
+    assert "lambda _path: 1 / 0" in caplog.text
     assert label(app, "one") == before
 
 
@@ -273,4 +298,4 @@ def test_a_replaced_version_leaves_no_memory_behind(folder: Path, app: FastAPI) 
 def test_all_models_in_their_new_version_run_on_the_lane_of_the_old_ones(app: FastAPI) -> None:
     """A run that began before and does not end is noticed, and its core is not lent twice."""
     deployment = app.state.deployment
-    assert redeploy(deployment, None).lane is deployment.lane
+    assert reloaded(deployment, None).lane is deployment.lane

@@ -4,19 +4,19 @@ import asyncio
 from collections import deque
 
 
-class Turns:
-    """Room of one event loop.
+class Room:
+    """Room for the work of one event loop.
 
     Units:  whatever the work is weighed in
     """
 
-    def __init__(self, room: int) -> None:
-        self._room = self._left = room
+    def __init__(self, size: int) -> None:
+        self._size = self._left = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, weight: int) -> int:
         """Room for work of a weight, more than there ever is counting as all of it; what is to be given back."""
-        weight = min(weight, self._room)
+        weight = min(weight, self._size)
         if not self._waiting and weight <= self._left:
             self._left -= weight
             return weight
