@@ -49,6 +49,17 @@ class Coverage:
 
 
 @dataclass(frozen=True, eq=False)
+class Balls:
+    """Generated pictures in the balls of real ones, counted from either side.
+
+    Shapes:  held (n_generated,) int64, balls that each lies in; covered (n_real,) bool, whether one lies in its ball
+    """
+
+    held: Tensor
+    covered: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Neighbours:
     """The nearest other picture of each picture.
 
@@ -88,24 +99,36 @@ def coverage_of_features(generated: Tensor, real: Tensor, *, nearest: int = NEAR
     Raises:  ValueError if there are too few real pictures
     Source:  Naeem et al. 2020, section 3, arXiv:2002.09797
     """
-    if len(real) <= nearest:
-        raise ValueError(f"real: got {len(real)} pictures, expected more than {nearest}")
-    in_balls, covered = 0, 0
-    for rows in _chunks(len(real), width=max(len(real), len(generated))):
-        among_real = _squared_distances(real[rows], real)
-        # The nearest is the picture itself, at distance 0.
-        radius = among_real.topk(nearest + 1, dim=1, largest=False).values[:, -1:]
-        inside = _squared_distances(real[rows], generated) <= radius
-        in_balls += int(inside.sum())
-        covered += int(inside.any(dim=1).sum())
+    found = balls(generated, real, nearest=nearest)
     return Coverage(
-        density=in_balls / (nearest * len(generated)),
-        coverage=covered / len(real),
+        density=int(found.held.sum()) / (nearest * len(generated)),
+        coverage=int(found.covered.sum()) / len(real),
         expected_coverage=expected_coverage(n_generated=len(generated), n_real=len(real), nearest=nearest),
         nearest=nearest,
         n_generated=len(generated),
         n_real=len(real),
     )
+
+
+def balls(generated: Tensor, real: Tensor, *, nearest: int = NEAREST) -> Balls:
+    """Which generated pictures lie near which real ones: what density and coverage are means of.
+
+    Shapes:  generated (n_generated, features), real (n_real, features) float64
+    Raises:  ValueError if there are too few real pictures
+    Source:  Naeem et al. 2020, section 3, arXiv:2002.09797
+    """
+    if len(real) <= nearest:
+        raise ValueError(f"real: got {len(real)} pictures, expected more than {nearest}")
+    held = torch.zeros(len(generated), dtype=torch.int64)
+    covered = []
+    for rows in _chunks(len(real), width=max(len(real), len(generated))):
+        among_real = _squared_distances(real[rows], real)
+        # The nearest is the picture itself, at distance 0.
+        radius = among_real.topk(nearest + 1, dim=1, largest=False).values[:, -1:]
+        inside = _squared_distances(real[rows], generated) <= radius
+        held += inside.sum(dim=0)
+        covered.append(inside.any(dim=1))
+    return Balls(held=held, covered=torch.cat(covered))
 
 
 def expected_coverage(*, n_generated: int, n_real: int, nearest: int) -> float:

@@ -1,10 +1,15 @@
 """What is said of a VAE's latent space, each with the number that would refute it, and whether it held."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from model.study.plan import AUTOENCODER, BETA_0, PLAIN, Kind
-from model.study.quantities import QUANTITIES, Numbers
+from model.study.classifier import Skill
+from model.study.plan import AUTOENCODER, BETA_0, PLAIN, PLANE, Kind
+from model.study.quantities import QUANTITIES, Numbers, standard_error_of
+
+# Standard errors of measurement that two numbers of one seed lie apart, or are not told apart.
+_APART = 2
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that holds if, for every seed, one figure is below another."""
+    """A sentence that holds if, for every seed, one figure is told to be below another."""
 
     sentence: str
     lower: Figure
@@ -32,26 +37,44 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A claim beside what was measured.
+class Pair:
+    """Both figures of a claim in one seed."""
 
-    `pairs` holds (lower, higher) for each seed; it is empty where the data has no such numbers.
-    """
+    lower: float
+    higher: float
+    margin: float
+    """Two standard errors of their difference, as far as these are known: nearer, they are not told apart."""
+
+    @property
+    def sign(self) -> int:
+        """1 if the claim is true here, −1 if its reverse is, 0 if neither can be told."""
+        difference = self.higher - self.lower
+        return int(math.copysign(1, difference)) if abs(difference) > self.margin else 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim beside what was measured, a pair for each seed."""
 
     claim: Claim
-    pairs: Sequence[tuple[float, float]]
+    pairs: Sequence[Pair]
+    reason: str | None = None
+    """Why it is not decided, and there are no pairs."""
 
     @property
     def held_in(self) -> int:
         """Seeds in which it held."""
-        return sum(lower < higher for lower, higher in self.pairs)
+        return sum(pair.sign == 1 for pair in self.pairs)
 
     @property
     def word(self) -> str:
         """What to say of it."""
         if not self.pairs:
             return "not decided"
-        return "held" if self.held_in == len(self.pairs) else "not held"
+        for sign, word in ((1, "held"), (-1, "reversed")):
+            if all(pair.sign == sign for pair in self.pairs):
+                return word
+        return "not told apart"
 
 
 def _than(kind: Kind, *, key: str, of_plane: bool = False) -> tuple[Figure, Figure]:
@@ -127,19 +150,49 @@ CLAIMS = (
 
 
 def decide(
-    claim: Claim, *, measured: Mapping[Kind, Sequence[Numbers]], plane: Mapping[Kind, Sequence[Numbers]]
+    claim: Claim,
+    *,
+    measured: Mapping[Kind, Sequence[Numbers]],
+    plane: Mapping[Kind, Sequence[Numbers]],
+    skill: Skill | None,
 ) -> Verdict:
-    """Whether a claim held; both mappings have the numbers of each kind, one after another for each seed."""
+    """Whether a claim held; both mappings have the numbers of each kind, one after another for each seed.
 
-    def values(figure: Figure) -> list[float | None]:
-        return [numbers.get(figure.key) for numbers in (plane if figure.of_plane else measured)[figure.kind]]
+    `skill` is that of the classifier, None where the data has no classes.
+    """
+    sides = [(figure, (plane if figure.of_plane else measured)[figure.kind]) for figure in (claim.lower, claim.higher)]
+    reason = next((reason for figure, seeds in sides if (reason := _undecided(figure, seeds, skill))), None)
+    if reason is not None:
+        return Verdict(claim, [], reason)
+    lower, higher = ([_measured(numbers, figure.key) for numbers in seeds] for figure, seeds in sides)
+    return Verdict(
+        claim,
+        [
+            Pair(below, above, margin=_APART * math.hypot(below_error, above_error))
+            for (below, below_error), (above, above_error) in zip(lower, higher, strict=True)
+        ],
+    )
 
-    pairs = [
-        (lower, higher)
-        for lower, higher in zip(values(claim.lower), values(claim.higher), strict=True)
-        if lower is not None and higher is not None
-    ]
-    return Verdict(claim, pairs)
+
+def _undecided(figure: Figure, seeds: Sequence[Numbers], skill: Skill | None) -> str | None:
+    """Why a number cannot decide anything, in a sentence."""
+    if any(numbers.get("active_units") == 0 for numbers in seeds):
+        where = f" with {PLANE} latents" if figure.of_plane else ""
+        return f"{figure.kind.title}{where} has no active unit: its codes tell nothing of a picture"
+    if QUANTITIES[figure.key].in_features and skill is None:
+        return "this data has no classes to train a classifier on"
+    if QUANTITIES[figure.key].in_features and skill is not None and not skill.is_enough:
+        return f"{skill}: too little to judge pictures in its features"
+    if any(numbers.get(figure.key) is None for numbers in seeds):
+        return "there are too few test pictures"
+    return None
+
+
+def _measured(numbers: Numbers, key: str) -> tuple[float, float]:
+    """A number and its standard error, 0 where that is not known."""
+    value, error = numbers[key], numbers.get(standard_error_of(key))
+    assert value is not None, "asked before"  # noqa: S101
+    return value, error or 0.0
 
 
 def _named(figure: Figure) -> str:

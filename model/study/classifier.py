@@ -24,6 +24,8 @@ _STEPS = 1_500
 _BATCH_SIZE = 128
 _LEARNING_RATE = 2e-3
 _WARMUP_STEPS = 100
+# Of test pictures, to judge others by: at 100 this is two standard errors of any share, and more than that at more.
+_FEWEST, _CLEARLY = 100, 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,30 @@ class Seen:
     confidence: Tensor
     """Probability of the class that it takes each for, 0 to 1."""
     label: Tensor
+
+
+@dataclass(frozen=True)
+class Skill:
+    """How well a classifier names test pictures, beside what naming the largest class each time would do."""
+
+    accuracy: float
+    """Share of them that it names rightly."""
+    largest_share: float
+    """Share of the largest class."""
+    n: int
+    """Test pictures."""
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether pictures can be judged in its features."""
+        return self.n >= _FEWEST and self.accuracy - self.largest_share >= _CLEARLY
+
+    def __str__(self) -> str:
+        """In a sentence."""
+        return (
+            f"the classifier names {self.accuracy:.1%} of {self.n:,} test pictures rightly, where the largest class"
+            f" makes {self.largest_share:.1%} of them"
+        )
 
 
 class Classifier(nn.Module):
@@ -68,11 +94,11 @@ class Classifier(nn.Module):
     def look(self, parts: Iterable[Tensor]) -> Seen:
         """Features, and the class that each picture is taken for, of pictures that come in parts.
 
-        Shapes:  parts (m, c, h, w) in [0, 1] each
+        Shapes:  parts (m, c, h, w) in [0, 1] each -> all on the CPU
         """
-        features = torch.cat([self.features(x) for x in parts])
+        features = torch.cat([self.features(x.to(self.classes.device)) for x in parts])
         confidence, index = self.head(features).softmax(-1).max(-1)
-        return Seen(features=features.double(), confidence=confidence, label=self.classes[index])
+        return Seen(features=features.double().cpu(), confidence=confidence.cpu(), label=self.classes[index].cpu())
 
 
 def has_classes(dataset: Dataset) -> bool:
@@ -117,6 +143,13 @@ def accuracy(classifier: Classifier, dataset: Dataset) -> float:
     assert dataset.test_labels is not None  # noqa: S101  # the caller has asked `has_classes`
     seen = classifier.look(pixel_parts(dataset.test))
     return float((seen.label == torch.from_numpy(dataset.test_labels)).double().mean())
+
+
+def skill(dataset: Dataset, *, accuracy: float) -> Skill:
+    """What a classifier of that accuracy can be relied on for."""
+    assert dataset.test_labels is not None  # noqa: S101  # the caller has asked `has_classes`
+    counts = np.unique(dataset.test_labels, return_counts=True)[1]
+    return Skill(accuracy=accuracy, largest_share=float(counts.max() / counts.sum()), n=int(counts.sum()))
 
 
 def _labels(dataset: Dataset) -> np.ndarray:

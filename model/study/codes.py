@@ -99,10 +99,18 @@ def plane_share(mu: Tensor) -> float:
     Shapes:  mu (n, 2)
     Raises:  ValueError if there are not two dimensions
     """
-    if mu.shape[1] != 2:
-        raise ValueError(f"mu: got {mu.shape[1]} dimensions, expected 2")
-    cell = (torch.special.ndtr(mu.double()) * CELLS).long().clamp_max(CELLS - 1)
-    return len(torch.unique(cell[:, 0] * CELLS + cell[:, 1])) / CELLS**2
+    return int((_counts(mu) > 0).sum()) / CELLS**2
+
+
+def plane_overlap(mu: Tensor) -> float:
+    """What codes have in common with the prior: over the same cells, the sum of the lesser of both shares.
+
+    Codes beyond the last quantile count in the cells at the edge, which they fill no further than the prior does.
+
+    Shapes:  mu (n, 2)
+    Raises:  ValueError if there are not two dimensions
+    """
+    return float((_counts(mu) / len(mu)).clamp_max(1 / CELLS**2).sum())
 
 
 def expected_plane_share(n: int) -> float:
@@ -125,3 +133,11 @@ def label_agreement(rows: Tensor, labels: Tensor) -> float:
         distances[torch.arange(len(distances)), own] = torch.inf
         agree += int((labels[distances.argmin(1)] == labels[part]).sum())
     return agree / len(rows)
+
+
+def _counts(mu: Tensor) -> Tensor:
+    """Codes in each cell: (n, 2) -> (CELLS ** 2,) float64."""
+    if mu.shape[1] != 2:
+        raise ValueError(f"mu: got {mu.shape[1]} dimensions, expected 2")
+    cell = (torch.special.ndtr(mu.double()) * CELLS).long().clamp_max(CELLS - 1)
+    return torch.bincount(cell[:, 0] * CELLS + cell[:, 1], minlength=CELLS**2).double()

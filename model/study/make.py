@@ -68,13 +68,14 @@ def _found(folder: Path, plan: Plan, *, seconds: float, machine: str) -> Found:
 
     measured = {kind: [numbers(plan.measured(kind, seed)) for seed in plan.seeds] for kind in KINDS}
     plane = {kind: [numbers(plan.plane(kind, seed)) for seed in plan.seeds] for kind in KINDS}
+    skill = runs.read_skill(folder, plan.dataset)
     return Found(
         measured=measured,
         plane=plane,
         swept={sigma: numbers(plan.swept(sigma)) for sigma in SIGMAS},
         reference={d: runs.read_reference(folder, d) for d in (PLANE, plan.settings.latent_dim)},
-        verdicts=[decide(claim, measured=measured, plane=plane) for claim in CLAIMS],
-        accuracy=runs.read_accuracy(folder),
+        verdicts=[decide(claim, measured=measured, plane=plane, skill=skill) for claim in CLAIMS],
+        skill=skill,
         seconds=seconds,
         machine=machine,
     )
@@ -131,7 +132,7 @@ def _for_programs(plan: Plan, found: Found) -> dict[str, Any]:
         "machine": found.machine,
         "data": plan.dataset.name,
         "settings": dataclasses.asdict(plan.settings),
-        "classifier_accuracy": found.accuracy,
+        "classifier": None if found.skill is None else dataclasses.asdict(found.skill),
         "measured": by_name(found.measured),
         "plane": by_name(found.plane),
         "swept": {f"{sigma:g}": of for sigma, of in found.swept.items()},
@@ -140,9 +141,12 @@ def _for_programs(plan: Plan, found: Found) -> dict[str, Any]:
             {
                 "claim": verdict.claim.sentence,
                 "decided_by": verdict.claim.number,
-                "lower": [lower for lower, _ in verdict.pairs],
-                "higher": [higher for _, higher in verdict.pairs],
+                "lower": [pair.lower for pair in verdict.pairs],
+                "higher": [pair.higher for pair in verdict.pairs],
+                "two_standard_errors": [pair.margin for pair in verdict.pairs],
+                "held_in": verdict.held_in,
                 "verdict": verdict.word,
+                "reason": verdict.reason,
             }
             for verdict in found.verdicts
         ],

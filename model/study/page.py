@@ -5,10 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from model.study.claims import Verdict
-from model.study.classifier import FEATURES
-from model.study.plan import KINDS, PLAIN, PLANE, SIGMA, SIGMAS, Kind, Plan
-from model.study.quantities import GROUPS, QUANTITIES, Numbers
+from model.aggregate import MMD_ROWS
+from model.study.claims import CLAIMS, Verdict
+from model.study.classifier import FEATURES, Skill
+from model.study.numbers import CODES, MOVED, PATHS, REALISTIC
+from model.study.plan import AUTOENCODER, KINDS, PLAIN, PLANE, SIGMA, SIGMAS, Kind, Plan
+from model.study.quantities import GROUPS, QUANTITIES, Numbers, Quantity, standard_error_of
+
+# Verdicts, in the order in which they are counted.
+WORDS = ("held", "reversed", "not told apart", "not decided")
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ PICTURES = (
     Picture(
         "plane_prior",
         "The decoded plane, where N(0, I) lies",
-        "Every tile is what a client of /sample could get: count those that could pass for data, and look for"
-        " sudden changes between neighbours.",
+        "Every tile stands for as many draws of /sample as any other: count those that could pass for data, and look"
+        " for sudden changes between neighbours.",
     ),
     Picture(
         "plane_codes",
@@ -88,8 +93,8 @@ class Found:
     reference: Mapping[int, Numbers]
     """By number of latents: what real pictures have, or N(0, I) itself."""
     verdicts: Sequence[Verdict]
-    accuracy: float | None
-    """Of the classifier, on test pictures; None where the data has no classes."""
+    skill: Skill | None
+    """Of the classifier; None where the data has no classes."""
     seconds: float
     """That the study has taken so far."""
     machine: str
@@ -126,13 +131,16 @@ def render(plan: Plan, found: Found) -> str:
     )
 
 
-def mean_and_spread(values: Iterable[float | None], *, digits: int) -> str:
-    """Mean over seeds ± standard deviation where there are several; a dash where there is nothing."""
+def mean_and_spread(values: Iterable[float | None], *, digits: int, error: float | None = None) -> str:
+    """Mean over seeds ± standard deviation where there are several, else ± the error if it is known; a dash where there
+    is nothing.
+    """
     there = [value for value in values if value is not None]
     if not there:
         return "–"
-    spread = f" ± {statistics.stdev(there):,.{digits}f}" if len(there) > 1 else ""
-    return f"{statistics.fmean(there):,.{digits}f}{spread}".replace("-", "−")
+    spread = statistics.stdev(there) if len(there) > 1 else error
+    shown = f"{statistics.fmean(there):,.{digits}f}" + ("" if spread is None else f" ± {spread:,.{digits}f}")
+    return shown.replace("-", "−")
 
 
 def _intro(plan: Plan) -> str:
@@ -143,7 +151,8 @@ def _intro(plan: Plan) -> str:
         " for the whole cloud, and the KL term keeps all clouds around one prior. An autoencoder has neither. Here four"
         f" models learn from the same pictures, with the same network"
         f" (<code>{escape(member.config.model.preset)}</code>), seed, order of pictures and"
-        f" {training.epochs} epochs:</p>"
+        f" {training.epochs} epochs (the seed pairs the order of pictures; autoencoder and VAEs do not begin with the"
+        " same weights, as an encoder without clouds draws fewer numbers):</p>"
         "<ol><li>an <b>autoencoder</b>, which minimises ‖x − x̂‖²;</li>"
         "<li>a <b>VAE with beta 0</b>: clouds, but no KL term;</li>"
         "<li>the <b>VAE</b>, E[−log p(x|z)] + KL;</li>"
@@ -154,28 +163,67 @@ def _intro(plan: Plan) -> str:
 
 def _claims(plan: Plan, found: Found) -> str:
     seeds = plan.settings.seeds
-    over = f"in each of {seeds} seeds" if seeds > 1 else "for the one seed, so that nothing is known of its spread"
+    over = f"in each of {seeds} seeds" if seeds > 1 else "for the one seed"
     rows = []
     for verdict in found.verdicts:
-        lower, higher = verdict.claim.lower, verdict.claim.higher
-        shown = [
-            mean_and_spread([pair[place] for pair in verdict.pairs], digits=QUANTITIES[figure.key].digits)
-            for place, figure in enumerate((lower, higher))
-        ]
+        digits = QUANTITIES[verdict.claim.lower.key].digits
+        lower = mean_and_spread([pair.lower for pair in verdict.pairs], digits=digits)
+        higher = mean_and_spread([pair.higher for pair in verdict.pairs], digits=digits)
+        margin = max((pair.margin for pair in verdict.pairs), default=0.0)
         word = verdict.word + (f" ({verdict.held_in} of {seeds})" if seeds > 1 and verdict.pairs else "")
         rows.append(
             f"<tr><td>{escape(verdict.claim.sentence)}</td><td>{escape(verdict.claim.number)}</td>"
-            f'<td class="n">{shown[0]} &lt; {shown[1]}</td>'
+            f'<td class="n">{lower} : {higher}</td><td class="n">{f"{margin:.{digits}f}" if margin else "–"}</td>'
             f'<td class="{verdict.word.replace(" ", "-")}">{word}</td></tr>'
         )
     words = [verdict.word for verdict in found.verdicts]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in ("held", "not held", "not decided") if word in words)
-    note = "" if found.accuracy is not None else " Not decided: this data has no classes to train a classifier on."
+    counts = ", ".join(f"{words.count(word)} {word}" for word in WORDS if word in words)
+    reasons = dict.fromkeys(verdict.reason for verdict in found.verdicts if verdict.reason)
     return (
-        "<p>Each sentence was written down before anything was measured, with the inequality that decides it. It held"
-        f" if the inequality is true {over}.{note} Of {len(words)} claims: <b>{counts}</b>.</p>"
-        f"<table><tr><th>claim</th><th>decided by</th><th>measured</th><th></th></tr>{''.join(rows)}</table>"
+        "<p>Each sentence was written down before anything was measured, with the inequality that decides it; how three"
+        " of the numbers are estimated (moved by, density and coverage of midpoints) was corrected on 2026-11-30, after"
+        f" a first result. A claim <b>held</b> if its inequality is true {over}, and is <b>reversed</b> if the opposite"
+        " is; in a seed in which the two numbers differ by less than two standard errors of measurement, neither is."
+        f" Whatever is left is <b>not told apart</b>. Of {len(words)} claims: <b>{counts}</b>.</p>"
+        f"{''.join(f'<p>Not decided: {escape(reason)}.</p>' for reason in reasons)}"
+        "<table><tr><th>claim</th><th>decided by</th>"
+        f'<th class="n">measured</th><th class="n">two standard errors</th><th></th></tr>{"".join(rows)}</table>'
+        f"{_caveats(plan, found)}"
     )
+
+
+def _caveats(plan: Plan, found: Found) -> str:
+    """What to know before one of these words is passed on."""
+    chance = (
+        "Errors of measurement are those of pictures, pairs and noise; how one training or another falls out is not in"
+        " them. Where two models do not differ, chance makes a claim true in every seed up to once in"
+        f" {2**plan.settings.seeds}, and its reverse as often: of {len(CLAIMS)} claims, some may be such."
+    )
+    density = (
+        "Density counts how often data is near, so blurred pictures that all lie in one dense place have a high one and"
+        " a low coverage: read both."
+    )
+    moved = (
+        "How far a draw moves the picture is nearly fixed: where training has come to its end, by sigma ·"
+        " √(beta · Σ (1 − σ²) / D), D being the numbers in a picture, sigma that of the likelihood and σ that of each"
+        " latent's cloud. The first claim checks that, and little more."
+    )
+    points = [chance, density, moved, *_fitted_beside_fitted(found)]
+    return f"<ul>{''.join(f'<li>{escape(point)}</li>' for point in points)}</ul>"
+
+
+def _fitted_beside_fitted(found: Found) -> list[str]:
+    """What the last claims leave open; nothing where there is no classifier."""
+    beside = []
+    for quantity in (QUANTITIES["fitted_density"], QUANTITIES["fitted_coverage"]):
+        if found.measured[PLAIN][0].get(quantity.key) is not None:
+            both = (_cell(found.measured[kind], quantity) for kind in (AUTOENCODER, PLAIN))
+            beside.append(f"{quantity.title} {' : '.join(both)}")
+    sentence = (
+        "The claims “by design, not by luck” give a fitted Gaussian to the autoencoder and none to the VAE. Fitted"
+        f" beside fitted, autoencoder : VAE, it is {', '.join(beside)}."
+    )
+    return [sentence] if beside else []
 
 
 def _shown(plan: Plan) -> str:
@@ -195,14 +243,20 @@ def _picture(picture: Picture) -> str:
 
 def _protocol(plan: Plan, found: Found) -> str:
     dataset = plan.dataset
-    text = f"Trained on {len(dataset.train):,} pictures, measured on {len(dataset.test):,} test pictures"
-    text += ", ± the standard deviation over seeds. " if plan.settings.seeds > 1 else ", one seed. "
-    if found.accuracy is None:
+    n = len(dataset.test)
+    over = "the standard deviation over seeds" if plan.settings.seeds > 1 else "the standard error, where it is known"
+    text = (
+        f"Trained on {len(dataset.train):,} pictures, measured on {n:,} test pictures, ± {over}. Of these,"
+        f" {min(CODES, n):,} are looked at for neighbours and planes, {min(MMD_ROWS, n):,} for MMD, {min(MOVED, n):,}"
+        f" for small steps; lines are {min(PATHS, n):,}, and samples and midpoints {min(REALISTIC, n // 2):,} among as"
+        " many test pictures. "
+    )
+    if found.skill is None:
         text += "The data has no classes, so there is no classifier, and the rows that need one are left out."
     else:
         text += (
-            f"Realism is taken in the {FEATURES} features of a small classifier trained on the same pictures; it names"
-            f" {found.accuracy:.1%} of the test pictures rightly."
+            f"Realism is taken in the {FEATURES} features of a small classifier trained on the same pictures:"
+            f" {found.skill}."
         )
     return f"<p>{text}</p>"
 
@@ -215,7 +269,7 @@ def _numbers(numbers: Mapping[Kind, Sequence[Numbers]], *, reference: Numbers) -
             note = f" <small>{escape(group.note)}</small>" if group.note else ""
             rows.append(f'<tr><th colspan="7" class="group">{escape(group.title)}{note}</th></tr>')
         for q in there:
-            cells = [mean_and_spread([n.get(q.key) for n in numbers[kind]], digits=q.digits) for kind in KINDS]
+            cells = [_cell(numbers[kind], q) for kind in KINDS]
             cells.append(mean_and_spread([reference.get(q.key)], digits=q.digits).replace("–", ""))
             values = "".join(f'<td class="n">{cell}</td>' for cell in cells)
             rows.append(f'<tr><td class="name">{escape(q.title)}</td>{values}<td>{escape(q.meaning)}</td></tr>')
@@ -223,15 +277,18 @@ def _numbers(numbers: Mapping[Kind, Sequence[Numbers]], *, reference: Numbers) -
     return f"<table><tr><th></th>{head}<th>meaning</th></tr>{''.join(rows)}</table>"
 
 
+def _cell(seeds: Sequence[Numbers], quantity: Quantity) -> str:
+    values = [numbers.get(quantity.key) for numbers in seeds]
+    return mean_and_spread(values, digits=quantity.digits, error=seeds[0].get(standard_error_of(quantity.key)))
+
+
 def _sweep(plan: Plan, found: Found) -> str:
     rows = []
     for group in GROUPS:
         for q in group.quantities:
-            if any(n.get(q.key) is not None for n in found.swept.values()):
-                cells = "".join(
-                    f'<td class="n">{mean_and_spread([found.swept[sigma].get(q.key)], digits=q.digits)}</td>'
-                    for sigma in SIGMAS
-                )
+            # The constant of recon hangs on sigma, so a column could not be that of a beta 4 too.
+            if q.key != "recon" and any(n.get(q.key) is not None for n in found.swept.values()):
+                cells = "".join(f'<td class="n">{_cell([found.swept[sigma]], q)}</td>' for sigma in SIGMAS)
                 rows.append(f"<tr><td>{escape(f'{group.title}: {q.title}')}</td>{cells}</tr>")
     same = "".join(f'<td class="n">sigma {sigma / 2:g}</td>' for sigma in SIGMAS)
     head = "".join(f'<th class="n">sigma {sigma:g}</th>' for sigma in SIGMAS)
@@ -276,8 +333,8 @@ small { color: #6b6b6b; font-weight: normal; }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.name { white-space: nowrap; }
 td.held { color: #1b7837; font-weight: bold; white-space: nowrap; }
-td.not-held { color: #b2182b; font-weight: bold; white-space: nowrap; }
-td.not-decided { color: #6b6b6b; white-space: nowrap; }
+td.reversed { color: #b2182b; font-weight: bold; white-space: nowrap; }
+td.not-told-apart, td.not-decided { color: #6b6b6b; white-space: nowrap; }
 figure { margin: 2em 0; }
 figure p { margin: 0.2em 0 0.6em; max-width: 60em; }
 img { max-width: 100%; border: 1px solid #e4e6e8; }

@@ -33,7 +33,7 @@ def interpolations(models: Models, dataset: Dataset) -> Sheet:
     return Sheet(
         title="Between the same pictures",
         note="Straight lines z = (1 − α) z₁ + α z₂ between the codes of two test pictures, decoded; the inputs at both"
-        " ends. The pairs were drawn by lot.",
+        " ends. The pairs were drawn by lot, those of one class left out.",
         tiles=np.concatenate([_path(models, dataset, pair, alpha) for pair in zip(first, last, strict=True)]),
         row_labels=[kind.title for kind in models] * len(first),
         column_labels=("input", *(_alpha(value) for value in alpha.tolist()), "input"),
@@ -109,7 +109,7 @@ def _path(models: Models, dataset: Dataset, pair: tuple[int, int], alpha: Tensor
 
 
 def _pairs(dataset: Dataset, n: int) -> tuple[list[int], list[int]]:
-    """Test pictures drawn by lot, two and two, of different classes where there are classes."""
+    """Test pictures drawn by lot, two and two, of different classes where there are any."""
     order = np.random.default_rng(_SEED).permutation(len(dataset.test)).tolist()
     labels = dataset.test_labels
     pairs = list(zip(order, order[1:] + order[:1], strict=True))[::2]

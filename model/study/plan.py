@@ -60,7 +60,7 @@ class Settings:
     seeds: int = 1
     """Times that everything but the sweep is trained, from seeds 0, 1, …"""
     epochs: int | None = None
-    """Passes over the pictures; None takes 5, or as many as make 1,500 steps."""
+    """Passes over the pictures; None takes 5, or as many as make 1,500 steps, of a sketch more than of all pictures."""
     latent_dim: int = 16
     """Numbers in one z of the models that are measured."""
     sketch: int = SKETCH
@@ -161,6 +161,7 @@ class Plan:
         height, width, channels = dataset.image_shape
         settings = self.settings
         steps_per_epoch = math.ceil(len(dataset.train) / settings.batch_size)
+        epochs = max(_EPOCHS, math.ceil(_STEPS / steps_per_epoch)) if settings.epochs is None else settings.epochs
         model = ModelConfig(
             height=height,
             width=width,
@@ -173,11 +174,11 @@ class Plan:
             sigma=sigma,
         )
         training = TrainConfig(
-            epochs=self._epochs,
+            epochs=epochs,
             batch_size=settings.batch_size,
-            lr_warmup_steps=min(TrainConfig.lr_warmup_steps, round(_LR_WARMUP_SHARE * self._epochs * steps_per_epoch)),
+            lr_warmup_steps=min(TrainConfig.lr_warmup_steps, round(_LR_WARMUP_SHARE * epochs * steps_per_epoch)),
             beta=kind.beta,
-            kl_warmup_epochs=_KL_WARMUP_SHARE * self._epochs,
+            kl_warmup_epochs=_KL_WARMUP_SHARE * epochs,
             precision=settings.precision,
             seed=seed,
         )
@@ -192,12 +193,6 @@ class Plan:
         name = f"{kind.name}-{latent_dim}" + (f"-seed{seed}" if seed else "")
         return Member(name=name, kind=kind, config=RunConfig(model=model, training=training, data=data))
 
-    @property
-    def _epochs(self) -> int:
-        if self.settings.epochs is not None:
-            return self.settings.epochs
-        return max(_EPOCHS, math.ceil(_STEPS / math.ceil(len(self.dataset.train) / self.settings.batch_size)))
-
 
 def plan(dataset: Dataset, settings: Settings) -> Plan:
     """The runs of a study of these pictures.
@@ -205,7 +200,7 @@ def plan(dataset: Dataset, settings: Settings) -> Plan:
     Raises:  BadSetting if one of them cannot be
     """
     made = Plan(dataset=dataset, sketch=_drawn(dataset, settings.sketch), settings=settings)
-    assert made.members  # noqa: S101  # made here, so that a wrong setting is said before anything begins
+    made.members  # noqa: B018  # made here, so that a wrong setting is said before anything begins
     return made
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import matplotlib
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
@@ -30,11 +32,14 @@ _SQUARE = (AUTOENCODER, PLAIN, BETA_0, BETA_4)
 _CLOUDS = (BETA_0, PLAIN, BETA_4)
 _DOTS = 3_000
 _ELLIPSES = 400
+# So that one cloud is seen, and many of them through one another.
+_FILLED, _OUTLINED = 0.08, 0.6
 # Half the side of the window that shows clouds close up, in units of the codes' spread.
 _CLOSE = 0.3
-# The square of the prior that is decoded, and how large its picture may be.
-_PRIOR_SQUARE = 2.5
+# Of each latent under the prior; how large the picture of a decoded plane may be, and where z is written beside it.
+_NORMAL = NormalDist()
 _PLANE_PIXELS = 480
+_TICKS = (-2, -1, 0, 1, 2)
 _MOST_CELLS = 20
 # Between two decoded pictures of a plane lies a white line, at least this part of one.
 _GAP_SHARE = 16
@@ -61,7 +66,7 @@ def latent_plane(codes: Mapping[Kind, Codes], labels: Labels | None) -> Figure:
         for colour, rows, label in _classes(shown, labels):
             axes.scatter(mu[rows, 0], mu[rows, 1], s=7, alpha=0.7, linewidths=0, color=colour, label=label)
         _circles(axes)
-        _frame(axes, kind, _around(mu))
+        _frame(axes, kind.title, _around(mu))
     handles, names = figure.axes[0].get_legend_handles_labels()
     if names:
         figure.legend(handles, names, title="label", loc="outside right center", markerscale=2, handletextpad=0.2)
@@ -73,7 +78,7 @@ def clouds(codes: Mapping[Kind, Codes], labels: Labels | None) -> Figure:
     """Posteriors of test pictures as ellipses: without the KL term, with it, and with four times as much."""
     figure = titled(
         "Clouds",
-        note="Each ellipse is q(z given x) of one test picture, one sigma wide. Below: close up, a window of"
+        note="Each ellipse is q(z given x) of a test picture, with a radius of one sigma. Below: close up,"
         f" {2 * _CLOSE:.2g} times the codes' spread about the code in the middle.",
         width=11.6,
         height=8.6,
@@ -85,37 +90,40 @@ def clouds(codes: Mapping[Kind, Codes], labels: Labels | None) -> Figure:
         spread = found.spread().numpy()
         middle = mu[np.square((mu - np.median(mu, 0)) / spread).sum(1).argmin()]
         close = _CLOSE * float(spread.mean())
-        for axes, window in (
-            (above, _around(mu)),
-            (below, _about(middle[0], middle[1], close)),
+        for axes, window, said in (
+            (above, _around(mu), kind.title),
+            (below, _about(middle[0], middle[1], close), f"mean sigma {float(sigma.double().mean()):.4f}"),
         ):
             lows, highs = np.transpose(window)
             is_seen = np.all((lows <= mu + sigma.numpy()) & (mu - sigma.numpy() <= highs), axis=1)
             seen = np.flatnonzero(is_seen)
-            _draw_clouds(axes, found, seen[all_over(len(seen), most=_ELLIPSES)], labels)
-            _frame(axes, kind, window)
+            drawn = seen[all_over(len(seen), most=_ELLIPSES)]
+            _draw_clouds(axes, found, drawn, labels)
+            _frame(axes, f"{said}: {len(drawn):,} of {len(seen):,} drawn", window)
         _circles(above)
-        below.set_title(f"mean sigma {float(sigma.double().mean()):.4f}", weight="normal")
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def decoded_plane(models: Mapping[Kind, VAE], codes: Mapping[Kind, Codes] | None) -> Figure:
-    """A grid over a square of each plane, decoded: the prior's square or, with codes, the one that they lie in."""
+    """A grid over each plane, decoded: at the prior's quantiles or, with codes, over the square that they lie in."""
     if codes is None:
         title = "The decoded plane: where N(0, I) lies"
-        note = f"A grid over z from −{_PRIOR_SQUARE} to {_PRIOR_SQUARE}, decoded: 97.5 % of N(0, I) lies in it."
+        note = "A grid at the quantiles of N(0, I), decoded: every tile stands for as many draws as any other."
     else:
         title = "The decoded plane: where the codes lie"
         note = "A grid over the square between the 0.5 % and 99.5 % quantiles of the test codes, decoded."
     figure = titled(title, note=note, width=11.6, height=11.8)
     for axes, kind in zip(figure.subplots(2, 2).flat, _SQUARE, strict=True):
+        middles = _middles(models[kind].config.image_shape)
         if codes is None:
-            window = ((-_PRIOR_SQUARE, _PRIOR_SQUARE), (-_PRIOR_SQUARE, _PRIOR_SQUARE))
+            window = ((0.0, 1.0), (0.0, 1.0))
+            across = up = np.array([_NORMAL.inv_cdf(share) for share in middles])
         else:
-            (left, down), (right, up) = np.quantile(codes[kind].mu.numpy(), (_LOW, _HIGH), axis=0).tolist()
-            window = ((left, right), (down, up))
-        tiles = _decoded_grid(models[kind], window)
+            (left, bottom), (right, top) = np.quantile(codes[kind].mu.numpy(), (_LOW, _HIGH), axis=0).tolist()
+            window = ((left, right), (bottom, top))
+            across, up = (low + middles * (high - low) for low, high in window)
+        tiles = _decoded_grid(models[kind], across, up)
         axes.imshow(
             tiles,
             cmap="gray",
@@ -125,8 +133,11 @@ def decoded_plane(models: Mapping[Kind, VAE], codes: Mapping[Kind, Codes] | None
             aspect="auto",
             interpolation="lanczos",
         )
-        axes.set_box_aspect(1)
-        _frame(axes, kind, window)
+        _frame(axes, kind.title, window)
+        if codes is None:
+            places = [_NORMAL.cdf(z) for z in _TICKS]
+            axes.set_xticks(places, map(str, _TICKS))
+            axes.set_yticks(places, map(str, _TICKS))
     return figure
 
 
@@ -139,8 +150,8 @@ def aggregate(draws: Mapping[Kind, Tensor]) -> Figure:
     d = next(iter(draws.values())).shape[1]
     figure = titled(
         "All clouds together, against N(0, I)",
-        note=f"One draw from the posterior of each test picture. Above: each of {d} latents, a line each. Below: length"
-        " of z over the root of its dimension. Dashed: N(0, I).",
+        note=f"One draw from the posterior of each test picture. Above: a line for each of {d} latents. Below: length"
+        " of z. Dashed: N(0, I). Each panel in its own scale.",
         width=11.6,
         height=6.6,
     )
@@ -210,10 +221,9 @@ def _draw_clouds(axes: Axes, codes: Codes, rows: npt.NDArray[np.intp], labels: L
                 units="xy",
                 offsets=mu[chosen],
                 offset_transform=axes.transData,
-                facecolors="none",
-                edgecolors=colour,
+                facecolors=to_rgba(colour, _FILLED),
+                edgecolors=to_rgba(colour, _OUTLINED),
                 linewidths=0.8,
-                alpha=0.8,
             )
         )
         axes.scatter(mu[chosen, 0], mu[chosen, 1], s=3, linewidths=0, color=colour)
@@ -224,8 +234,8 @@ def _circles(axes: Axes) -> None:
         axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, linewidth=0.8, linestyle=(0, (4, 3))))
 
 
-def _frame(axes: Axes, kind: Kind, window: Window) -> None:
-    axes.set_title(kind.title)
+def _frame(axes: Axes, title: str, window: Window) -> None:
+    axes.set_title(title)
     axes.set_xlim(*window[0])
     axes.set_ylim(*window[1])
     axes.set_box_aspect(1)
@@ -245,12 +255,18 @@ def _about(across: float, up: float, reach: float) -> Window:
     return (across - reach, across + reach), (up - reach, up + reach)
 
 
-def _decoded_grid(vae: VAE, window: Window) -> Images:
+def _middles(image_shape: tuple[int, int, int]) -> Floats:
+    """Of the cells along a side of a plane, which goes from 0 to 1; fewer where pictures are large."""
+    cells = max(5, min(_MOST_CELLS, _PLANE_PIXELS // max(image_shape[:2])))
+    middles: Floats = (np.arange(cells) + 0.5) / cells
+    return middles
+
+
+def _decoded_grid(vae: VAE, across: Floats, up: Floats) -> Images:
     """One picture of many: (rows · h, columns · w, c), z0 to the right and z1 upwards."""
     height, width, channels = vae.config.image_shape
-    cells = max(5, min(_MOST_CELLS, _PLANE_PIXELS // max(height, width)))
-    first, second = (low + (np.arange(cells) + 0.5) / cells * (high - low) for low, high in window)
-    z = np.stack(np.meshgrid(first, second[::-1]), axis=-1).reshape(-1, 2)
+    cells = len(across)
+    z = np.stack(np.meshgrid(across, up[::-1]), axis=-1).reshape(-1, 2)
     tiles = decode_images(vae, torch.from_numpy(z).float()).reshape(cells, cells, height, width, channels)
     gap = max(1, max(height, width) // _GAP_SHARE)
     framed = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)

@@ -16,6 +16,13 @@ class Quantity:
     meaning: str
     """With its unit."""
     digits: int = 3
+    in_features: bool = False
+    """Whether it is only as good as the classifier whose features it is taken in."""
+
+
+def standard_error_of(key: str) -> str:
+    """Under what a quantity's standard error of measurement stands beside it, where that is known."""
+    return f"{key}_standard_error"
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,12 @@ class Group:
 
 
 def _realism(prefix: str) -> tuple[Quantity, ...]:
-    return (
-        Quantity(f"{prefix}_density", "density", "how far they lie among test pictures; real pictures have about 1"),
-        Quantity(f"{prefix}_coverage", "coverage", "share of test pictures with one of them near"),
-        Quantity(f"{prefix}_confidence", "confidence", "probability of the class that the classifier takes each for"),
-    )
+    meanings = {
+        "density": "how far they lie among test pictures; real pictures have about 1, blurred ones may have more",
+        "coverage": "share of test pictures with one of them near",
+        "confidence": "probability of the class that the classifier takes each for",
+    }
+    return tuple(Quantity(f"{prefix}_{name}", name, meaning, in_features=True) for name, meaning in meanings.items())
 
 
 GROUPS = (
@@ -62,6 +70,11 @@ GROUPS = (
             Quantity("mmd", "MMD", "squared maximum mean discrepancy to N(0, I), 2,000 draws at most", 4),
             Quantity("moments", "moment distance", "Wasserstein-2 distance of mean and covariance to those of N(0, I)"),
             Quantity("plane_share", "plane covered", "share of a 20×20 grid of the prior's quantiles that codes hit"),
+            Quantity(
+                "plane_overlap",
+                "plane shared",
+                "overlap with the prior on that grid: sum over cells of the share of codes in it, 1/400 at most",
+            ),
             Quantity("label_agreement", "neighbours agree", "share of codes whose nearest other one has their label"),
         ),
     ),
@@ -87,19 +100,21 @@ GROUPS = (
         (
             Quantity("pixel_unevenness", "unevenness, pixels", "longest step over mean step; 1 is even", 2),
             Quantity("pixel_length", "length, pixels", "sum of the steps, black to white is 1", 2),
-            Quantity("feature_unevenness", "unevenness, features", "the same in the classifier's features", 2),
-            Quantity("feature_length", "length, features", "the same in the classifier's features", 2),
+            *(
+                Quantity(f"feature_{name}", f"{name}, features", "the same in the classifier's features", 2, True)
+                for name in ("unevenness", "length")
+            ),
         ),
     ),
     Group(
         "A small step of z",
-        "",
+        "steps by sigma differ in size, those of 5 % compare; beta 0 is the control: it has clouds and no KL term",
         (
             Quantity(
                 "move_sigma",
                 "moved by sigma",
                 "root of the mean squared change of the decoded picture when z is drawn from its cloud, black to white"
-                " is 1; an autoencoder's is that of the next row",
+                " is 1",
                 4,
             ),
             Quantity("move_spread", "moved by 5 %", "the same for a normal step of 5 % of the codes' spread", 4),

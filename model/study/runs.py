@@ -19,13 +19,14 @@ import torch
 from tqdm import tqdm
 
 from model import checkpoint, fingerprints, memory, run
+from model.data import Dataset
 from model.errors import Died, NotANumber
 from model.files import write_whole
 from model.log import read_history
-from model.machine import join
+from model.machine import Machine, exact_convolutions, join
 from model.study import classifier as classifiers
-from model.study import numbers
-from model.study.classifier import Classifier
+from model.study import numbers, stored
+from model.study.classifier import Classifier, Skill
 from model.study.plan import PLANE, Member, Plan
 
 _TICK_S = 0.5
@@ -33,7 +34,7 @@ _TICK_S = 0.5
 _TRAINED, _EVALUATED, _MEASURED = 0.86, 0.09, 0.05
 
 # Counts up where numbers are measured in another way, so that none of the old way is kept beside them.
-_EDITION = 2
+_EDITION = 3
 
 _plan: Plan
 _stopping: Event
@@ -44,6 +45,12 @@ def has_ended(folder: Path, member: Member) -> bool:
     training = member.config.training
     steps = -(-member.config.data.n_train // training.batch_size) * training.epochs
     return (folder / "metrics.json").exists() and checkpoint.saved_step(folder) == steps
+
+
+def is_measured_on(folder: Path, dataset: Dataset) -> bool:
+    """Whether the figures of a run are of a data set's test pictures: whoever has the run may measure it on others."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return bool(metrics["protocol"].get("data_sha256") == fingerprints.of_images(dataset.test))
 
 
 class Work:
@@ -57,11 +64,17 @@ class Work:
         with ExitStack() as stack:
             self._asked = stack.enter_context(run.asked_to_stop())
             stack.enter_context(_one_thread_each())
+            arrays = stack.enter_context(_arrays(self._folder))
             context = multiprocessing.get_context("spawn")
             self._stop = context.Event()
             self._bar = stack.enter_context(_Bar(self._plan, self._folder))
             self._pool = stack.enter_context(
-                ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=(self._plan, self._stop))
+                ProcessPoolExecutor(
+                    self._jobs,
+                    context,
+                    initializer=_begin,
+                    initargs=(stored.store(self._plan, arrays), arrays, self._stop),
+                )
             )
             self._stack = stack.pop_all()
         return self
@@ -74,7 +87,7 @@ class Work:
         return self.do(
             [
                 partial(_classify, self._folder),
-                *(partial(_train, self._folder, member.name, self._device) for member in self._plan.members),
+                *(partial(_train, self._folder, member, self._device) for member in self._plan.members),
             ]
         )
 
@@ -82,8 +95,8 @@ class Work:
         """The numbers of every run; the number of the signal that stopped it, or None at its end."""
         return self.do(
             [
-                *(partial(_measure, self._folder, member.name) for member in self._plan.members),
-                *(partial(_reference, self._folder, d) for d in (PLANE, self._plan.settings.latent_dim)),
+                *(partial(_measure, self._folder, member, self._device) for member in self._plan.members),
+                *(partial(_reference, self._folder, d, self._device) for d in (PLANE, self._plan.settings.latent_dim)),
             ]
         )
 
@@ -113,15 +126,6 @@ class Work:
         return None
 
 
-def read_classifier(folder: Path, plan: Plan) -> Classifier | None:
-    """The classifier of a study, or None if its data has no classes."""
-    if not classifiers.has_classes(plan.dataset):
-        return None
-    found = classifiers.untrained(plan.dataset)
-    found.load_state_dict(safetensors.torch.load_file(folder / "classifier.safetensors"))
-    return found.eval().requires_grad_(False)
-
-
 def read_numbers(folder: Path, name: str) -> dict[str, Any]:
     """The numbers of a run."""
     found: dict[str, Any] = json.loads(_numbers_file(folder, name).read_text(encoding="utf-8"))["numbers"]
@@ -133,10 +137,12 @@ def read_reference(folder: Path, latent_dim: int) -> dict[str, Any]:
     return read_numbers(folder, f"reference-{latent_dim}")
 
 
-def read_accuracy(folder: Path) -> float | None:
-    """Share of the test pictures that the classifier takes for what they are; None if there is no classifier."""
-    path = folder / "classifier.json"
-    return float(json.loads(path.read_text(encoding="utf-8"))["accuracy"]) if path.exists() else None
+def read_skill(folder: Path, dataset: Dataset) -> Skill | None:
+    """How well the classifier names test pictures, or None if the data has no classes."""
+    if not classifiers.has_classes(dataset):
+        return None
+    found = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+    return classifiers.skill(dataset, accuracy=found["accuracy"])
 
 
 def run_folder(folder: Path, name: str) -> Path:
@@ -144,11 +150,11 @@ def run_folder(folder: Path, name: str) -> Path:
     return folder / "runs" / name
 
 
-def _begin(plan: Plan, stopping: Event) -> None:
+def _begin(plan: bytes, arrays: Path, stopping: Event) -> None:
     """In each process, once: training listens to signals, and all else is short enough to be finished."""
     global _plan, _stopping
     memory.keep_freed()
-    _plan, _stopping = plan, stopping
+    _plan, _stopping = stored.load(plan, arrays), stopping
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -163,12 +169,15 @@ def _classify(folder: Path) -> None:
     _write(path, {**described, "accuracy": classifiers.accuracy(trained, _plan.dataset)})
 
 
-def _train(folder: Path, name: str, device: str) -> None:
-    member = next(member for member in _plan.members if member.name == name)
-    place, dataset = run_folder(folder, name), _plan.dataset_of(member)
-    if _stopping.is_set() or has_ended(place, member):
+def _train(folder: Path, member: Member, device: str) -> None:
+    place, dataset = run_folder(folder, member.name), _plan.dataset_of(member)
+    if _stopping.is_set():
         return
     machine = join(device, processes=1)
+    if has_ended(place, member):
+        if not is_measured_on(place, dataset):
+            run.measure(place, dataset=dataset, machine=machine)
+        return
     if place.exists() and not (place / "config.json").exists():  # it was killed as it began
         shutil.rmtree(place)
     if place.exists():
@@ -178,39 +187,51 @@ def _train(folder: Path, name: str, device: str) -> None:
     try:
         outcome = run.train(place, learner, dataset, has_bar=False)
     except NotANumber as error:
-        raise NotANumber(f"{name}: {error}") from error
+        raise NotANumber(f"{member.name}: {error}") from error
     if outcome.signal_number is None and not _stopping.is_set():
         run.measure(place, dataset=dataset, machine=machine)
 
 
-def _measure(folder: Path, name: str) -> None:
-    member = next(member for member in _plan.members if member.name == name)
-    found = checkpoint.read(run_folder(folder, name))
+@exact_convolutions()
+def _measure(folder: Path, member: Member, device: str) -> None:
+    found = checkpoint.read(run_folder(folder, member.name))
     described = {
         "weights": fingerprints.of_model(found.vae),
         "data": member.config.data.sha256,
         "labels": _plan.dataset.labels_sha256,
         "edition": _EDITION,
     }
-    if _stopping.is_set() or _is_of(_numbers_file(folder, name), described):
+    if _stopping.is_set() or _is_of(_numbers_file(folder, member.name), described):
         return
     assert found.metrics is not None, "a run that has ended has been evaluated"  # noqa: S101
+    machine = join(device, processes=1)
     measured = numbers.measure(
-        found.vae,
+        found.vae.to(machine.device),
         metrics=found.metrics,
         dataset=_plan.dataset_of(member),
-        classifier=read_classifier(folder, _plan),
+        classifier=_classifier(folder, machine),
     )
-    _write(_numbers_file(folder, name), {**described, "numbers": measured})
+    _write(_numbers_file(folder, member.name), {**described, "numbers": measured})
 
 
-def _reference(folder: Path, latent_dim: int) -> None:
+@exact_convolutions()
+def _reference(folder: Path, latent_dim: int, device: str) -> None:
     described = {"data": _plan.dataset.sha256, "labels": _plan.dataset.labels_sha256, "edition": _EDITION}
     path = _numbers_file(folder, f"reference-{latent_dim}")
     if _stopping.is_set() or _is_of(path, described):
         return
-    found = numbers.reference(_plan.dataset, latent_dim=latent_dim, classifier=read_classifier(folder, _plan))
+    classifier = _classifier(folder, join(device, processes=1))
+    found = numbers.reference(_plan.dataset, latent_dim=latent_dim, classifier=classifier)
     _write(path, {**described, "numbers": found})
+
+
+def _classifier(folder: Path, machine: Machine) -> Classifier | None:
+    """The classifier of a study, or None if its data has no classes."""
+    if not classifiers.has_classes(_plan.dataset):
+        return None
+    found = classifiers.untrained(_plan.dataset)
+    found.load_state_dict(safetensors.torch.load_file(folder / "classifier.safetensors"))
+    return found.eval().requires_grad_(False).to(machine.device)
 
 
 def _numbers_file(folder: Path, name: str) -> Path:
@@ -233,6 +254,17 @@ def _raise_failure(future: Future[object]) -> None:
         raise Died(
             "a process of the study ended without a word, perhaps for want of memory; the same command goes on"
         ) from error
+
+
+@contextmanager
+def _arrays(folder: Path) -> Iterator[Path]:
+    """A place for the pictures while processes look at them; what a kill has left there is written over."""
+    place = folder / "arrays"
+    place.mkdir(exist_ok=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place)
 
 
 @contextmanager

@@ -52,6 +52,14 @@ def test_confidence_is_the_probability_of_the_class_it_takes_a_picture_for(
     assert (seen.features >= 0).all()
 
 
+def test_its_skill_is_told_beside_the_share_of_the_largest_class(digits: Dataset) -> None:
+    few = dataclasses.replace(digits, test=digits.test[:8], test_labels=np.array([3, 3, 1, 3, 2, 2, 7, 3]))
+    found = classifiers.skill(few, accuracy=0.75)
+    assert (found.accuracy, found.largest_share, found.n) == (0.75, 0.5, 8)
+    assert not found.is_enough
+    assert classifiers.skill(digits, accuracy=0.75).is_enough
+
+
 def test_labels_may_be_any_numbers(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifiers, "_STEPS", 200)
     train = digits.train_labels

@@ -88,6 +88,18 @@ def test_the_share_of_the_plane_counts_cells_of_equal_prior_mass() -> None:
     assert codes.plane_share(every) == 1
 
 
+def test_the_overlap_with_the_prior_counts_no_cell_for_more_than_its_mass() -> None:
+    edges = stats.norm.ppf(np.arange(1, 20) / 20)
+    two_cells = torch.tensor([[edges[0] - 0.01, 0.01], [edges[0] + 0.01, 0.01], [edges[0] + 0.02, 0.02]])
+    assert codes.plane_overlap(two_cells) == pytest.approx(2 / 400)
+    middles = stats.norm.ppf((np.arange(20) + 0.5) / 20)
+    every = torch.from_numpy(np.stack(np.meshgrid(middles, middles), -1).reshape(-1, 2))
+    assert codes.plane_overlap(every) == pytest.approx(1)
+    far = torch.cat([every, torch.tensor([[40.0, -40.0]]).repeat(400, 1)])
+    assert codes.plane_share(far) == 1
+    assert codes.plane_overlap(far) == pytest.approx(399 / 800 + 1 / 400)
+
+
 def test_draws_from_the_prior_hit_the_expected_share_of_the_plane() -> None:
     draws = torch.randn(50, 500, 2, generator=torch.Generator().manual_seed(0))
     shares = np.array([codes.plane_share(z) for z in draws])

@@ -12,6 +12,7 @@ import typer.main
 
 from model.__main__ import app
 from model.study.claims import CLAIMS
+from model.study.page import WORDS
 from model.study.plan import Settings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "latent-space.md").read_text(encoding="utf-8")
@@ -55,8 +56,22 @@ def test_the_score_functions_variance_is_many_times_the_pathwise_ones(
 
 
 def test_every_claim_stands_on_the_page_with_its_number() -> None:
-    listed = re.findall(r"^\| (.*?) \| (.*?) \|$", PAGE.split("## The claims")[1].split("## ")[0], flags=re.MULTILINE)
-    assert listed[1:] == [(claim.sentence, claim.number) for claim in CLAIMS]
+    table = PAGE.split("\n| claim | decided by |\n|---|---|\n")[1].split("\n\n")[0]
+    listed = re.findall(r"^\| (.*?) \| (.*?) \|$", table, flags=re.MULTILINE)
+    assert listed == [(claim.sentence, claim.number) for claim in CLAIMS]
+
+
+def test_every_verdict_stands_on_the_page() -> None:
+    table = PAGE.split("\n| word | when |\n|---|---|\n")[1].split("\n\n")[0]
+    assert re.findall(r"^\| \*\*(.*?)\*\* \|", table, flags=re.MULTILINE) == list(WORDS)
+
+
+def test_the_page_says_what_a_draw_moves_at_the_sigmas_it_names() -> None:
+    """0.3 is the likelihood's sigma, 784 and 16 are the numbers of a picture and of one z."""
+    (said,) = re.findall(r"sigma over spread ([\d.]+) for the VAE and ([\d.]+) for beta 4, that is ([\d.]+) and", PAGE)
+    (beta_4,) = re.findall(r"that is [\d.]+ and ([\d.]+); measured", PAGE)
+    for sigma, beta, moved in ((said[0], 1, said[2]), (said[1], 4, beta_4)):
+        assert 0.3 * math.sqrt(beta * 16 * (1 - float(sigma) ** 2) / 784) == pytest.approx(float(moved), abs=1e-4)
 
 
 def test_every_option_of_the_study_stands_on_the_page() -> None:

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from model.coverage import coverage_of_features
+from model.aggregate import discrepancy_to_prior
+from model.coverage import balls, coverage_of_features
 from model.data import Dataset
 from model.evaluation import evaluate
 from model.pixels import pixels
 from model.study import classifier as classifiers
 from model.study import numbers
 from model.study.classifier import Classifier
-from model.study.quantities import QUANTITIES
+from model.study.codes import plane_overlap
+from model.study.quantities import QUANTITIES, standard_error_of
 from model.vae import VAE, ModelConfig
 
 
@@ -51,7 +53,7 @@ def measured(vae: VAE, dataset: Dataset, classifier: Classifier | None) -> dict[
 
 def test_every_quantity_of_a_plane_is_a_finite_number(plane: VAE, labelled: Dataset, classifier: Classifier) -> None:
     found = measured(plane, with_twenty(labelled), classifier)
-    assert found.keys() == QUANTITIES.keys()
+    assert found.keys() == QUANTITIES.keys() | {key for key in found if key.endswith("_standard_error")}
     assert all(value is not None and math.isfinite(value) for value in found.values())
 
 
@@ -62,13 +64,12 @@ def test_without_classes_there_is_nothing_of_a_classifier(plane: VAE, dataset: D
     assert {key for key in QUANTITIES if found.get(key) is None} == lacking
 
 
-def test_an_autoencoder_has_no_clouds_and_moves_by_a_share_of_its_spread(
-    labelled: Dataset, classifier: Classifier
-) -> None:
+def test_an_autoencoder_has_no_clouds_to_count_or_to_draw_from(labelled: Dataset, classifier: Classifier) -> None:
     autoencoder = VAE(ModelConfig(9, 6, 1, latent_dim=3, features=4, family="autoencoder")).eval()
     found = measured(autoencoder, labelled, classifier)
-    assert {key for key, value in found.items() if value is None} == {"kl", "sigma", "width", "plane_share"}
-    assert found["move_sigma"] == found["move_spread"]
+    of_clouds, of_planes = {"kl", "active_units", "sigma", "width", "move_sigma"}, {"plane_share", "plane_overlap"}
+    assert {key for key, value in found.items() if value is None} == of_clouds | of_planes
+    assert found["move_spread"] is not None
 
 
 @torch.no_grad()
@@ -83,6 +84,8 @@ def test_moves_are_those_of_each_picture(plane: VAE, labelled: Dataset) -> None:
             for mu, step, noise in zip(posterior.mu, scale, eps, strict=True)
         ]
         assert found[name] == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-4)
+        drawn = np.random.default_rng(0).choice(squares, (20_000, 10))
+        assert found[standard_error_of(name)] == pytest.approx(np.sqrt(drawn.mean(1)).std(), rel=0.1)
     assert found["move_sigma"] > 0
 
 
@@ -100,6 +103,7 @@ def test_paths_lead_from_each_picture_to_one_other(plane: VAE, labelled: Dataset
         length.append(sum(steps))
     assert found["feature_length"] == pytest.approx(np.mean(length), rel=1e-3)
     assert found["feature_unevenness"] == pytest.approx(np.mean(longest), rel=1e-2)
+    assert found["feature_unevenness_standard_error"] == pytest.approx(np.std(longest) / math.sqrt(10), rel=5e-2)
 
 
 @torch.no_grad()
@@ -114,7 +118,25 @@ def test_midpoints_lie_among_test_pictures_in_features_their_own_ends_left_out(
     expected = coverage_of_features(classifier.look([middles]).features, classifier.look([x[real]]).features)
     assert found["linear_density"] == pytest.approx(expected.density)
     assert found["linear_coverage"] == pytest.approx(expected.coverage)
+    share = expected.coverage
+    assert found["linear_coverage_standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 10))
+    nearest = torch.cdist(real_features := classifier.look([x[real]]).features, real_features).sort(1).values[:, 5]
+    held = (torch.cdist(classifier.look([middles]).features, real_features) <= nearest).sum(1) / 5
+    assert found["linear_density_standard_error"] == pytest.approx(float(held.std(correction=0)) / math.sqrt(10))
     assert found["linear_confidence"] == pytest.approx(float(classifier.look([middles]).confidence.mean()), rel=1e-4)
+
+
+def test_the_spread_of_an_mmd_and_the_binomial_error_of_a_share_stand_beside_them(
+    plane: VAE, labelled: Dataset, classifier: Classifier
+) -> None:
+    found = measured(plane, labelled, classifier)
+    z = plane.encode(pixels(labelled.test)).sample(torch.randn(10, 2, generator=torch.Generator().manual_seed(0)))
+    expected = discrepancy_to_prior(z, torch.Generator().manual_seed(1))
+    assert found["mmd_standard_error"] == pytest.approx(expected.spread, rel=1e-4)
+    for name, n in (("plane_share", 400), ("label_agreement", 10)):
+        share = found[name]
+        assert share is not None
+        assert found[standard_error_of(name)] == pytest.approx(math.sqrt(share * (1 - share) / n))
 
 
 def test_too_few_test_pictures_to_lie_among_leave_realism_out(
@@ -133,9 +155,9 @@ def test_as_many_real_pictures_lie_among_the_test_pictures_as_samples_do(
 
     def counted(generated: torch.Tensor, real: torch.Tensor) -> object:
         counts.append((len(generated), len(real)))
-        return coverage_of_features(generated, real)
+        return balls(generated, real)
 
-    monkeypatch.setattr(numbers, "coverage_of_features", counted)
+    monkeypatch.setattr(numbers, "balls", counted)
     numbers.reference(with_twenty(labelled), latent_dim=2, classifier=classifier)
     assert set(counts) == {(10, 10)}
 
@@ -168,5 +190,8 @@ def test_the_reference_is_a_cross_fade_and_the_prior_itself(labelled: Dataset, c
     assert found["pixel_unevenness"] == pytest.approx(1, abs=1e-3)
     assert found["plane_share"] == pytest.approx(1 - (399 / 400) ** 10)
     assert numbers.reference(labelled, latent_dim=3, classifier=None)["plane_share"] is None
+    draws = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+    assert found["plane_overlap"] == plane_overlap(draws)
     found = numbers.reference(with_twenty(labelled), latent_dim=2, classifier=classifier)
-    assert found["standard_density"] == found["fitted_density"]
+    for name in ("density", "density_standard_error", "confidence"):
+        assert found[f"standard_{name}"] == found[f"fitted_{name}"]

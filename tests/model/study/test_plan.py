@@ -77,6 +77,10 @@ def test_few_pictures_are_seen_until_there_were_enough_steps(labelled: Dataset) 
     many = dataclasses.replace(many, test=many.train[:1], validation=many.train[:0])
     training = plan(many, Settings()).measured(PLAIN, 0).config.training
     assert (training.epochs, training.kl_warmup_epochs, training.lr_warmup_steps) == (5, 1.0, 200)
+    made = plan(many, Settings())
+    of_sketch = made.plane(PLAIN, 0).config.training
+    assert (of_sketch.epochs, of_sketch.kl_warmup_epochs, of_sketch.lr_warmup_steps) == (8, 1.6, 150)
+    assert made.swept(1.0).config.training.epochs == 8
     assert plan(many, Settings(epochs=1, batch_size=6_000)).measured(PLAIN, 0).config.training.lr_warmup_steps == 1
 
 

@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection, PathCollection
 from PIL import Image
+from scipy import stats
 
 from model import plots as charts
 from model.study import plots
@@ -67,6 +68,9 @@ def test_a_class_has_its_colour_whichever_classes_are_in_view(codes: dict[Kind, 
 
 def test_an_ellipse_is_as_wide_as_its_cloud(codes: dict[Kind, Codes]) -> None:
     figure = plots.clouds(codes, None)
+    assert [axes.get_title(loc="left") for axes in figure.axes[:3]] == [
+        f"{kind.title}: 30 of 30 drawn" for kind in (BETA_0, PLAIN, BETA_4)
+    ]
     for axes, kind in zip(figure.axes, (BETA_0, PLAIN, BETA_4), strict=False):
         (ellipses,) = (part for part in axes.collections if isinstance(part, EllipseCollection))
         sigma = codes[kind].sigma()
@@ -76,6 +80,26 @@ def test_an_ellipse_is_as_wide_as_its_cloud(codes: dict[Kind, Codes]) -> None:
         np.testing.assert_allclose(ellipses.get_offsets(), codes[kind].mu, rtol=1e-5)
     for above, below in zip(figure.axes[:3], figure.axes[3:], strict=True):
         assert np.ptp(below.get_xlim()) < np.ptp(above.get_xlim()) / 2
+
+
+def test_of_many_clouds_some_are_drawn_and_the_panel_says_so(
+    codes: dict[Kind, Codes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "_ELLIPSES", 7)
+    figure = plots.clouds(codes, None)
+    assert figure.axes[1].get_title(loc="left") == "VAE: 7 of 30 drawn"
+    (ellipses,) = (part for part in figure.axes[1].collections if isinstance(part, EllipseCollection))
+    assert len(ellipses.get_offsets()) == 7
+
+
+def test_a_cloud_wider_than_the_close_window_colours_it(codes: dict[Kind, Codes]) -> None:
+    """Its outline lies outside; what is seen of it is what it is filled with."""
+    wide = Codes(mu=codes[BETA_4].mu, logvar=torch.full((30, 2), 2 * np.log(40.0)))
+    figure = plots.clouds({**codes, BETA_4: wide}, None)
+    axes = figure.axes[5]
+    assert axes.get_title(loc="left") == "mean sigma 40.0000: 30 of 30 drawn"
+    (ellipses,) = (part for part in axes.collections if isinstance(part, EllipseCollection))
+    assert all(0 < alpha < 0.5 for *_, alpha in ellipses.get_facecolor())
 
 
 class Corners(torch.nn.Module):
@@ -93,12 +117,15 @@ def test_the_decoded_plane_has_z0_to_the_right_and_z1_upwards() -> None:
     for axes in figure.axes:
         (image,) = axes.images
         tiles = np.asarray(image.get_array()).reshape(20, 9, 20, 9)
-        assert image.get_extent() == [-2.5, 2.5, -2.5, 2.5]
+        assert image.get_extent() == [0, 1, 0, 1]
         is_white = tiles[:, 0, :, 0] == 255
-        assert is_white[:8, 10:].all()
-        assert not is_white[8:].any()
+        # 31 % of N(0, 1) lies above 0.5: six rows of twenty.
+        assert is_white[:6, 10:].all()
+        assert not is_white[6:].any()
         assert not is_white[:, :10].any()
         assert (tiles[:, 8] == 255).all(), "white lines part the pictures"
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["-2", "-1", "0", "1", "2"]
+        np.testing.assert_allclose(axes.get_xticks(), stats.norm.cdf([-2, -1, 0, 1, 2]))
 
 
 def test_the_plane_of_the_codes_reaches_as_far_as_they_do(codes: dict[Kind, Codes]) -> None:
@@ -126,6 +153,8 @@ def test_bars_of_kl_fall_from_the_largest() -> None:
     assert figure.axes[1].get_title(loc="left") == "VAE: 0.8 nats in all"
 
 
-def test_charts_are_no_wider_than_a_page(codes: dict[Kind, Codes]) -> None:
-    for figure in (plots.latent_plane(codes, None), plots.clouds(codes, None)):
+def test_charts_are_no_wider_than_a_page_and_neither_is_what_they_say(codes: dict[Kind, Codes]) -> None:
+    draws = {kind: torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) for kind in KINDS}
+    for figure in (plots.latent_plane(codes, None), plots.clouds(codes, None), plots.aggregate(draws)):
+        assert all(text.get_window_extent().x1 < figure.bbox.width for text in figure.texts)
         assert Image.open(io.BytesIO(charts.to_png(figure))).width <= 1200
