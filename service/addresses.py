@@ -23,7 +23,7 @@ def caching(call: Call[Options]) -> dict[str, str]:
 
     Source:  RFC 9110, section 8.8.3; RFC 9111, section 5.2.2; RFC 8246 (immutable)
     """
-    pinned = call.options.model is not None and "@" in call.options.model
+    pinned = call.is_of_digest and call.options.model is not None and "@" in call.options.model
     kept = [f"max-age={_YEAR_S}", "immutable"] if pinned else ["no-cache"]
     if call.deployment.settings.is_keyed:
         kept.insert(0, "private")  # what a key opened is kept by who showed it, and by no cache that others share

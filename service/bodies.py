@@ -70,7 +70,7 @@ async def receive(request: Request, headers: Mapping[str, str], *, settings: Set
     is_json = _media_type(headers) == _JSON
     max_bytes = min(settings.max_json_bytes, settings.max_body_bytes) if is_json else settings.max_body_bytes
     encoding = headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":  # RFC 9110, section 8.4.1
+    if encoding.strip(" \t").lower() != "identity":  # RFC 9110, section 8.4.1
         raise UnsupportedType(f"Content-Encoding: got {encoding[:100]}, expected none")
     declared = headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
@@ -134,7 +134,7 @@ async def parse(
     if media_type == tensors.MEDIA_TYPE and takes:
         return _tensors(await spend(tensors.reading_cost_us(body), deadline, tensors.read, body), takes)
     if "images" in takes:
-        if media_type in images.MEDIA_TYPES:
+        if media_type in images.MEDIA_TYPES or media_type == "image/jpg":  # as many write it by hand
             return Body(pictures=(Placed("body", body),))
         if media_type == "multipart/form-data":
             return await _multipart(body, headers, max_parts=max_parts, deadline=deadline)

@@ -40,6 +40,8 @@ class Call(NamedTuple, Generic[O]):
     began: float
     deadline: Deadline
     warnings: tuple[WarningAnswer, ...] = ()
+    is_of_digest: bool = True
+    """Whether the digest and the address determine the answer, and nothing else of the manifest does."""
 
     @property
     def is_get(self) -> bool:

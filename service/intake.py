@@ -96,7 +96,7 @@ def _deadline(headers: Mapping[str, str], began: float, settings: Settings) -> D
     asked = headers.get("x-timeout-ms")
     if asked is None:
         return Deadline(began, timeout_ms=settings.timeout_ms)
-    digits = asked.lstrip("0")
+    digits = asked.strip(" \t").lstrip("0")
     if not (digits.isascii() and digits.isdigit()):
         raise invalid("X-Timeout-Ms", got=shown(asked), expected="a whole number of milliseconds, at least 1")
     return Deadline(began, timeout_ms=min(int(digits[:_TIMEOUT_DIGITS]), settings.max_timeout_ms))

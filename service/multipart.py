@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import BadBody, too_large
+from service.errors import BadBody, invalid, too_large
 
 # So much is read at a time, so that a thread that reads a large body lets others have their turn.
 _CHUNK_BYTES = 2**16
@@ -124,7 +124,7 @@ class _Reader:
         if self._files > self._max_files:
             raise too_large("rows", got=self._files, limit=self._max_files, unit="rows")
         if self._fields > _MAX_FIELDS:
-            raise _unreadable(f"it has more than {_MAX_FIELDS} fields")
+            raise invalid("form", got=f"more than {_MAX_FIELDS} fields", expected=f"at most {_MAX_FIELDS}")
 
     def part_data(self, data: bytes, start: int, end: int) -> None:
         if not self._bytes:
@@ -136,9 +136,7 @@ class _Reader:
         content = self._body[self._at : self._at + self._bytes]
         is_file = self._has_filename or (self._name == PICTURES and not _is_text(content))
         if not is_file and self._bytes > _MAX_FIELD_BYTES:
-            raise _unreadable(
-                f"the field {self._name[:40]} has {self._bytes:,} bytes, the limit is {_MAX_FIELD_BYTES:,}"
-            )
+            raise too_large(f"form.{self._name[:40]}", got=self._bytes, limit=_MAX_FIELD_BYTES, unit="bytes")
         self.parts.append(Part(self._name, is_file, content))
 
     def end(self) -> None:

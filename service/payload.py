@@ -29,6 +29,7 @@ _LARGE_PIXELS = 4_000_000
 _UNEVEN = "lists of unequal lengths, or too deep"
 
 _NUMBERS = {int, float}
+_LATENT_DTYPES = (np.float32, np.float16)
 # As deep as numpy goes.
 _MAX_DEPTH = 64
 
@@ -211,22 +212,24 @@ def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.flo
     Shapes:  -> (n, *latent_shape)
     Raises:  Invalid that names the first row that is wrong
     """
-    if isinstance(value, np.ndarray):
-        numbers = value
-        known = numbers.dtype in (np.float32, np.float16)
-    else:
-        numbers = _numbers(value, where)
-        known = numbers.dtype.kind in "iuf"
+    is_tensor = isinstance(value, np.ndarray)
+    numbers = value if is_tensor else _numbers(value, where)
     axes = call.model.latent_axes
     rows = numbers[None] if numbers.ndim == len(axes) else numbers
+    known = not is_tensor or numbers.dtype in _LATENT_DTYPES  # in JSON a number is a number
     if not known or not sizes.takes(axes, rows.shape[1:]) or len(rows) == 0:
-        found = f"{numbers.dtype} {numbers.shape}"
-        raise invalid(where, got=found, expected=f"float32 {sizes.in_words(axes)}, n ≥ 1, or one latent")
+        got, dtypes = (str(numbers.dtype), "float32 or float16 ") if is_tensor else ("shape", "")
+        expected = f"{dtypes}{sizes.in_words(axes)}, n ≥ 1, or one latent"
+        raise invalid(where, got=f"{got} {numbers.shape}", expected=expected)
     with np.errstate(over="ignore"):
         latents = np.ascontiguousarray(rows, np.float32)
     finite = np.isfinite(latents).reshape(len(latents), -1).all(axis=1)
     if not finite.all():
-        raise invalid(f"{where}[{int(np.argmin(finite))}]", got="NaN or infinity", expected="finite float32")
+        raise invalid(
+            f"{where}[{int(np.argmin(finite))}]",
+            got="NaN, infinity, or a number beyond float32",
+            expected="finite numbers in float32",
+        )
     return latents
 
 

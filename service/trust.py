@@ -5,7 +5,7 @@ The verdicts are the manifest's: whoever measured a model has judged its figures
 
 from collections.abc import Sequence
 
-from service.call import Call
+from service.call import Call, O
 from service.manifest import PRIOR, Manifest, Trust, Verdict
 from service.prior import FittedPrior, Prior
 from service.schemas import (
@@ -38,7 +38,7 @@ def of_samples(call: Call[SampleOptions], prior: Prior) -> Call[SampleOptions]:
     verdict = trust.fitted if isinstance(prior, FittedPrior) else trust.standard
     if verdict is None or verdict.trusted:
         return call
-    return call._replace(warnings=(WarningAnswer(type="untrusted-samples", detail=verdict.reason),))
+    return _warned(call, WarningAnswer(type="untrusted-samples", detail=verdict.reason))
 
 
 def of_interpolation(call: Call[InterpolateOptions]) -> Call[InterpolateOptions]:
@@ -46,7 +46,7 @@ def of_interpolation(call: Call[InterpolateOptions]) -> Call[InterpolateOptions]
     verdict = _trust(call.model.manifest).interpolate
     if verdict is None or verdict.trusted:
         return call
-    return call._replace(warnings=(WarningAnswer(type="untrusted-interpolation", detail=verdict.reason),))
+    return _warned(call, WarningAnswer(type="untrusted-interpolation", detail=verdict.reason))
 
 
 def header(warnings: Sequence[WarningAnswer]) -> str:
@@ -57,6 +57,10 @@ def header(warnings: Sequence[WarningAnswer]) -> str:
     Source:  RFC 9651, sections 3.1 and 3.1.2; RFC 9111, section 5.5
     """
     return ", ".join(f"{warning.type};detail={_quoted(warning.detail)}" for warning in warnings)
+
+
+def _warned(call: Call[O], warning: WarningAnswer) -> Call[O]:
+    return call._replace(warnings=(warning,), is_of_digest=False)
 
 
 def _trust(manifest: Manifest) -> Trust:

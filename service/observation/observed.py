@@ -90,7 +90,7 @@ def _request_id(scope: Scope) -> bytes:
     """The caller's own, or a new one where none was sent, or one that is long or not plain text."""
     for name, value in scope["headers"]:
         if name == HEADER:
-            if _ACCEPTED.fullmatch(value):
-                return bytes(value)
+            if _ACCEPTED.fullmatch(sent := value.strip(b" \t")):
+                return bytes(sent)
             break
     return b"%032x" % getrandbits(128)  # a name, not a secret

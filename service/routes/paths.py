@@ -64,8 +64,8 @@ async def traverse(request: Request) -> Response:
     options = call.options
     start = await points.of_traversal(call)
     dims = _dims(call, call.model.manifest.latent_shape_of(*start.shape[:2]))
-    # Dimensions that were chosen are part of what the address's validator stands for.
-    chosen = call._replace(options=options.model_copy(update={"dims": dims}))
+    # Dimensions that were chosen are part of what the address's validator stands for, and not of the digest.
+    chosen = call._replace(options=options.model_copy(update={"dims": dims}), is_of_digest=options.dims is not None)
 
     def path(z: Float32) -> Float32:
         return latents.traverse(z[0], dims=dims, span=options.span, steps=options.steps)

@@ -236,7 +236,8 @@ def test_a_single_latent_counts_as_one_row(client: httpx.Client, model: OpenLine
 def test_latents_that_cannot_be_are_refused_with_what_may_be(client: httpx.Client, z: NDArray[Any]) -> None:
     answer = client.post("/decode", content=tensors(z=z), headers=BINARY)
     assert refusal(answer) == (
-        f"tensor.z: got {z.dtype} {z.shape}, expected float32 (n, 2, h, w), h and w from 1 to 16, n ≥ 1, or one latent"
+        f"tensor.z: got {z.dtype} {z.shape}, expected float32 or float16 (n, 2, h, w), h and w from 1 to 16, n ≥ 1,"
+        " or one latent"
     )
 
 
@@ -249,7 +250,10 @@ def test_a_latent_that_is_not_finite_is_named(client: httpx.Client) -> None:
     z = latents(3, (2, 2, 2))
     z[2, 1, 0, 1] = np.nan
     answer = client.post("/decode", content=tensors(z=z), headers=BINARY)
-    assert refusal(answer) == "tensor.z[2]: got NaN or infinity, expected finite float32"
+    assert (
+        refusal(answer)
+        == "tensor.z[2]: got NaN, infinity, or a number beyond float32, expected finite numbers in float32"
+    )
 
 
 # Sizes of what is made from seeds
