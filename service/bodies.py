@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from service import images, multipart, tensors
 from service.budget import spend
 from service.deadline import Deadline
-from service.errors import BadBody, SlowBody, TooLarge, UnsupportedType, invalid, shown, too_large
+from service.errors import BadBody, SlowBody, TooLarge, UnsupportedType, invalid, shown, too_large, type_in_words
 from service.settings import Settings
 
 # What a byte of JSON takes to read, by `python -m benchmarks.wire`, with room for base64 and for lists of nothing.
@@ -163,7 +163,7 @@ def _json(body: bytes, takes: frozenset[str], max_parts: int) -> Body:
     except orjson.JSONDecodeError as error:
         raise BadBody(f"not readable as JSON: {error}") from error
     if not isinstance(document, dict):
-        raise invalid("body", got=type(document).__name__, expected="a JSON object")
+        raise invalid("body", got=type_in_words(document), expected="a JSON object")
     members = {name: value for name, value in document.items() if name in takes}
     options = tuple((name, Placed(f"body.{name}", value)) for name, value in document.items() if name not in takes)
     pictures: tuple[Placed[bytes], ...] = ()

@@ -14,7 +14,7 @@ from service.bodies import Placed
 from service.call import Call
 from service.deadline import Deadline
 from service.deployment import Deployment
-from service.errors import Fault, Invalid, expectation, invalid, shown
+from service.errors import Fault, Invalid, expectation, invalid, shown, shown_as_json
 from service.observation import record
 from service.schemas import Options
 from service.settings import Settings
@@ -125,7 +125,7 @@ def _options(verb: Verb[O], sent: Sequence[tuple[str, Placed[Any]]]) -> O:
             raise invalid(value.where, got=f"{name} once more, after {places[name].where}", expected="it once")
         places[name] = value
     try:
-        return verb.options.model_validate({name: placed.value for name, placed in places.items()})
+        return verb.options.model_validate({name: placed.value for name, placed in places.items()}, context=places)
     except ValidationError as error:
         faults = [_fault(places, dict(item), verb) for item in error.errors(include_url=False)]
         raise Invalid(
@@ -141,4 +141,6 @@ def _fault(places: dict[str, Placed[Any]], error: dict[str, Any], verb: Verb[Opt
         members = sorted(verb.takes) if where.startswith("body.") else []
         known = ", ".join([*members, *verb.options.model_fields])
         return {"where": where, "got": name[:200], "expected": f"one of {known}"}
-    return {"where": where, "got": shown(error["input"]), "expected": expectation(error["msg"])}
+    found = error["input"] if inner else places[name].value  # as it was sent, not as it was read
+    got = (shown_as_json if where.startswith("body.") else shown)(found)
+    return {"where": where, "got": got, "expected": expectation(error["msg"], kind=error["type"])}

@@ -1,6 +1,7 @@
 """OpenAPI for verbs, from the same classes that check their requests."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,9 +11,32 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from service.access import gate
+from service import tensors
+from service.access import gate, keys
 from service.bodies import readable_types
-from service.errors import PROBLEMS
+from service.errors import (
+    PROBLEMS,
+    BadBody,
+    DeadlinePassed,
+    HeadTooLarge,
+    Internal,
+    Invalid,
+    KeyLacksScope,
+    KeysOff,
+    ModelCannot,
+    NoKey,
+    NotAcceptable,
+    NotFound,
+    NotReady,
+    OutOfMemory,
+    Problem,
+    QueueFull,
+    RateUsedUp,
+    SlowBody,
+    TooLarge,
+    TooManyConnections,
+    UnsupportedType,
+)
 from service.forms import Form
 from service.intake import Verb
 from service.schemas import (
@@ -47,6 +71,19 @@ _COMPONENTS: tuple[type[BaseModel], ...] = (
 )
 _KEY, _SHOWN = "key", "A key of the file that this service was started with, as `Authorization: Bearer vae_…`"
 _BINARY = {"type": "string", "format": "binary"}
+
+# In the order of docs/api.md: /docs opens a verb on the first that it reads.
+_BODY_TYPES = (
+    "image/png",
+    "image/jpeg",
+    "image/webp",
+    "image/bmp",
+    "image/gif",
+    "image/tiff",
+    "multipart/form-data",
+    "application/json",
+    tensors.MEDIA_TYPE,
+)
 _IDENTITY = {
     "X-Model": "name@digest of the bundle that answered",
     "Vary": "`Accept`, where no `format` was named",
@@ -63,10 +100,23 @@ _REQUEST_ID = {"X-Request-ID": "yours if you sent one"}
 _AGAIN = {"Retry-After": "seconds after which to come back, where that can be said"}
 _CHALLENGE = {"WWW-Authenticate": "what the key lacks: RFC 6750"}
 _NO_STORE = {"Cache-Control": "`no-store`"}
-_OF_PROBLEMS = {401: _CHALLENGE, 403: _CHALLENGE, 429: _AGAIN, 503: _AGAIN}
+_OF_PROBLEMS: dict[type[Problem], dict[str, str]] = {
+    NoKey: _CHALLENGE,
+    KeyLacksScope: _CHALLENGE,
+    QueueFull: _AGAIN,
+    RateUsedUp: _AGAIN,
+    TooManyConnections: _AGAIN,
+}
 
-# What any request may come to, wherever it leads.
-_ANYWHERE = (431, 500, 503)
+# What no application sees, so that it has no name.
+_UNNAMED = (HeadTooLarge, TooManyConnections)
+
+# What a request may come to: any one, wherever it leads, one to a verb, and one with a body.
+_ANYWHERE = (*_UNNAMED, Internal)
+_OF_VERBS = (NotFound, NotAcceptable, TooLarge, Invalid, QueueFull, NotReady, OutOfMemory, DeadlinePassed)
+_OF_BODIES = (BadBody, SlowBody, UnsupportedType)
+
+Parts = dict[str, Any]
 
 _TIMEOUT = {
     "name": "X-Timeout-Ms",
@@ -95,26 +145,45 @@ class VerbRoute(APIRoute):
     """A verb in FastAPI's table and document; the requests themselves come in by `doors`."""
 
 
-def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseModel] | None = None) -> dict[str, Any]:
+def operation_id(route: APIRoute) -> str:
+    """What a generated client calls a route, if the route does not say it: as its function is called here."""
+    return route.name
+
+
+def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseModel] | None = None) -> Parts:
     """What FastAPI is told of a verb's route; without a body, of its GET."""
-    extra: dict[str, Any] = {"parameters": [*_parameters(verb), _TIMEOUT, *([HELD] if body is None else [])]}
-    if body is not None:
-        required = bool(verb.takes) and not issubclass(verb.options, SeededOptions)
-        extra["requestBody"] = {"required": required, "content": _contents(verb, body, is_required=required)}
-    common = (404, 406, 409, 413, 422, 429, 504)
-    statuses = common if body is None else (400, 408, 415, *common)
-    answers: dict[int | str, Any] = {
-        200: {
-            "description": "The answer, in the form asked for",
-            "content": _answers(verb.forms, answer),
-            "headers": headers(_identity(verb) | _TIMING | _chosen(verb) | (_CACHING if body is None else {})),
-        },
-        **problems(*statuses),
-    }
+    options = _options(verb)
+    sent = _identity(verb) | _TIMING | _chosen(verb)
+    kinds: tuple[type[Problem], ...] = (*_OF_VERBS, *_lacking(verb))
+    answers: dict[int | str, Any] = {}
     if body is None:
-        answers[304] = not_modified(_identity(verb) | _CACHING)
-    # A plain Response has no media type of its own, which would be listed before the verb's default.
-    return {"responses": answers, "openapi_extra": extra, "response_model": None, "response_class": Response}
+        extra: Parts = {"parameters": [*map(_parameter, options, options.values()), _TIMEOUT, HELD]}
+        sent |= _CACHING
+        answers[304] = not_modified(_identity(verb) | _CACHING | (_DIMS if "dims" in options else {}))
+    else:
+        # They stand in the query and in the body, and a generated client sends what it has a default for in both.
+        options = {name: _with_default_in_words(option) for name, option in options.items()}
+        extra = {"parameters": [*map(_parameter, options, options.values()), _TIMEOUT]}
+        extra["requestBody"] = _body(verb, body, options)
+        kinds = (*kinds, *_OF_BODIES)
+    answers[200] = {
+        "description": "The answer, in the form asked for",
+        "content": _answers(verb.forms, answer),
+        "headers": headers(sent),
+    }
+    return {
+        "responses": answers | problems(*kinds),
+        "openapi_extra": extra,
+        "response_model": None,
+        # A plain Response has no media type of its own, which would be listed before the verb's default.
+        "response_class": Response,
+        "generate_unique_id_function": operation_id,
+    }
+
+
+def _lacking(verb: Verb[Options]) -> tuple[type[Problem], ...]:
+    """What a model may lack for a verb: what a seed is for, and with it a scorer."""
+    return (ModelCannot,) if {"seed", "seeds"} & verb.options.model_fields.keys() else ()
 
 
 def _identity(verb: Verb[Options]) -> dict[str, str]:
@@ -136,21 +205,28 @@ def not_modified(texts: Mapping[str, str]) -> dict[str, Any]:
     return {"description": "The cache that asked holds this answer", "headers": headers(texts)}
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem documents that a route can answer with."""
-    document = {"schema": {"$ref": _REFERENCE.format(model="ProblemAnswer")}}
-    titles: dict[int | str, list[str]] = {}
+def problems(*kinds: type[Problem]) -> dict[int | str, Parts]:
+    """The problem documents that a route can answer with, by status; several of one status are one answer."""
+    answers: dict[int | str, Parts] = {}
     for kind in PROBLEMS:
-        if kind.status in statuses:
-            titles.setdefault(kind.status, []).append(kind.title)
-    return {
-        status: {
-            "description": "; or: ".join(several),
-            "content": {"application/problem+json": document},
-            "headers": headers(_NO_STORE | _OF_PROBLEMS.get(int(status), {})),
-        }
-        for status, several in titles.items()
-    }
+        if kind in kinds:
+            named = {} if kind in _UNNAMED else _REQUEST_ID
+            answer = {
+                "description": kind.title,
+                "content": {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="ProblemAnswer")}}},
+                "headers": headers(_NO_STORE | _OF_PROBLEMS.get(kind, {}) | named),
+            }
+            _add(answers, str(kind.status), answer)
+    return answers
+
+
+def _add(answers: dict[Any, Parts], status: str, answer: Parts) -> None:
+    """One answer more, which may be another of a status that is there."""
+    known = answers.get(status)
+    if known is not None:
+        description = f"{known['description']}; or: {answer['description']}"
+        answer = answer | {"description": description, "headers": known["headers"] | answer["headers"]}
+    answers[status] = answer
 
 
 def install(app: FastAPI, *, keyed: bool, metrics_open: bool) -> None:
@@ -158,13 +234,16 @@ def install(app: FastAPI, *, keyed: bool, metrics_open: bool) -> None:
     of every operation; where keys are on, also with what takes one, which the metrics may not.
     """
 
-    def document() -> dict[str, Any]:
+    def document() -> Parts:
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             _, schemas = models_json_schema([(model, "validation") for model in _COMPONENTS], ref_template=_REFERENCE)
             made.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+            _fit_bodies(made)
             if keyed:
                 _lock(made, metrics_open=metrics_open)
+            else:
+                _refuse_admins(made)
             _complete(made)
             app.openapi_schema = made
         return app.openapi_schema
@@ -172,71 +251,117 @@ def install(app: FastAPI, *, keyed: bool, metrics_open: bool) -> None:
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend OpenAPI
 
 
-def _lock(document: dict[str, Any], *, metrics_open: bool) -> None:
-    """Say of every operation that takes a key that it does, and how it refuses those that may not."""
-    document["components"]["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer", "description": _SHOWN}}
-    refused = {str(status): answer for status, answer in problems(401, 403, 429).items()}
+def _operations(document: Parts) -> Iterator[tuple[str, str, Parts]]:
+    """Path, method and what is said of it."""
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            if not gate.is_open(path, metrics_open=metrics_open):
-                operation["security"] = [{_KEY: [gate.needed(method.upper(), path)]}]
-                operation["responses"] |= refused
+            yield path, method.upper(), operation
 
 
-def _complete(document: dict[str, Any]) -> None:
+def _fit_bodies(document: Parts) -> None:
+    """Say of the options in a verb's JSON what its parameters say: its own forms, and defaults in words alone."""
+    for _, _, operation in _operations(document):
+        if "requestBody" in operation:
+            reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+            schema = document["components"]["schemas"][reference.rpartition("/")[2]]
+            schema["properties"] = {
+                name: _with_default_in_words(option) for name, option in schema["properties"].items()
+            }
+            (forms,) = [each["schema"] for each in operation["parameters"] if each["name"] == "format"]
+            schema["properties"]["format"] |= {"anyOf": [forms, {"type": "null"}]}
+
+
+def _lock(document: Parts, *, metrics_open: bool) -> None:
+    """Say of every operation that takes a key that it does, and how it refuses those that may not."""
+    document["components"]["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer", "description": _SHOWN}}
+    for path, method, operation in _operations(document):
+        if not gate.is_open(path, metrics_open=metrics_open):
+            operation["security"] = [{_KEY: [gate.needed(method, path)]}]
+            _refuse(operation, NoKey, KeyLacksScope, RateUsedUp)
+
+
+def _refuse_admins(document: Parts) -> None:
+    """Say of every operation that is an admin's that nobody is one."""
+    for path, method, operation in _operations(document):
+        if gate.needed(method, path) is keys.Scope.ADMIN:
+            _refuse(operation, KeysOff)
+
+
+def _refuse(operation: Parts, *kinds: type[Problem]) -> None:
+    for status, answer in problems(*kinds).items():
+        _add(operation["responses"], str(status), answer)
+
+
+def _complete(document: Parts) -> None:
     """Say of every operation what any request may send and come to."""
-    anywhere = {str(status): answer for status, answer in problems(*_ANYWHERE).items()}
-    for item in document["paths"].values():
-        for operation in item.values():
-            operation["parameters"] = [*operation.get("parameters", ()), _NAMED]
-            operation["responses"] = anywhere | operation["responses"]
-            for answer in operation["responses"].values():
+    for _, _, operation in _operations(document):
+        operation["parameters"] = [*operation.get("parameters", ()), _NAMED]
+        for status, answer in operation["responses"].items():
+            if status < "400":
                 answer["headers"] = answer.get("headers", {}) | headers(_REQUEST_ID)
+        _refuse(operation, *_ANYWHERE)
+        operation["responses"] = dict(sorted(operation["responses"].items()))
 
 
-def _parameters(verb: Verb[Options]) -> list[dict[str, Any]]:
-    """Each option of a verb as a query parameter; `format` lists the forms of this verb."""
+def _options(verb: Verb[Options]) -> dict[str, Parts]:
+    """Each option of a verb as it is when present, in a query or a form; `format` lists the forms of this verb."""
     properties = verb.options.model_json_schema(ref_template=_REFERENCE)["properties"]
     properties["format"] |= {"anyOf": [{"type": "string", "enum": [form.label for form in verb.forms]}]}
-    return [
-        {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "description": schema.get("description", ""),
-            "schema": (present := _without_null(schema)),
-        }
-        | ({"style": "form", "explode": False} if present.get("type") == "array" else {})
-        for name, schema in properties.items()
-    ]
+    return {name: _as_text(_without_null(schema)) for name, schema in properties.items()}
 
 
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+def _without_null(schema: Parts) -> Parts:
     """An option that is absent by default, as what it is when present."""
-    kept = {name: value for name, value in schema.items() if name not in {"description", "title"}}
+    kept = {name: value for name, value in schema.items() if name != "title"}
     if "anyOf" in kept:
         (present,) = [choice for choice in kept.pop("anyOf") if choice != {"type": "null"}]
         kept = {name: value for name, value in kept.items() if name != "default"} | present
     return kept
 
 
-def _contents(verb: Verb[Options], body: type[BaseModel], *, is_required: bool) -> dict[str, Any]:
-    contents: dict[str, Any] = {}
-    for media_type in readable_types(verb.takes):
-        if media_type == "application/json":
-            contents[media_type] = {"schema": {"$ref": _REFERENCE.format(model=body.__name__)}}
-        elif media_type == "multipart/form-data":
-            fields = {option["name"]: option["schema"] for option in _parameters(verb)}
-            lists = [name for name, schema in fields.items() if schema.get("type") == "array"]
-            parts = {"images": {"type": "array", "items": _BINARY}, **fields}
-            contents[media_type] = {
-                "schema": {"type": "object", "properties": parts, **({"required": ["images"]} if is_required else {})}
-            }
-            if lists:  # which would be a part for each item else
-                contents[media_type]["encoding"] = {name: {"style": "form", "explode": False} for name in lists}
-        else:
-            contents[media_type] = {"schema": _BINARY}
-    return contents
+def _as_text(schema: Parts) -> Parts:
+    """A list as the text with commas that it is there: not every generator knows how else to write one."""
+    if schema["type"] != "array":
+        return schema
+    several = "+" if schema["minItems"] > 1 else "*"
+    (example,) = schema["examples"]
+    return {
+        "description": schema["description"],
+        "type": "string",
+        "pattern": f"^[0-9]+(,[0-9]+){several}$",
+        "example": ",".join(map(str, example)),
+    }
+
+
+def _with_default_in_words(schema: Parts) -> Parts:
+    """An option that two places may have, so that neither may be filled in unasked: no default and no example."""
+    kept = {name: value for name, value in schema.items() if name not in {"default", "example", "examples"}}
+    if schema.get("default") is not None:
+        default = schema["default"]
+        text = default if isinstance(default, str) else json.dumps(default)
+        kept["description"] = f"{schema['description']} Default: `{text}`."
+    return kept
+
+
+def _parameter(name: str, option: Parts) -> Parts:
+    """An option in a query."""
+    told = {key: value for key, value in option.items() if key in {"description", "example"}}
+    schema = {key: value for key, value in option.items() if key not in told}
+    return {"name": name, "in": "query", "required": False, **told, "schema": schema}
+
+
+def _body(verb: Verb[Options], body: type[BaseModel], options: Mapping[str, Parts]) -> Parts:
+    """The bodies that a verb reads, by their types."""
+    is_required = bool(verb.takes) and not issubclass(verb.options, SeededOptions)
+    images = {"type": "array", "items": _BINARY}
+    form = {"type": "object", "properties": {"images": images, **options}}
+    schemas = {
+        "application/json": {"$ref": _REFERENCE.format(model=body.__name__)},
+        "multipart/form-data": form | ({"required": ["images"]} if is_required else {}),
+    }
+    read = readable_types(verb.takes)
+    content = {each: {"schema": schemas.get(each, _BINARY)} for each in _BODY_TYPES if each in read}
+    return {"required": is_required, "content": content}
 
 
 def _answers(forms: tuple[Form, ...], answer: type[BaseModel]) -> dict[str, Any]:

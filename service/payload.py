@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from service import images, sizes
 from service.bodies import Body, Placed
 from service.call import Call
-from service.errors import invalid, too_large
+from service.errors import invalid, too_large, type_in_words
 from service.schemas import Options
 
 # What a number of `z` takes to become a finite float32, by `python -m benchmarks.wire`.
@@ -179,7 +179,7 @@ def from_tensor(call: Call[Options], tensor: Any) -> NDArray[np.uint8]:
     """
     axes = call.model.image_axes
     if not isinstance(tensor, np.ndarray):
-        raise invalid("body.images", got=type(tensor).__name__, expected="a list of base64 pictures")
+        raise invalid("body.images", got=type_in_words(tensor), expected="a list of base64 pictures")
     if tensor.dtype != np.uint8 or not sizes.takes(axes, tensor.shape[1:]) or len(tensor) == 0:
         found = f"{tensor.dtype} {tensor.shape}"
         raise invalid("tensor.images", got=found, expected=f"uint8 {sizes.in_words(axes)}, n ≥ 1")
@@ -240,7 +240,7 @@ def _numbers(value: Any, where: str) -> NDArray[Any]:
              another shape than the first
     """
     if not isinstance(value, list):
-        raise invalid(where, got=type(value).__name__, expected="a list of numbers, or of such lists")
+        raise invalid(where, got=type_in_words(value), expected="a list of numbers, or of such lists")
     _require_numbers(value, where)
     try:
         return np.asarray(value)
@@ -266,7 +266,7 @@ def _require_numbers(nested: list[Any], where: str) -> None:
         for index in path:
             item = item[index]
         place = "".join(f"[{index}]" for index in path)
-        raise invalid(f"{where}{place}", got=type(item).__name__, expected="a number")
+        raise invalid(f"{where}{place}", got=type_in_words(item), expected="a number")
 
 
 def _first_wrong(item: Any, *, depth: int) -> tuple[int, ...] | None:

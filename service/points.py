@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from service import images, payload, prior, schemas
 from service.bodies import Placed, picture_bytes
 from service.call import Call
-from service.errors import expectation, invalid, shown
+from service.errors import expectation, invalid, shown_as_json, type_in_words
 from service.prior import Prior
 from service.schemas import InterpolateOptions, PathOptions, TraverseOptions
 
@@ -183,7 +183,7 @@ async def _rows(call: Call[PathOptions]) -> dict[str, list[AnyPoint]]:
 def _mixed(call: Call[InterpolateOptions], sent: Any) -> list[AnyPoint]:
     """Points of JSON, each of which says what it is."""
     if not isinstance(sent, list):
-        raise invalid("body.points", got=type(sent).__name__, expected="a list of points")
+        raise invalid("body.points", got=type_in_words(sent), expected="a list of points")
     call.check_rows(len(sent))
     return [_point(call, item, where=f"body.points[{index}]") for index, item in enumerate(sent)]
 
@@ -197,8 +197,8 @@ def _point(call: Call[InterpolateOptions], item: Any, *, where: str) -> AnyPoint
         given = schemas.Point.model_validate(item)
     except ValidationError as error:
         first, *_ = error.errors(include_url=False)
-        at, told = ".".join([where, *map(str, first["loc"])])[:200], expectation(first["msg"])
-        raise invalid(at, got=shown(first["input"], most=80), expected=told) from error
+        at, told = ".".join([where, *map(str, first["loc"])])[:200], expectation(first["msg"], kind=first["type"])
+        raise invalid(at, got=shown_as_json(first["input"], most=80), expected=told) from error
     named = [name for name in _KINDS if getattr(given, name) is not None]
     if len(named) != 1:
         raise invalid(where, got=", ".join(named) or "nothing", expected="exactly one of image, z and seed")

@@ -1,11 +1,16 @@
 """What a client may send as options and JSON, and what JSON it gets back. OpenAPI is made from these classes."""
 
+import re
+from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation, ValidationInfo, field_validator
+from typing_extensions import TypeAliasType
 
 from service.errors import PROBLEMS, Fault, too_large
 from service.latents import MAX_SEED
+from service.manifest import ImageSpec, Manifest
 
 # Named for generated clients, whose integers have 32 bits else.
 _INT64: dict[str, Any] = {"format": "int64"}
@@ -17,16 +22,55 @@ Dimension = Annotated[int, Field(ge=0)]
 # Seeds or dimensions in one list, whatever rows a request may have.
 _MOST_LISTED = 65_536
 
+# How numbers and truths are spelled in a query and in a form, where everything is text. Python would take 1_000 too; of
+# more digits it takes none.
+_WHOLE = re.compile(r"-?[0-9]{1,4300}")
+_WHOLES = re.compile(rf"(?:{_WHOLE.pattern},)*")
+_NUMBER = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
-def _split(value: object) -> object:
-    """`seeds=3,14` and `dims=0,3` as they stand in a query, if they are no more than any request may cost rows.
+
+def _without_point(value: object) -> object:
+    """4.0 as 4, which to JSON Schema is the same."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, str):
+        return int(value) if _WHOLE.fullmatch(value) else value
+    return _without_point(value)
+
+
+def _number(value: object) -> object:
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+def _truth(value: object) -> object:
+    return _TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _listed(value: object) -> object:
+    """The numbers of a list, of JSON or with commas, as in `seeds=3,14` and `dims=0,3`, if they are no more than any
+    request may cost rows.
 
     Raises:  TooLarge
     """
     listed = value.split(",", _MOST_LISTED) if isinstance(value, str) else value
-    if isinstance(listed, list) and len(listed) > _MOST_LISTED:
+    if not isinstance(listed, list):
+        return value
+    if len(listed) > _MOST_LISTED:
         raise too_large("rows", got=len(listed), limit=_MOST_LISTED, unit="rows")
-    return listed
+    if isinstance(value, str):
+        n = _number_of_wholes(value)  # the item behind them is refused by its place, and none after it
+        return *map(int, listed[:n]), *listed[n : n + 1]
+    return tuple(map(_whole, listed))
+
+
+def _number_of_wholes(text: str) -> int:
+    """The items of a list with commas that are spelled as whole numbers, up to the first that is not."""
+    closed = f"{text},"
+    spelled = _WHOLES.match(closed)
+    return closed.count(",", 0, spelled.end()) if spelled else 0
 
 
 def _as_items(schema: dict[str, Any]) -> None:
@@ -39,19 +83,21 @@ def _as_items(schema: dict[str, Any]) -> None:
 class Sent(BaseModel):
     """What a client sends, of which nothing is taken for something else than it is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_is_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """Nor a number a truth, as they are to Python. Texts, as a query has them, are read as what they stand for."""
-        is_truth = cls.model_fields[info.field_name or ""].annotation is bool
-        if is_truth and type(value) in (int, float):
-            raise ValueError("true or false")
-        listed = value[:_MOST_LISTED] if isinstance(value, list) else [value]
-        if not is_truth and any(type(item) is bool for item in listed):
-            raise ValueError("a number or a text")
-        return value
+
+# What a body may be, for pages and generated clients to show, and to send as it is. The latent is one of the model that
+# ships.
+_PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQAAAAA3iMLMAAAAH0lEQVR42mNggAH2B0wcAkwCHEwMDCjoww+mHx/gqgBXOgT6D/Dqn"
+    "AAAAABJRU5ErkJggg=="
+)
+_LATENT = [1.3, -0.2, 2.2, -0.5, -0.6, -0.9, 1.8, 0.4, 1.4, -1.3, -0.1, 0.3, 2.8, 1.2, 0.7, 1.4]
+
+
+def _example(**members: Any) -> ConfigDict:
+    """The configuration of a body of JSON that has this example."""
+    return ConfigDict(json_schema_extra={"examples": [members]})
 
 
 class Options(Sent):
@@ -59,6 +105,30 @@ class Options(Sent):
 
     model: str | None = Field(None, description="`name` or `name@digest` of a loaded model; else the default.")
     format: str | None = Field(None, description="Form of the answer; else `Accept` decides.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, value: object, info: ValidationInfo) -> object:
+        """A text of a query or a form as the number or the truth that it spells. One that spells none is left as it is,
+        and refused, as is every text of JSON; the context has the place of each option.
+        """
+        read = _readers(cls).get(info.field_name or "")
+        if read is None:
+            return value
+        places = info.context
+        in_json = isinstance(value, str) and places is not None and places[info.field_name].where.startswith("body.")
+        return value if in_json else read(value)
+
+
+_READERS: dict[str, Callable[[object], object]] = {"integer": _whole, "number": _number, "boolean": _truth}
+
+
+@cache
+def _readers(options: type[Options]) -> dict[str, Callable[[object], object]]:
+    """What reads each option that is neither a text nor a list."""
+    properties = options.model_json_schema()["properties"]
+    kinds = {name: (schema.get("anyOf") or [schema])[0].get("type") for name, schema in properties.items()}
+    return {name: _READERS[kind] for name, kind in kinds.items() if kind in _READERS}
 
 
 class EncodeOptions(Options):
@@ -94,6 +164,8 @@ class SeededOptions(PictureOptions):
 class SampleOptions(SeededOptions):
     """Options of /sample."""
 
+    model_config = _example(n=4, seed=3)
+
     n: int = Field(1, ge=1, description="Number of pictures.")
     seed: Seed | None = Field(None, description="Seed of the latents; else one is chosen and answered.")
     temperature: float = Field(1.0, ge=0, le=100, allow_inf_nan=False, description="Standard deviation of the latents.")
@@ -121,9 +193,10 @@ class PathOptions(SeededOptions):
 class InterpolateOptions(PathOptions):
     """Options of /interpolate."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(fail_fast=True), BeforeValidator(_split)] | None = Field(
+    seeds: Annotated[tuple[Seed, ...], Field(fail_fast=True), BeforeValidator(_listed)] | None = Field(
         None,
         min_length=2,
+        examples=[[3, 14]],
         description="Seeds whose first latents are the points, as `3,14`.",
         json_schema_extra=_as_items,
     )
@@ -136,9 +209,10 @@ class TraverseOptions(PathOptions):
     """Options of /traverse."""
 
     seed: Seed | None = Field(None, description="Seed whose first latent is the start.")
-    dims: Annotated[tuple[Dimension, ...], Field(fail_fast=True), BeforeValidator(_split)] | None = Field(
+    dims: Annotated[tuple[Dimension, ...], Field(fail_fast=True), BeforeValidator(_listed)] | None = Field(
         None,
         min_length=1,
+        examples=[[0, 3, 5]],
         description="Dimensions of the latent, a line each, as `0,3,5`; else the 8 most active.",
         json_schema_extra=_as_items,
     )
@@ -147,11 +221,15 @@ class TraverseOptions(PathOptions):
 
 
 Base64 = Annotated[str, Field(description="a picture as base64, or as a base64 data: URI")]
-Vector = Annotated[list[Any], Field(description="one latent, nested as latent_shape says")]
+Latent = TypeAliasType("Latent", "list[float | Latent]")
+Rows = Annotated[Latent, Field(description="latents, a row each, nested as latent_shape says; a single one is a row")]
+Vector = Annotated[Latent, Field(description="one latent, nested as latent_shape says")]
 
 
 class EncodeBody(EncodeOptions):
     """JSON body of /encode."""
+
+    model_config = _example(images=[_PICTURE])
 
     images: list[Base64]
 
@@ -159,11 +237,15 @@ class EncodeBody(EncodeOptions):
 class ScoreBody(ScoreOptions):
     """JSON body of /score."""
 
+    model_config = _example(images=[_PICTURE])
+
     images: list[Base64]
 
 
 class ReconstructBody(ReconstructOptions):
     """JSON body of /reconstruct."""
+
+    model_config = _example(images=[_PICTURE])
 
     images: list[Base64]
 
@@ -171,19 +253,23 @@ class ReconstructBody(ReconstructOptions):
 class DecodeBody(DecodeOptions):
     """JSON body of /decode."""
 
-    z: list[Vector] | Vector
+    model_config = _example(z=_LATENT)
+
+    z: Rows
 
 
 class Point(Sent):
     """One point of a path: an image (its mu), a latent, or a seed (its first latent). Exactly one of them."""
 
     image: Base64 | None = None
-    z: Vector | None = None
-    seed: Seed | None = None
+    z: SkipValidation[Vector] | None = None  # whose numbers numpy reads
+    seed: Annotated[Seed, BeforeValidator(_without_point)] | None = None
 
 
 class InterpolateBody(InterpolateOptions):
     """JSON body of /interpolate: one of images, z, points and seeds."""
+
+    model_config = _example(seeds=[3, 14], steps=5)
 
     images: list[Base64] | None = None
     z: list[Vector] | None = None
@@ -193,8 +279,10 @@ class InterpolateBody(InterpolateOptions):
 class TraverseBody(TraverseOptions):
     """JSON body of /traverse: one of images (a single one), z (a single one) and seed."""
 
+    model_config = _example(seed=67, dims=[0, 3, 5])
+
     images: list[Base64] | None = None
-    z: list[Vector] | Vector | None = None
+    z: Rows | None = None
 
 
 class EncodeAnswer(BaseModel):
@@ -258,7 +346,7 @@ class ModelSummary(BaseModel):
     default: bool
     provider: str = Field(description="what really runs its graphs")
     precision: str
-    image: dict[str, int | None]
+    image: ImageSpec
     latent_shape: list[int | None]
 
 
@@ -307,7 +395,7 @@ class ModelAnswer(ModelSummary):
     trust: TrustAnswer
     card: str | None = Field(description="path of its card, a page; null where it has none")
     limits: Limits
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 class ReloadAnswer(BaseModel):

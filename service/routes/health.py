@@ -4,14 +4,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 
 from service.errors import NotReady
-from service.openapi import problems
+from service.openapi import operation_id, problems
 from service.schemas import HealthAnswer
 
-router = APIRouter(prefix="/health", tags=["health"])
+router = APIRouter(prefix="/health", tags=["health"], generate_unique_id_function=operation_id)
 
 
 @router.head("/live", include_in_schema=False)
-@router.get("/live", responses=problems(503))
+@router.get("/live", responses=problems(NotReady))
 async def live(request: Request) -> HealthAnswer:
     """The process answers, and no run of a graph is stuck in it."""
     if request.app.state.deployment.is_wedged:
@@ -20,7 +20,7 @@ async def live(request: Request) -> HealthAnswer:
 
 
 @router.head("/ready", include_in_schema=False)
-@router.get("/ready", responses=problems(503))
+@router.get("/ready", responses=problems(NotReady))
 async def ready(request: Request) -> HealthAnswer:
     """Every model passed its probe and is warm, and nobody told this process to end; the port opens no earlier."""
     if request.app.state.draining:

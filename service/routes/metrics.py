@@ -15,9 +15,9 @@ from starlette.responses import Response
 
 from service.deployment import Deployment
 from service.observation.metrics import Metrics
-from service.openapi import headers
+from service.openapi import headers, operation_id
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], generate_unique_id_function=operation_id)
 
 _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {

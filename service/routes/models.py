@@ -9,26 +9,32 @@ from starlette.responses import Response
 
 from service import addresses, cards, trust
 from service.deployment import Deployment
-from service.errors import KeysOff, NotFound, unfinished
+from service.errors import KeysOff, NotFound, NotReady, ReloadRefused, unfinished
 from service.manifest import CARD
 from service.models import Model
-from service.openapi import HELD, headers, not_modified, problems
+from service.openapi import HELD, headers, not_modified, operation_id, problems
 from service.schemas import Limits, ModelAnswer, ModelsAnswer, ModelSummary, ReloadAnswer
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], generate_unique_id_function=operation_id)
 
 # Said here instead of in the signature, where FastAPI would announce a 422 that a name cannot cause.
 _NAME = {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]}
 
 _CARD_EXTRA = {"parameters": [*_NAME["parameters"], HELD]}
-_CACHING = {"Cache-Control": "`no-cache`, and `private` where keys are on", "ETag": "of the page"}
+_CARD_HEADERS = {
+    "Cache-Control": "`no-cache`, and `private` where keys are on",
+    "ETag": "of the page",
+    "Content-Security-Policy": "that the page loads and runs nothing",
+    "Cross-Origin-Opener-Policy": "`same-origin`",
+    "Referrer-Policy": "`no-referrer`",
+}
 _CARD: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The page",
         "content": {"text/html": {"schema": {"type": "string"}}},
-        "headers": headers(_CACHING),
+        "headers": headers(_CARD_HEADERS),
     },
-    304: not_modified(_CACHING),
+    304: not_modified(_CARD_HEADERS),
 }
 
 
@@ -41,7 +47,7 @@ async def list_models(request: Request) -> ModelsAnswer:
 
 
 @router.head("/models/{name}", include_in_schema=False)
-@router.get("/models/{name}", responses=problems(404), openapi_extra=_NAME)
+@router.get("/models/{name}", responses=problems(NotFound), openapi_extra=_NAME)
 async def show_model(request: Request) -> ModelAnswer:
     """One model: provider and precision in use, limits, and its manifest."""
     deployment: Deployment = request.app.state.deployment
@@ -51,30 +57,32 @@ async def show_model(request: Request) -> ModelAnswer:
         trust=trust.described(model.manifest),
         card=None if model.card is None else f"/models/{model.manifest.name}/card",
         limits=Limits.model_validate(deployment.settings, from_attributes=True),
-        manifest=model.manifest.model_dump(mode="json"),
+        manifest=model.manifest,
     )
 
 
 @router.head("/models/{name}/card", include_in_schema=False)
-@router.get("/models/{name}/card", response_class=Response, responses=_CARD | problems(404), openapi_extra=_CARD_EXTRA)
+@router.get(
+    "/models/{name}/card", response_class=Response, responses=_CARD | problems(NotFound), openapi_extra=_CARD_EXTRA
+)
 async def show_card(request: Request) -> Response:
     """The model's card and its pictures, as one page for people."""
     deployment: Deployment = request.app.state.deployment
     model = deployment.models.find(request.path_params["name"])
     if model.card is None:
         raise NotFound(f"card: got none in {model.label}, expected a bundle with {CARD}")
-    kept = "no-cache" if deployment.settings.api_keys_file is None else "private, no-cache"
+    kept = "private, no-cache" if deployment.settings.is_keyed else "no-cache"
     headers = cards.HEADERS | {"etag": model.card.etag, "cache-control": kept}
     if addresses.is_held(request.headers.getlist("if-none-match"), model.card.etag):
         return Response(status_code=304, headers=headers)
     return Response(model.card.content, media_type="text/html", headers=headers)
 
 
-@router.post("/models/{name}/reload", responses=problems(403, 404, 409, 500, 503), openapi_extra=_NAME)
+@router.post("/models/{name}/reload", responses=problems(NotFound, ReloadRefused, NotReady), openapi_extra=_NAME)
 async def reload_model(request: Request) -> ReloadAnswer:
     """Serve this model in the version that lies in its place by now, if it is proven; in all workers or in none."""
     state = request.app.state
-    if state.deployment.settings.api_keys_file is None:
+    if not state.deployment.settings.is_keyed:
         raise KeysOff("reload: got a service without keys, expected one with them and an admin's, or SIGHUP")
     before: Model = state.deployment.models.find(request.path_params["name"])
     name = before.manifest.name
@@ -95,6 +103,6 @@ def _summary(deployment: Deployment, model: Model) -> ModelSummary:
         default=model is deployment.models.default,
         provider=model.engine.provider,
         precision=model.engine.precision,
-        image=model.manifest.image.model_dump(),
+        image=model.manifest.image,
         latent_shape=list(model.manifest.latent_shape),
     )

@@ -114,7 +114,7 @@ def test_a_cache_that_holds_the_page_gets_304(http: httpx.Client) -> None:
 def test_openapi_lists_what_a_card_tells_caches(http: httpx.Client) -> None:
     responses = http.get("/openapi.json").json()["paths"]["/models/{name}/card"]["get"]["responses"]
     for status in ("200", "304"):
-        assert responses[status]["headers"].keys() == {"Cache-Control", "ETag", "X-Request-ID"}
+        assert {"Cache-Control", "ETag"} <= responses[status]["headers"].keys()
 
 
 def test_another_card_under_the_same_digest_has_another_etag(bare: Bundle) -> None:

@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.errors import PROBLEMS, OutOfMemory, Problem
+from service.errors import _EXPECTED, PROBLEMS, OutOfMemory, Problem, expectation, shown, shown_as_json
 from service.settings import Settings
 from tests.service.linear import Bundles, Linear
 from tests.service.wire import SAFETENSORS, base64_png, form, pixels, png, read_tensors, tensors
@@ -421,10 +421,80 @@ def test_a_tensor_of_pictures_must_have_the_models_shape(client: httpx.Client, i
     assert document["errors"] == [{"where": "tensor.images", "got": got, "expected": expected}]
 
 
-@pytest.mark.parametrize("body", ["[]", "3", '"z"', "null"])
-def test_json_that_is_no_object_is_422(client: httpx.Client, body: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "got"), [("[]", "a list"), ("3", "a number"), ('"z"', "a text"), ("null", "null"), ("true", "true")]
+)
+def test_json_that_is_no_object_is_422(client: httpx.Client, body: str, got: str) -> None:
     document = problem(client.post("/decode", content=body, headers=JSON), 422, "invalid")
-    assert document["errors"][0]["expected"] == "a JSON object"
+    assert document["errors"] == [{"where": "body", "got": got, "expected": "a JSON object"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "detail"),
+    [
+        (
+            "/sample",
+            '{"seed": 99999999999999999999999}',
+            "body.seed: got 1e+23, expected less than or equal to",
+        ),
+        ("/sample", '{"n": true}', "body.n: got true, expected a whole number"),
+        ("/sample", '{"n": 1.5}', "body.n: got 1.5, expected a whole number"),
+        ("/sample", '{"n": {"a": [1, null]}}', 'body.n: got {"a": [1, null]}, expected a whole number'),
+        ("/sample", '{"temperature": []}', "body.temperature: got [], expected a finite number"),
+        ("/sample", '{"format": true}', "body.format: got true, expected a text"),
+        ("/sample", '{"prior": 5}', "body.prior: got 5, expected 'standard' or 'fitted'"),
+        ("/interpolate", '{"seeds": 5}', "body.seeds: got 5, expected a list"),
+        ("/interpolate", '{"seeds": [1, true]}', "body.seeds.1: got true, expected a whole number"),
+        ("/interpolate", '{"seeds": [1]}', "body.seeds: got [1], expected at least 2 items"),
+        ("/interpolate", '{"loop": 1}', "body.loop: got 1, expected true or false"),
+        ("/interpolate", '{"points": 5}', "body.points: got a number, expected a list of points"),
+        ("/interpolate", '{"points": [{"seed": 1}, 5]}', "body.points[1]: got 5, expected an object"),
+        ("/interpolate", '{"points": [{"seed": "3"}, 5]}', 'body.points[0].seed: got "3", expected a whole number'),
+        ("/interpolate", '{"points": [{"z": {}}, 5]}', "body.points[0].z: got an object, expected a list of numbers"),
+        ("/interpolate", '{"points": [{"image": 5}]}', "body.points[0].image: got 5, expected a text"),
+        ("/encode", '{"images": [{"a": 1}]}', 'body.images[0]: got {"a": 1}, expected a picture as base64'),
+        ("/encode", '{"images": 5}', "body.images: got a number, expected a list of base64 pictures"),
+        ("/decode", '{"z": {}}', "body.z: got an object, expected a list of numbers, or of such lists"),
+        ("/decode", '{"z": [1, null]}', "body.z[1]: got null, expected a number"),
+    ],
+)
+def test_what_json_cannot_be_is_told_in_its_own_words(client: httpx.Client, path: str, body: str, detail: str) -> None:
+    answer = client.post(path, content=body, headers=JSON)
+    assert problem(answer, 422, "invalid")["detail"].startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (4, "4"),
+        (1e23, "1e+23"),
+        ("", "nothing"),
+        ("4", "4"),
+        ([1, True, "4", None], '[1, true, "4", null]'),
+        ({"a": "\n"}, r'{"a": "\n"}'),
+        (["a" * 31], f'["{"a" * 30}…"]'),
+        (list(range(9)), "[0, 1, 2, 3, 4, 5, 6, …]"),
+        ([[[[[]]]]], "[[[[…]]]]"),
+        ({"a": {"b": {"c": {"d": 1}}}}, '{"a": {"b": {"c": {…}}}}'),
+        (np.zeros((2, 3), np.uint8), "uint8 (2, 3)"),
+        ((2, 3), "(2, 3)"),
+    ],
+)
+def test_a_value_is_shown_as_json(value: object, said: str) -> None:
+    assert shown(value) == said
+
+
+def test_a_text_of_json_is_shown_with_its_quotes() -> None:
+    assert shown_as_json("4") == '"4"'
+    assert shown_as_json("é" * 100, most=20) == f'"{"é" * 19}'
+    assert shown_as_json([1]) == "[1]"
+
+
+@pytest.mark.parametrize("kind", sorted(_EXPECTED))
+def test_what_was_expected_is_in_our_words_whatever_pydantics_are(kind: str) -> None:
+    assert expectation("Input should be a valid instance of Point", kind=kind) == _EXPECTED[kind]
 
 
 def test_json_nested_without_end_is_refused(client: httpx.Client) -> None:
@@ -654,8 +724,10 @@ def test_bytes_that_are_not_http_get_400_and_a_close(server_url: str) -> None:
     ("path", "detail"),
     [
         ("/interpolate?seeds=1", "query.seeds: got 1, expected at least 2 items"),
-        ("/sample?n=", "query.n: got nothing, expected a valid integer"),
-        ("/traverse?seed=1&dims=", "query.dims.0: got nothing, expected a valid integer"),
+        ("/sample?n=", "query.n: got nothing, expected a whole number"),
+        ("/sample?temperature=x", "query.temperature: got x, expected a finite number"),
+        ("/interpolate?seeds=1,2&loop=2", "query.loop: got 2, expected true or false"),
+        ("/traverse?seed=1&dims=", "query.dims.0: got nothing, expected a whole number"),
     ],
 )
 def test_lists_and_empty_values_are_refused_in_our_words(client: httpx.Client, path: str, detail: str) -> None:

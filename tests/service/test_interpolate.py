@@ -274,7 +274,7 @@ SEED = {"seed": 1}
         ({"points": [SEED]}, "points", "1 point"),
         ({"z": [1, 2, 3, 4]}, "points", "1 point"),
         ({"seeds": [1, 2], "z": [[0, 0, 0, 0]] * 2}, "points", "seeds and z"),
-        ({"points": "seeds"}, "body.points", "str"),
+        ({"points": "seeds"}, "body.points", "a text"),
         ({"points": [SEED, {}]}, "body.points[1]", "nothing"),
         ({"points": [SEED, {"seed": 1, "z": [0, 0, 0, 0]}]}, "body.points[1]", "z, seed"),
         ({"points": [SEED, {"seed": -1}]}, "body.points[1].seed", "-1"),
@@ -291,7 +291,7 @@ SEED = {"seed": 1}
         ),
         ({"points": [SEED, {"image": "http://example.com/a.png"}]}, "body.points[1].image", "http://example.com/a.png"),
         ({"z": [[0, 0, 0, 0], [0, 0, 0, 1e39]]}, "body.z[1]", "NaN, infinity, or a number beyond float32"),
-        ({"images": "abc"}, "body.images", "str"),
+        ({"images": "abc"}, "body.images", "a text"),
     ],
 )
 def test_points_that_cannot_be_are_refused_by_their_index(

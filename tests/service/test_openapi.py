@@ -2,16 +2,21 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from service.app import create_app
 from service.bodies import readable_types
 from service.errors import PROBLEMS
-from tests.service.linear import Linear
+from service.settings import Settings
+from tests.service.keyring import lines, tokens, write
+from tests.service.linear import Bundles, Linear
 from tests.service.verbs import GETS, VERBS
-from tests.service.wire import base64_png, pixels
+from tests.service.wire import base64_png, pixels, png
+from tests.serving import serving
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +83,12 @@ def test_every_schema_is_used(document: dict[str, Any]) -> None:
     assert set(document["components"]["schemas"]) <= used | {"HTTPValidationError", "ValidationError"}
 
 
-def test_operations_have_names_of_their_own(document: dict[str, Any]) -> None:
+def test_operations_have_names_of_their_own_in_one_style(document: dict[str, Any]) -> None:
     names = [operation["operationId"] for _, _, operation in operations(document)]
-    assert len(set(names)) == len(names)
+    assert sorted(names) == [
+        "decode", "encode", "get_interpolate", "get_sample", "get_traverse", "interpolate", "list_models", "live",
+        "metrics", "ready", "reconstruct", "reload_model", "sample", "score", "show_card", "show_model", "traverse",
+    ]  # fmt: skip
 
 
 def verb_operations(document: dict[str, Any], path: str) -> list[dict[str, Any]]:
@@ -111,22 +119,125 @@ def test_a_parameter_says_its_range_and_default(document: dict[str, Any]) -> Non
     assert parameters["height"] == {"type": "integer", "minimum": 1}
 
 
-SEED = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2**63 - 1}
-
-
 @pytest.mark.parametrize(
-    ("path", "name", "items", "fewest"),
-    [("/interpolate", "seeds", SEED, 2), ("/traverse", "dims", {"type": "integer", "minimum": 0}, 1)],
+    ("path", "name", "pattern", "example"),
+    [("/interpolate", "seeds", "^[0-9]+(,[0-9]+)+$", "3,14"), ("/traverse", "dims", "^[0-9]+(,[0-9]+)*$", "0,3,5")],
 )
-def test_a_list_in_an_address_or_a_form_is_one_value_with_commas(
-    document: dict[str, Any], path: str, name: str, items: dict[str, Any], fewest: int
+def test_a_list_in_an_address_or_a_form_is_a_text_with_commas(
+    kinds: httpx.Client, document: dict[str, Any], path: str, name: str, pattern: str, example: str
 ) -> None:
     (parameter,) = [item for item in document["paths"][path]["get"]["parameters"] if item["name"] == name]
-    assert (parameter["style"], parameter["explode"]) == ("form", False)
-    assert parameter["schema"] == {"type": "array", "items": items, "minItems": fewest}
+    assert (parameter["schema"], parameter["example"]) == ({"type": "string", "pattern": pattern}, example)
+    assert re.fullmatch(pattern, example)
+    assert kinds.get(path, params={"seed": 1, name: example} if name == "dims" else {name: example}).status_code == 200
+    (posted,) = [item for item in document["paths"][path]["post"]["parameters"] if item["name"] == name]
+    assert posted["schema"] == parameter["schema"]
     form = document["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert form["schema"]["properties"][name] == parameter["schema"]
-    assert form["encoding"] == {name: {"style": "form", "explode": False}}
+    assert form["schema"]["properties"][name] == parameter["schema"] | {"description": parameter["description"]}
+    assert "encoding" not in form
+    assert body_schema(document, path)["properties"][name]["anyOf"][0]["type"] == "array"
+
+
+# Defaults and examples
+
+
+def body_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    schema: dict[str, Any] = resolved(document, content["application/json"]["schema"]["$ref"])
+    return schema
+
+
+def stated(options: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a generated client sends of options that nobody has set."""
+    return {name: option["default"] for name, option in options.items() if "default" in option}
+
+
+@pytest.mark.parametrize("path", VERBS)
+def test_a_request_of_every_default_that_it_states_is_taken(
+    kinds: httpx.Client, document: dict[str, Any], full: Linear, path: str
+) -> None:
+    """In the query and the body at once, as clients do that are generated from it."""
+    post = document["paths"][path]["post"]
+    query = stated({item["name"]: item["schema"] for item in post["parameters"]})
+    needed: dict[str, Any] = (
+        {"z": [0] * 10} if path == "/decode" else {"images": [base64_png(row) for row in pixels(2, full.shape)]}
+    )
+    body = stated(body_schema(document, path)["properties"])
+    points: dict[str, dict[str, Any]] = {"/sample": {}, "/traverse": {"seed": 1}, "/interpolate": {"seeds": [1, 2]}}
+    answer = kinds.post(path, params=query, json=body | points.get(path, needed))
+    assert answer.status_code == 200, answer.text
+    form = post["requestBody"]["content"].get("multipart/form-data")
+    if form and path != "/traverse":
+        fields = stated(form["schema"]["properties"])
+        parts = [("images", (None, png(row))) for row in pixels(2, full.shape)]
+        answer = kinds.post(path, params=query, data=fields, files=parts)
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", VERBS)
+def test_a_post_says_its_defaults_in_words(document: dict[str, Any], path: str) -> None:
+    post = document["paths"][path]["post"]
+    content = post["requestBody"]["content"]
+    form = content.get("multipart/form-data", {"schema": {"properties": {}}})
+    for name, field in VERBS[path].options.model_fields.items():
+        (parameter,) = [item for item in post["parameters"] if item["name"] == name]
+        places = [
+            parameter["schema"] | {"description": parameter["description"]},
+            body_schema(document, path)["properties"][name],
+            *([form["schema"]["properties"][name]] if form["schema"]["properties"] else []),
+        ]
+        said = {None: ""}.get(field.default, f" Default: `{str(field.default).replace('False', 'false')}`.")
+        for option in places:
+            assert option["description"] == f"{field.description}{said}"
+            assert not {"default", "example", "examples"} & option.keys()
+        assert "example" not in parameter
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_a_get_states_its_defaults(document: dict[str, Any], path: str) -> None:
+    found = stated({item["name"]: item["schema"] for item in document["paths"][path]["get"]["parameters"]})
+    defaults = {name: field.default for name, field in VERBS[path].options.model_fields.items()}
+    assert found == {name: default for name, default in defaults.items() if default is not None}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[httpx.Client]:
+    with serving([]) as running, httpx.Client(base_url=running.url, timeout=30) as http:
+        yield http
+
+
+@pytest.mark.parametrize("path", VERBS)
+def test_the_example_of_a_body_is_taken_by_the_shipped_model(
+    shipped: httpx.Client, document: dict[str, Any], path: str
+) -> None:
+    (example,) = body_schema(document, path)["examples"]
+    answer = shipped.post(path, json=example)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", VERBS)
+def test_the_forms_of_a_verb_stand_in_its_bodies_too(document: dict[str, Any], path: str) -> None:
+    forms = [form.label for form in VERBS[path].forms]
+    in_json = body_schema(document, path)["properties"]["format"]
+    assert in_json["anyOf"] == [{"type": "string", "enum": forms}, {"type": "null"}]
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    if "multipart/form-data" in content:
+        assert content["multipart/form-data"]["schema"]["properties"]["format"]["enum"] == forms
+
+
+def test_latents_are_lists_of_numbers_however_deep(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    latent = {"$ref": "#/components/schemas/Latent"}
+    assert schemas["Latent"] == {"type": "array", "items": {"anyOf": [{"type": "number"}, latent]}}
+    assert schemas["DecodeBody"]["properties"]["z"]["$ref"] == latent["$ref"]
+    assert schemas["EncodeAnswer"]["properties"]["mu"]["items"]["$ref"] == latent["$ref"]
+    assert schemas["Point"]["properties"]["z"]["anyOf"][0]["$ref"] == latent["$ref"]
+
+
+def test_a_model_is_described_by_its_manifest(document: dict[str, Any]) -> None:
+    model = document["components"]["schemas"]["ModelAnswer"]["properties"]
+    assert model["image"] == {"$ref": "#/components/schemas/ImageSpec"}
+    assert model["manifest"] == {"$ref": "#/components/schemas/Manifest"}
 
 
 @pytest.mark.parametrize("model", ["EncodeAnswer", "ScoreAnswer", "PicturesAnswer"])
@@ -144,10 +255,17 @@ def test_a_body_is_required_of_verbs_that_have_nothing_to_do_without(document: d
     assert {path for path, form in forms.items() if form and "required" in form["schema"]} == required - {"/decode"}
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+IN_ORDER = re.findall(
+    r"`([a-z]+/[a-z.-]+)`(?= `|(?: \|))", PAGE[PAGE.index("| body | verbs") : PAGE.index("Options stand in")]
+)
+
+
 @pytest.mark.parametrize("path", VERBS)
 def test_every_body_that_is_read_stands_in_it(document: dict[str, Any], path: str) -> None:
     contents = document["paths"][path]["post"]["requestBody"]["content"]
     assert set(contents) == set(readable_types(VERBS[path].takes))
+    assert list(contents) == [each for each in IN_ORDER if each in contents]
     schema = resolved(document, contents["application/json"]["schema"]["$ref"])
     assert set(schema["properties"]) == set(VERBS[path].options.model_fields) | VERBS[path].takes
     if path in GETS:
@@ -162,16 +280,56 @@ def test_every_form_of_answer_stands_in_it(document: dict[str, Any], path: str) 
         assert {"X-Model", "X-Request-ID", "Server-Timing"} <= set(answer["headers"])
 
 
+TITLES = {kind.title: kind for kind in PROBLEMS}
+
+
+def kinds_of(operation: dict[str, Any]) -> set[str]:
+    """The problems that an operation may come to."""
+    said = [answer["description"] for status, answer in operation["responses"].items() if status >= "400"]
+    return {TITLES[title].kind for each in said for title in each.split("; or: ")}
+
+
+OF_ALL = {"head-too-large", "internal", "too-many-connections"}
+OF_VERBS = OF_ALL | {
+    "not-found", "not-acceptable", "too-large", "invalid", "queue-full", "not-ready", "out-of-memory",
+    "deadline-passed",
+}  # fmt: skip
+OF_BODIES = {"bad-body", "slow-body", "unsupported-type"}
+
+
 @pytest.mark.parametrize("path", VERBS)
-def test_every_error_of_the_list_stands_in_it_as_a_problem(document: dict[str, Any], path: str) -> None:
-    known = {str(kind.status) for kind in PROBLEMS} - {"405", "401", "403"}  # of no operation; of keys, which are off
+def test_a_verb_lists_the_problems_that_it_can_come_to(document: dict[str, Any], path: str) -> None:
+    lacking = {"model-cannot"} if path not in {"/decode", "/reconstruct"} else set()
     for operation in verb_operations(document, path):
-        errors = {status: item for status, item in operation["responses"].items() if status >= "400"}
-        without_body = {"400", "408", "415"} if "requestBody" not in operation else set()
-        assert set(errors) == known - without_body
-        for item in errors.values():
-            schema = resolved(document, item["content"]["application/problem+json"]["schema"]["$ref"])
-            assert set(schema["properties"]) == {"type", "title", "status", "detail", "instance", "errors"}
+        assert kinds_of(operation) == OF_VERBS | lacking | (OF_BODIES if "requestBody" in operation else set())
+        for status, item in operation["responses"].items():
+            if status >= "400":
+                schema = resolved(document, item["content"]["application/problem+json"]["schema"]["$ref"])
+                assert set(schema["properties"]) == {"type", "title", "status", "detail", "instance", "errors"}
+
+
+def test_other_routes_list_the_problems_that_they_can_come_to(document: dict[str, Any]) -> None:
+    own = {
+        "list_models": set(), "show_model": {"not-found"}, "show_card": {"not-found"}, "metrics": set(),
+        "reload_model": {"not-found", "reload-refused", "not-ready", "keys-off"},
+        "live": {"not-ready"}, "ready": {"not-ready"},
+    }  # fmt: skip
+    others = [operation for path, _, operation in operations(document) if path not in VERBS]
+    assert {operation["operationId"]: kinds_of(operation) for operation in others} == {
+        name: OF_ALL | kinds for name, kinds in own.items()
+    }
+
+
+def test_with_keys_on_operations_list_those_of_keys_too(bundles: Bundles, tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.toml", lines(tokens("reader")))
+    document = create_app(Settings(bundles=(bundles.colour,), api_keys_file=keys), cores=1).openapi()
+    for path, _, operation in operations(document):
+        of_keys = kinds_of(operation) & {"no-key", "key-lacks-scope", "keys-off", "rate-used-up"}
+        assert of_keys == (set() if path.startswith("/health/") else {"no-key", "key-lacks-scope", "rate-used-up"}), (
+            path
+        )
+    assert {"queue-full", "rate-used-up"} <= kinds_of(document["paths"]["/sample"]["get"])
+    assert "queue-full" not in kinds_of(document["paths"]["/models"]["get"])
 
 
 @pytest.mark.parametrize("path", GETS)
@@ -258,7 +416,7 @@ def test_every_option_stands_among_the_fields_of_a_form(document: dict[str, Any]
 
 
 # Of HTTP itself, and what tells a browser what it may do.
-UNNAMED = {"date", "content-type", "content-length", "connection", "x-content-type-options", "content-security-policy"}
+UNNAMED = {"date", "content-type", "content-length", "connection", "x-content-type-options"}
 SENT: list[tuple[str, str, int, dict[str, str]]] = [
     ("/sample", "", 200, {}),
     ("/sample", "?seed=1", 304, {"if-none-match": "*"}),
@@ -267,6 +425,7 @@ SENT: list[tuple[str, str, int, dict[str, str]]] = [
     ("/interpolate", "?seeds=1,2", 200, {}),
     ("/interpolate", "", 422, {}),
     ("/traverse", "?seed=1", 200, {}),
+    ("/traverse", "?seed=1", 304, {"if-none-match": "*"}),
     ("/models", "", 200, {}),
     ("/models/{name}", "", 200, {}),
     ("/models/{name}", "?", 404, {}),
@@ -289,10 +448,20 @@ def test_every_header_of_an_answer_stands_in_it(
     assert {name.lower() for name in headers} <= {item["name"].lower() for item in operation["parameters"]}
 
 
+def test_every_header_of_a_card_stands_in_it(shipped: httpx.Client, document: dict[str, Any]) -> None:
+    responses = document["paths"]["/models/{name}/card"]["get"]["responses"]
+    for held, status in (({}, 200), ({"if-none-match": "*"}, 304)):
+        answer = shipped.get("/models/fashion/card", headers=held)
+        assert answer.status_code == status
+        assert answer.headers.keys() - UNNAMED == {name.lower() for name in responses[str(status)]["headers"]}
+
+
 def test_what_any_request_may_come_to_stands_at_every_operation(document: dict[str, Any]) -> None:
     for _, _, operation in operations(document):
         assert {"431", "500", "503"} <= operation["responses"].keys()
-        assert all("X-Request-ID" in answer["headers"] for answer in operation["responses"].values())
+        for status, answer in operation["responses"].items():
+            seen = status != "431" and answer["description"] != "Too many connections"  # by an application
+            assert ("X-Request-ID" in answer["headers"]) == seen, status
         assert "Retry-After" in operation["responses"]["503"]["headers"]
 
 

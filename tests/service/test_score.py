@@ -196,7 +196,7 @@ def test_rows_of_open_sizes_count_pixels(kinds: httpx.Client) -> None:
     ("params", "fault"),
     [
         ({"k": -1}, ("query.k", "-1", "greater than or equal to 0")),
-        ({"k": "many"}, ("query.k", "many", "a valid integer, unable to parse string as an integer")),
+        ({"k": "many"}, ("query.k", "many", "a whole number")),
         ({"seed": -1}, ("query.seed", "-1", "greater than or equal to 0")),
         ({"draws": 1}, ("query.draws", "draws", "one of model, format, k, seed")),
         ({"format": "png"}, ("format", "png", "one of json, safetensors")),
