@@ -8,22 +8,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from model import checkpoint, data, fingerprints, memory, run
-from model.checkpoint import Checkpoint, DataConfig, Origin, RunConfig
+from model import checkpoint, data, lock, measuring, memory, run
+from model.checkpoint import DataConfig, RunConfig
 from model.errors import BadCheckpoint, BadData, BadSetting, Died, NotANumber
 from model.gaussian import SCALE_HEADS
 from model.machine import DEVICES, join
+from model.measuring import NllRequest
 from model.nll import Precision
 from model.presets import PRESETS
-from model.run import NllRequest
 from model.schedules import BETA_SCHEDULES
 from model.study.plan import Settings as StudySettings
 from model.study.plan import plan as plan_study
-from model.training import PRECISIONS, TrainConfig, require_compatible
+from model.training import PRECISIONS, Learner, TrainConfig, require_compatible
 from model.vae import FAMILIES, LIKELIHOODS, ModelConfig
 
 app = typer.Typer(
@@ -38,8 +38,6 @@ _OF_A_DENSITY = ("scale_head", "beta", "beta_schedule", "kl_warmup_epochs", "fre
 
 # What torch says of memory, on a CPU and on a GPU, and numpy.
 _IS_OF_MEMORY = re.compile(r"(?i)MemoryError|out of memory|not enough memory|allocate memory|bad_alloc")
-
-_Shape = TypeVar("_Shape", tuple[int, int, int], tuple[int | None, int | None, int | None])
 
 DataPath = Annotated[
     Path | None,
@@ -61,20 +59,9 @@ Depth = Annotated[
 ]
 
 
-def _default(kind: type[ModelConfig] | type[TrainConfig], name: str) -> str:
-    return str(next(field.default for field in dataclasses.fields(kind) if field.name == name))
-
-
-def _model(name: str, flag: str, text: str) -> Any:
-    return typer.Option(flag, help=text, show_default=_default(ModelConfig, name))
-
-
-def _training(name: str, flag: str, text: str) -> Any:
-    return typer.Option(flag, help=text, show_default=_default(TrainConfig, name))
-
-
-def _study(name: str, text: str) -> Any:
-    return typer.Option(f"--{name.replace('_', '-')}", help=text)
+def _of(kind: type[ModelConfig] | type[TrainConfig], name: str, text: str) -> Any:
+    """The option of a field; not given it is None, so that a run's own value is known from one that was asked for."""
+    return typer.Option(help=text, show_default=str(getattr(kind, name)))
 
 
 @app.callback()
@@ -106,162 +93,136 @@ def fit(
     ] = None,
     device: Annotated[str, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}.")] = "auto",
     save_every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="Save at the end of an epoch, if so long after the last.")
+        float, typer.Option(metavar="SECONDS", min=0, help="Save at a line of the log, if so long after the last.")
     ] = run.SAVE_EVERY_S,
-    family: Annotated[str | None, _model("family", "--family", f"{', '.join(FAMILIES)}.")] = None,
-    preset: Annotated[str | None, _model("preset", "--preset", f"Networks: {', '.join(PRESETS)}.")] = None,
+    family: Annotated[str | None, _of(ModelConfig, "family", f"{', '.join(FAMILIES)}.")] = None,
+    preset: Annotated[str | None, _of(ModelConfig, "preset", f"Networks: {', '.join(PRESETS)}.")] = None,
     features: Features = None,
     depth: Depth = None,
-    latent_dim: Annotated[int | None, _model("latent_dim", "--latent-dim", "Numbers in one z.")] = None,
+    latent_dim: Annotated[int | None, _of(ModelConfig, "latent_dim", "Numbers in one z.")] = None,
     likelihood: Annotated[
-        str | None, _model("likelihood", "--likelihood", f"p(x given z): {', '.join(LIKELIHOODS)}.")
+        str | None, _of(ModelConfig, "likelihood", f"p(x given z): {', '.join(LIKELIHOODS)}.")
     ] = None,
     sigma: Annotated[
-        str | None, _model("sigma", "--sigma", "Of the gaussian: a standard deviation, learned or optimal.")
+        str | None, _of(ModelConfig, "sigma", "Of the gaussian: a standard deviation, learned or optimal.")
     ] = None,
     dequantised: Annotated[
         bool | None, typer.Option("--dequantised", help="Add noise of one grey level, so that bits/dim can be given.")
     ] = None,
     scale_head: Annotated[
-        str | None, _model("scale_head", "--scale-head", f"What the encoder emits: {', '.join(SCALE_HEADS)}.")
+        str | None, _of(ModelConfig, "scale_head", f"What the encoder emits: {', '.join(SCALE_HEADS)}.")
     ] = None,
-    epochs: Annotated[int | None, _training("epochs", "--epochs", "Passes over the training pictures.")] = None,
-    batch_size: Annotated[int | None, _training("batch_size", "--batch-size", "Pictures per step.")] = None,
+    epochs: Annotated[int | None, _of(TrainConfig, "epochs", "Passes over the training pictures.")] = None,
+    batch_size: Annotated[int | None, _of(TrainConfig, "batch_size", "Pictures per step.")] = None,
     accumulate: Annotated[
-        int | None, _training("accumulate", "--accumulate", "Slices that a step is worked through in.")
+        int | None, _of(TrainConfig, "accumulate", "Slices that a step is worked through in.")
     ] = None,
-    learning_rate: Annotated[
-        float | None, _training("learning_rate", "--learning-rate", "AdamW's largest step size.")
-    ] = None,
+    learning_rate: Annotated[float | None, _of(TrainConfig, "learning_rate", "AdamW's largest step size.")] = None,
     lr_warmup_steps: Annotated[
-        int | None, _training("lr_warmup_steps", "--lr-warmup-steps", "Steps in which it rises from 0.")
+        int | None, _of(TrainConfig, "lr_warmup_steps", "Steps in which it rises from 0.")
     ] = None,
-    weight_decay: Annotated[float | None, _training("weight_decay", "--weight-decay", "AdamW's decay.")] = None,
-    beta: Annotated[float | None, _training("beta", "--beta", "Weight of the KL term after its warm-up.")] = None,
+    weight_decay: Annotated[float | None, _of(TrainConfig, "weight_decay", "AdamW's decay.")] = None,
+    beta: Annotated[float | None, _of(TrainConfig, "beta", "Weight of the KL term after its warm-up.")] = None,
     beta_schedule: Annotated[
-        str | None, _training("beta_schedule", "--beta-schedule", f"How it rises: {', '.join(BETA_SCHEDULES)}.")
+        str | None, _of(TrainConfig, "beta_schedule", f"How it rises: {', '.join(BETA_SCHEDULES)}.")
     ] = None,
     kl_warmup_epochs: Annotated[
-        float | None, _training("kl_warmup_epochs", "--kl-warmup-epochs", "Epochs in which that weight rises from 0.")
+        float | None, _of(TrainConfig, "kl_warmup_epochs", "Epochs in which that weight rises from 0.")
     ] = None,
     free_bits: Annotated[
-        float | None, _training("free_bits", "--free-bits", "Nats of KL per latent dimension that cost nothing more.")
+        float | None, _of(TrainConfig, "free_bits", "Nats of KL per latent dimension that cost nothing more.")
     ] = None,
     iw_samples: Annotated[
-        int | None, _training("iw_samples", "--iw-samples", "Draws of the importance-weighted bound, in a last phase.")
+        int | None, _of(TrainConfig, "iw_samples", "Draws of the importance-weighted bound, in a last phase.")
     ] = None,
-    iw_epochs: Annotated[float | None, _training("iw_epochs", "--iw-epochs", "Epochs of that last phase.")] = None,
-    grad_clip: Annotated[float | None, _training("grad_clip", "--grad-clip", "Largest norm of the gradient.")] = None,
+    iw_epochs: Annotated[float | None, _of(TrainConfig, "iw_epochs", "Epochs of that last phase.")] = None,
+    grad_clip: Annotated[float | None, _of(TrainConfig, "grad_clip", "Largest norm of the gradient.")] = None,
     average_decay: Annotated[
-        float | None, _training("average_decay", "--average-decay", "What the averaged weights keep at each step.")
+        float | None, _of(TrainConfig, "average_decay", "What the averaged weights keep at each step.")
     ] = None,
     precision: Annotated[
-        str | None, _training("precision", "--precision", f"Of the networks: {', '.join(PRECISIONS)}.")
+        str | None, _of(TrainConfig, "precision", f"Of the networks: {', '.join(PRECISIONS)}.")
     ] = None,
     compiled: Annotated[
         bool | None, typer.Option("--compile", help="Let torch.compile translate the networks.")
     ] = None,
     processes: Annotated[
-        int | None, _training("processes", "--processes", "Processes that share each step, started by torchrun.")
+        int | None, _of(TrainConfig, "processes", "Processes that share each step, started by torchrun.")
     ] = None,
-    seed: Annotated[int | None, _training("seed", "--seed", "Where all randomness of the run starts.")] = None,
+    seed: Annotated[int | None, _of(TrainConfig, "seed", "Where all randomness of the run starts.")] = None,
 ) -> None:
     """Train a VAE into a checkpoint; Ctrl-C saves, --resume goes on."""
-    model_options = {
-        "family": family,
-        "preset": preset,
-        "features": features,
-        "depth": depth,
-        "latent_dim": latent_dim,
-        "likelihood": likelihood,
-        "sigma": None if sigma is None else _parse_sigma(sigma),
-        "dequantised": dequantised,
-        "scale_head": scale_head,
-    }
-    training_options = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "learning_rate": learning_rate,
-        "lr_warmup_steps": lr_warmup_steps,
-        "weight_decay": weight_decay,
-        "beta": beta,
-        "beta_schedule": beta_schedule,
-        "kl_warmup_epochs": kl_warmup_epochs,
-        "free_bits": free_bits,
-        "iw_samples": iw_samples,
-        "iw_epochs": iw_epochs,
-        "grad_clip": grad_clip,
-        "average_decay": average_decay,
-        "precision": precision,
-        "compile": compiled,
-        "processes": processes,
-        "seed": seed,
-    }
+    model_options = _given(
+        family=family,
+        preset=preset,
+        features=features,
+        depth=depth,
+        latent_dim=latent_dim,
+        likelihood=likelihood,
+        sigma=None if sigma is None else _parse_sigma(sigma),
+        dequantised=dequantised,
+        scale_head=scale_head,
+    )
+    training_options = _given(
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        lr_warmup_steps=lr_warmup_steps,
+        weight_decay=weight_decay,
+        beta=beta,
+        beta_schedule=beta_schedule,
+        kl_warmup_epochs=kl_warmup_epochs,
+        free_bits=free_bits,
+        iw_samples=iw_samples,
+        iw_epochs=iw_epochs,
+        grad_clip=grad_clip,
+        average_decay=average_decay,
+        precision=precision,
+        compile=compiled,
+        processes=processes,
+        seed=seed,
+    )
     with _sentences():
+        others = _given(size=size, channels=channels, start_from=start_from and start_from.resolve().name)
+        given = model_options | training_options | others
         stored = checkpoint.read_config(out) if resume else None
         origin = checkpoint.read(start_from) if start_from and not resume else None
         base = stored.model if stored else origin.config.model if origin else None
-        if (family or (base.family if base else None)) == "autoencoder":
-            _require_none_of_a_density(_given(model_options | training_options))
-        training = _training_config(_given(training_options), stored=stored)
-        if stored is None:  # what does not hang on the pictures is refused before they are read, which may take hours
-            image_shape = _asked(size, channels, base.image_shape if base else (1, 1, 1))
-            early = _model_config(image_shape, model_options, base=base)
-            require_compatible(early, training)
-            if origin is not None:
-                run.require_same_model(early, origin)
-            run.require_free(out)
+        height, width, channels = _asked(size, channels, base)
+        model = base or ModelConfig(height or 1, width or 1, channels or 1, **_of_likelihood(model_options))
+        training = stored.training if stored else TrainConfig(**training_options)
+        _require_possible(out, given, model=model, training=training, stored=stored, has_origin=origin is not None)
         machine = join(device, processes=training.processes)
-        height, width, channels = _asked(size, channels, base.image_shape if base else (None, None, None))
         if stored is not None:
             validation = stored.data.n_validation if validation is None else validation
             validation_seed = stored.data.validation_seed if validation_seed is None else validation_seed
         dataset = data.with_validation(
-            _read(
-                data_path,
-                size=(height, width) if height and width else None,
-                channels=channels,
-            ),
+            _read(data_path, size=(height, width) if height and width else None, channels=channels),
             validation or 0,
             seed=validation_seed or 0,
         )
+        height, width, channels = dataset.image_shape
         config = RunConfig(
-            model=_model_config(dataset.image_shape, model_options, base=base),
+            model=dataclasses.replace(model, height=height, width=width, channels=channels),
             training=training,
-            data=DataConfig(
-                name=dataset.name,
-                n_train=len(dataset.train),
-                n_validation=len(dataset.validation),
-                validation_seed=validation_seed or 0,
-                n_test=len(dataset.test),
-                sha256=dataset.sha256,
-            ),
-            origin=_origin(start_from, found=origin, stored=stored, dataset=dataset),
+            data=DataConfig.of(dataset, validation_seed=validation_seed or 0),
+            origin=stored.origin if stored else None,
         )
-        learner = (
-            run.resume(out, config, machine=machine)
-            if resume
-            else run.start(out, config, dataset=dataset, origin=origin, machine=machine)
-        )
-        if resume and machine.is_main:
-            for change in run.changed_machine(out, learner):
-                print(f"vae-train: warning: {change}; the last digits may differ from now on", file=sys.stderr)
-        if machine.is_main and not resume:
-            for cut in run.cut_warm_ups(learner):
-                print(f"vae-train: warning: {cut}", file=sys.stderr)
-        outcome = run.train(out, learner, dataset, save_every_s=save_every)
-        machine.leave()
-        if not machine.is_main:
-            return
-        if outcome.signal_number is not None:
-            print(
-                f"Stopped and saved at step {outcome.step} of {outcome.steps}."
-                " The same command with --resume goes on from there.",
-                file=sys.stderr,
-            )
-            raise typer.Exit(128 + outcome.signal_number)
-        _report(run.measure(out, dataset=dataset, machine=machine), folder=out)
+        if resume:
+            learner = run.resume(out, config, machine=machine)
+            warnings = [
+                f"{change}; the last digits may differ from now on" for change in run.changed_machine(out, learner)
+            ]
+        else:
+            if start_from is not None and origin is not None:
+                config = dataclasses.replace(config, origin=run.origin_of(start_from, origin, dataset=dataset))
+            learner = run.start(out, config, dataset=dataset, origin=origin, machine=machine)
+            warnings = run.cut_warm_ups(learner)
+        if machine.is_main:
+            for warning in warnings:
+                print(f"vae-train: warning: {warning}", file=sys.stderr)
+        _train(out, learner, dataset, save_every_s=save_every)
 
 
 @app.command()
@@ -307,7 +268,7 @@ def evaluate(
         )
         if len(dataset.train) == stored.data.n_train + stored.data.n_validation:  # other data has no such part
             dataset = data.with_validation(dataset, stored.data.n_validation, seed=stored.data.validation_seed)
-        metrics = run.measure(folder, dataset=dataset, draws=draws, seed=seed, nll=request, machine=machine)
+        metrics = measuring.measure(folder, dataset=dataset, draws=draws, seed=seed, nll=request, machine=machine)
         print(json.dumps(metrics, indent=2))
 
 
@@ -315,23 +276,23 @@ def evaluate(
 def study(
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="Folder of the study; new, or one to go on.")],
     data_path: DataPath = None,
-    seeds: Annotated[int, _study("seeds", "Times that all is trained, from seeds 0, 1, …")] = StudySettings.seeds,
+    seeds: Annotated[int, typer.Option(help="Times that all is trained, from seeds 0, 1, …")] = StudySettings.seeds,
     epochs: Annotated[
         int | None,
         typer.Option(help="Passes over the pictures.", show_default="5, or as many as make 1,500 steps"),
     ] = None,
     latent_dim: Annotated[
-        int, _study("latent_dim", "Numbers in one z of the models that are measured.")
+        int, typer.Option(help="Numbers in one z of the models that are measured.")
     ] = StudySettings.latent_dim,
     sketch: Annotated[
-        int, _study("sketch", "Training pictures, at most, of models with 2 latents and of the sweep of sigma.")
+        int, typer.Option(help="Training pictures, at most, of models with 2 latents and of the sweep of sigma.")
     ] = StudySettings.sketch,
-    preset: Annotated[str, _study("preset", f"Networks: {', '.join(PRESETS)}.")] = StudySettings.preset,
+    preset: Annotated[str, typer.Option(help=f"Networks: {', '.join(PRESETS)}.")] = StudySettings.preset,
     features: Features = None,
     depth: Depth = None,
-    batch_size: Annotated[int, _study("batch_size", "Pictures per step.")] = StudySettings.batch_size,
+    batch_size: Annotated[int, typer.Option(help="Pictures per step.")] = StudySettings.batch_size,
     precision: Annotated[
-        str, _study("precision", f"Of the networks in training: {', '.join(PRECISIONS)}.")
+        str, typer.Option(help=f"Of the networks in training: {', '.join(PRECISIONS)}.")
     ] = StudySettings.precision,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Fit pictures to this size.", show_default="their own, if shared")
@@ -366,7 +327,7 @@ def study(
             print("Stopped and saved. The same command goes on from there.", file=sys.stderr)
             raise typer.Exit(128 + found)
         for verdict in found.verdicts:
-            print(f"{verdict.word + ':':<13}{verdict.claim.sentence} ({verdict.claim.number})")
+            print(f"{verdict.word + ':':<16}{verdict.claim.sentence} ({verdict.claim.number})")
         print(f"{out / 'index.html'}: {len(plan.members)} runs in {found.seconds / 60:.1f} minutes")
 
 
@@ -379,43 +340,70 @@ def _read(path: Path | None, *, size: tuple[int, int] | None, channels: int | No
     return dataset
 
 
-def _asked(size: str | None, channels: int | None, otherwise: _Shape) -> _Shape:
-    """Height, width and channels as they were asked for."""
-    height, width = otherwise[:2] if size is None else _parse_size(size)
-    return height, width, channels or otherwise[2]
+def _asked(
+    size: str | None, channels: int | None, base: ModelConfig | None
+) -> tuple[int | None, int | None, int | None]:
+    """Height, width and channels as they were asked for, else those of the model that a run goes on with."""
+    was: tuple[int | None, int | None, int | None] = base.image_shape if base else (None, None, None)
+    height, width = was[:2] if size is None else _parse_size(size)
+    return height, width, channels or was[2]
 
 
-def _origin(
-    folder: Path | None, *, found: Checkpoint | None, stored: RunConfig | None, dataset: data.Dataset
-) -> Origin | None:
-    """Where a run starts, or did: by then the other run need not be there, and is told by its name."""
-    if folder is None:
-        return stored.origin if stored else None
-    name = folder.resolve().name
-    if found is not None:
-        return Origin(name, sha256=fingerprints.of_model(found.vae), same_test=run.has_same_test(dataset, found))
-    was = stored.origin if stored else None
-    return was if was and was.name == name else Origin(name, sha256="", same_test=False)  # another one is refused
+def _require_possible(
+    out: Path,
+    given: dict[str, Any],
+    *,
+    model: ModelConfig,
+    training: TrainConfig,
+    stored: RunConfig | None,
+    has_origin: bool,
+) -> None:
+    """Nothing, if options make a run, as far as it does not hang on pictures, whose reading may take hours.
+
+    Raises:  BadSetting that names one of the options given
+    """
+    was = vars(model) | {"size": f"{model.height}x{model.width}"}
+    if stored is not None:
+        was |= vars(training) | {"start_from": stored.origin and stored.origin.name}
+        _require_same(given, was, why=f"with which {out} was started")
+        lock.require_free(out)
+    else:
+        run.require_free(out)
+        if has_origin:
+            _require_same(given, was, why="as the run has that it is to start from")
+    if model.family == "autoencoder":
+        _require_none_of_a_density(given)
+    require_compatible(model, training)
 
 
-def _model_config(
-    image_shape: tuple[int, int, int], options: dict[str, Any], *, base: ModelConfig | None
-) -> ModelConfig:
-    options = _of_likelihood(options) | dict(zip(("height", "width", "channels"), image_shape, strict=True))
-    return ModelConfig(**options) if base is None else dataclasses.replace(base, **options)
+def _require_same(given: dict[str, Any], was: dict[str, Any], *, why: str) -> None:
+    for name, value in given.items():
+        if name in was and value != was[name]:
+            raise BadSetting(f"{name}: got {value}, expected {was[name]}, {why}")
 
 
-def _of_likelihood(options: dict[str, Any]) -> dict[str, Any]:
+def _train(out: Path, learner: Learner, dataset: data.Dataset, *, save_every_s: float) -> None:
+    """The run to its end, where the main process measures it, or to the signal that stops it."""
+    outcome = run.train(out, learner, dataset, save_every_s=save_every_s)
+    learner.machine.leave()
+    if not learner.machine.is_main:
+        return
+    if outcome.signal_number is not None:
+        print(
+            f"Stopped and saved at step {outcome.step} of {outcome.steps}."
+            " The same command with --resume goes on from there.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(128 + outcome.signal_number)
+    _report(measuring.measure(out, dataset=dataset, machine=learner.machine), folder=out)
+
+
+def _of_likelihood(given: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; only a gaussian has a sigma by default."""
-    given = _given(options)
     return {"sigma": None, **given} if given.get("likelihood", "gaussian") != "gaussian" else given
 
 
-def _training_config(options: dict[str, Any], *, stored: RunConfig | None) -> TrainConfig:
-    return TrainConfig(**options) if stored is None else dataclasses.replace(stored.training, **options)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -441,13 +429,13 @@ def _nll_request(
 ) -> NllRequest | None:
     """What the options of that estimate say, which mean nothing without it."""
     options = {"--nll-images": images, "--nll-draws": draws, "--nll-samples": samples, "--precision": precision}
-    given = _given(options)
+    given = _given(**options)
     if not is_wanted:
         for name, value in given.items():
             raise BadSetting(f"{name}: got {value!r} without --nll, expected both")
         return None
     return NllRequest(
-        images=images,
+        n_images=images,
         draws=NllRequest.draws if draws is None else draws,
         samples=NllRequest.samples if samples is None else _parse_samples(samples),
         precision=NllRequest.precision if precision is None else _parse_precision(precision),

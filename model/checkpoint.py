@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import safetensors
@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from model.data import Dataset
 from model.errors import BadCheckpoint
 from model.files import write_together, write_whole
 from model.parts import Images
@@ -49,6 +50,18 @@ class DataConfig:
     sha256: str
     """Hash over all of them, as `model.data.Dataset` computes it."""
 
+    @classmethod
+    def of(cls, dataset: Dataset, *, validation_seed: int) -> Self:
+        """What a data set is to a run."""
+        return cls(
+            name=dataset.name,
+            n_train=len(dataset.train),
+            n_validation=len(dataset.validation),
+            validation_seed=validation_seed,
+            n_test=len(dataset.test),
+            sha256=dataset.sha256,
+        )
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -59,7 +72,9 @@ class Origin:
     sha256: str
     """Hash of its model, as `model.fingerprints.of_model` computes it."""
     same_test: bool
-    """Whether its test pictures are this run's, so that it had not learnt from them."""
+    """Whether its test pictures are this run's, and those of all before it too, so that none had learnt from them."""
+    tests: tuple[str, ...] = ()
+    """Hashes of a few test pictures of each, the probe: its own first, then those of the runs before it."""
 
 
 Config = TypeVar("Config", ModelConfig, TrainConfig, DataConfig, Origin)
@@ -122,11 +137,14 @@ def read_config(folder: Path) -> RunConfig:
     content = _read_json(path)
     if content.get("format") != FORMAT:
         raise BadCheckpoint(f"{path}: got format {content.get('format')!r}, expected {FORMAT}")
+    origin = content.get("origin")
+    if isinstance(origin, dict):  # runs were written without `tests` at first
+        content["origin"] = {"tests": [], **origin}
     return RunConfig(
         model=_parse(path, "model", content, kind=ModelConfig),
         training=_parse(path, "training", content, kind=TrainConfig),
         data=_parse(path, "data", content, kind=DataConfig),
-        origin=None if content.get("origin") is None else _parse(path, "origin", content, kind=Origin),
+        origin=None if origin is None else _parse(path, "origin", content, kind=Origin),
     )
 
 

@@ -297,12 +297,14 @@ def _test_pictures(config: RunConfig, metrics: Mapping[str, Any]) -> Check | Non
         return None
     origin = config.origin
     sentence = f"Figures are over {images:,} of {config.data.n_test:,} test pictures of {config.data.name}."
-    if name != config.data.name:
+    of_the_run = figure(metrics, "protocol", "of_the_run")
+    if name != config.data.name and not of_the_run:  # the very same may have been renamed
         sentence = f"Figures are over {images:,} pictures of {name}; the run learnt from {config.data.name}."
-    elif figure(metrics, "protocol", "of_the_run") is False:
+        return Check("Test pictures", False, sentence)
+    if of_the_run is False:
         sentence += " They are not those that the run was started with: it may have been trained on some of them."
         return Check("Test pictures", False, sentence)
-    elif origin is not None and not origin.same_test:
+    if origin is not None and not origin.same_test:
         sentence += f" The weights of {origin.name}, with which the run began, may have learnt from some of them."
         return Check("Test pictures", False, sentence)
-    return Check("Test pictures", images == config.data.n_test and name == config.data.name, sentence)
+    return Check("Test pictures", images == config.data.n_test, sentence)

@@ -12,12 +12,13 @@ import numpy as np
 from model import arrays, fitting, folders, hub
 from model.errors import BadData, OtherShape
 from model.fitting import SUFFIXES, PictureFiles
-from model.parts import Images, Labels, Part, Parts, all_over
+from model.parts import Images, Labels, Part, Parts, all_over, rows_at_once
 
 _TEST_SHARE = 0.1
 _FILES = {".zip", ".npz", ".parquet"}
 # The split belongs to the data and not to a run, so that runs of any seed are measured on the same pictures.
 _SPLIT_SEED = 0
+_MOVED_ROWS = 4096
 
 
 def _no_pictures() -> Images:
@@ -38,6 +39,7 @@ class Dataset:
     test_labels: Labels | None = None
     validation: Images = field(default_factory=_no_pictures)
     validation_labels: Labels | None = None
+    is_validation_drawn: bool = False  # from the training pictures, and no part of the source
     skipped: tuple[str, ...] = ()  # the first pictures that could not be read: name and reason
     n_skipped: int = 0  # how many there were
 
@@ -106,6 +108,8 @@ def read(
 def with_validation(dataset: Dataset, n: int, *, seed: int) -> Dataset:
     """The data set with n pictures moved from train to validation, drawn by the seed; its own validation part is kept.
 
+    It takes the memory of the one given over, which is used up by that: of large data there is no room for another.
+
     Raises:  BadData if fewer than one picture would be left to train on
     """
     if n == 0 or len(dataset.validation):
@@ -120,6 +124,7 @@ def with_validation(dataset: Dataset, n: int, *, seed: int) -> Dataset:
         train_labels=train.labels,
         validation=validation.images,
         validation_labels=validation.labels,
+        is_validation_drawn=True,
     )
 
 
@@ -189,6 +194,15 @@ def _split(name: str, part: Part) -> tuple[Part, Part]:
 
 
 def _drawn(part: Part, n: int, *, seed: int) -> tuple[Part, Part]:
-    """n pictures drawn from a part, and the others; both in the order that they had."""
+    """n pictures drawn from a part, and the others; both in the order that they had.
+
+    The others close up in the memory of the part, which is used up by that.
+    """
     order = np.random.default_rng(seed).permutation(len(part))
-    return part.rows(np.sort(order[:n])), part.rows(np.sort(order[n:]))
+    others = np.sort(order[n:])
+    drawn = part.rows(np.sort(order[:n]))
+    at_once = rows_at_once(part.images.shape[1:], most=_MOVED_ROWS)
+    for start in range(0, len(others), at_once):  # each row moves down, onto one that has moved before or was drawn
+        rows = others[start : start + at_once]
+        part.images[start : start + len(rows)] = part.images[rows]
+    return drawn, Part(part.images[: len(others)], None if part.labels is None else part.labels[others])

@@ -14,6 +14,7 @@ from model.parts import PART_NAMES
 
 # A picture in a zip is unpacked in memory, and a zip's header alone says how large that gets.
 MAX_FILE_BYTES = 2**29
+_NAMED = 3
 
 Openers = Mapping[PurePosixPath, Callable[[], IO[bytes]]]
 
@@ -29,25 +30,30 @@ class _Place:
 def in_folder(folder: Path) -> PictureFiles:
     """Every picture in a folder and below it, by part; a link to nowhere is one, that is broken.
 
-    Raises:  OSError for a folder that may not be listed
+    Raises:  OSError for a folder that may not be listed; BadData for pictures beside several parts, in none of them
     """
     return _parts(
+        str(folder),
         {
             PurePosixPath(file.relative_to(folder).as_posix()): partial(_opened, file)
             for file in _files(folder)
             if file.suffix.lower() in SUFFIXES
-        }
+        },
     )
 
 
 def in_zip(archive: zipfile.ZipFile) -> PictureFiles:
-    """Every picture in an open zip, by part; nothing is extracted."""
+    """Every picture in an open zip, by part; nothing is extracted.
+
+    Raises:  BadData for pictures beside several parts, in none of them
+    """
     return _parts(
+        str(archive.filename),
         {
             PurePosixPath(member.filename): partial(_unpacked, archive, member)
             for member in archive.infolist()
             if PurePosixPath(member.filename).suffix.lower() in SUFFIXES and not member.is_dir()
-        }
+        },
     )
 
 
@@ -75,9 +81,9 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
     return BytesIO(archive.read(member))  # in memory, as Pillow jumps about and a zip unpacks forward only
 
 
-def _parts(openers: Openers) -> PictureFiles:
+def _parts(source: str, openers: Openers) -> PictureFiles:
     paths = sorted(path for path in openers if not _is_hidden(path))
-    parts = _sorted_into_parts(_below_shared_folders(paths))
+    parts = _sorted_into_parts(source, _below_shared_folders(paths))
     labelled = {name for name, part in parts.items() if _has_classes(part)}
     classes = sorted({place.below.parts[0] for name in labelled for place in parts[name]})
     numbers = {name: number for number, name in enumerate(classes)} if len(classes) > 1 else {}
@@ -107,16 +113,32 @@ def _below_shared_folders(paths: Sequence[PurePosixPath]) -> list[_Place]:
     return [_Place(path, rest) for path, rest in zip(paths, below, strict=True)]
 
 
-def _sorted_into_parts(places: Sequence[_Place]) -> dict[str, list[_Place]]:
-    """Parts, if folders of their names are all that there is at the top and one is `train`; else one part, `train`."""
-    tops = {place.below.parts[0].lower() if len(place.below.parts) > 1 else "" for place in places}
-    if "train" not in tops or not tops <= set(PART_NAMES):
+def _sorted_into_parts(source: str, places: Sequence[_Place]) -> dict[str, list[_Place]]:
+    """Parts, if folders of their names are all that there is at the top and one is `train`; else one part, `train`.
+
+    Raises:  BadData if there is more beside several of them: in one part, what is to be tested with would be learnt
+    """
+    names = {_part_of(place) for place in places} - {None}
+    beside = sorted({place.below.parts[0] for place in places if _part_of(place) is None})
+    if "train" not in names or (beside and names == {"train"}):
         return {"train": list(places)} if places else {}
+    if beside:
+        more = f" and {len(beside) - _NAMED} more" if len(beside) > _NAMED else ""
+        raise BadData(
+            f"{source}: got {', '.join(beside[:_NAMED])}{more} beside folders of parts, expected all pictures in"
+            f" folders named {', '.join(PART_NAMES)}, or in others only"
+        )
     parts: dict[str, list[_Place]] = {}
     for place in places:
         top, *rest = place.below.parts
         parts.setdefault(PART_NAMES[top.lower()], []).append(_Place(place.path, PurePosixPath(*rest)))
     return parts
+
+
+def _part_of(place: _Place) -> str | None:
+    """The part that the folder at the top is named after."""
+    top, *rest = place.below.parts
+    return PART_NAMES.get(top.lower()) if rest else None
 
 
 def _has_classes(part: Sequence[_Place]) -> bool:

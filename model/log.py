@@ -41,12 +41,6 @@ class Log:
         """Remember a step."""
         self._reports.append(report)
 
-    @property
-    def is_due(self) -> bool:
-        """Whether the steps so far make a line."""
-        # Counted from the epoch's start, not from the last line, so that a resumed run has its lines at the same steps.
-        return self._learner.step % self._learner.steps_per_epoch % _STEPS_PER_LINE == 0
-
     def write(self, *, validation: dict[str, float] | None) -> None:
         """A line of what was remembered, and what validation found at this step if it ran."""
         reports, self._reports = self._reports, []
@@ -81,6 +75,12 @@ class Log:
             if isinstance(value, int | float) and name != "step":
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, last.step)
         self._board.flush()
+
+
+def is_due(learner: Learner) -> bool:
+    """Whether the steps so far make a line."""
+    # Counted from the epoch's start, not from the last line, so that a resumed run has its lines at the same steps.
+    return learner.step % learner.steps_per_epoch % _STEPS_PER_LINE == 0
 
 
 def _of_reconstruction(line: dict[str, Any]) -> dict[str, Any]:

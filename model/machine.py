@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +17,14 @@ from model.errors import BadSetting, Died
 
 DEVICES = ("auto", "cpu", "cuda")
 
+# So long a process waits for the others, of which one may read more slowly, or validate a large part by itself; by
+# default they give up after 10 or 30 minutes. One that ends is noticed at once, but a machine that is lost only then.
+_PATIENCE = timedelta(hours=6)
+
 # What gloo and NCCL say where another process does not answer any more.
 _IS_OF_PEERS = re.compile(r"(?i)gloo|nccl|peer|connection")
+# NCCL names its own place first, then the reason; what follows are frames of its stack.
+_SAID = 400
 
 
 class Accelerator(Protocol):
@@ -118,7 +125,8 @@ def join(device: str, *, processes: int) -> Machine:
         raise BadSetting(f"processes: got {here} on this machine, expected at most {n_gpus}, one for each GPU it has")
     import accelerate  # takes seconds to import, and a single process never needs it
 
-    accelerator = accelerate.Accelerator(cpu=kind == "cpu")
+    patient = accelerate.InitProcessGroupKwargs(timeout=_PATIENCE)
+    accelerator = accelerate.Accelerator(cpu=kind == "cpu", kwargs_handlers=[patient])
     if kind == "cpu":
         # Threads of the process group that outlive the interpreter now and then abort the process. On GPUs a process
         # that has failed would wait here for the others, who wait for it, so there they leave by `leave` alone.
@@ -166,7 +174,8 @@ def deterministic(machine: Machine) -> Iterator[None]:
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """While processes tell each other something, one of them may be gone; why, it has said itself.
+    """While processes tell each other something, one of them may be gone, and why, it has said itself; or the exchange
+    itself fails, for a reason that only its error tells.
 
     Raises:  Died
     """
@@ -175,8 +184,10 @@ def _peers() -> Iterator[None]:
     except RuntimeError as error:
         if not _IS_OF_PEERS.search(str(error)):
             raise
+        said = " ".join(str(error).split())[:_SAID]
         raise Died(
-            "another process of the run has ended; --resume goes on from the last save, if there is one"
+            "another process of the run has ended, or cannot be reached; --resume goes on from the last save, if there"
+            f" is one ({said})"
         ) from error
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.errors import BadSetting, NotANumber
-from model.machine import Machine, deterministic
+from model.machine import Machine, deterministic, exact_convolutions
 from model.objectives import elbo_terms, importance_weighted, mean_loss
 from model.parts import Images, rows_at_once
 from model.pixels import to_x
@@ -173,7 +174,7 @@ class Learner:
         """Steps from where the learner stands to the end of its run; stop between two whenever you like.
 
         Shapes:  images (n, h, w, c)
-        Raises:  NotANumber when a term or the gradient stops being finite
+        Raises:  NotANumber when a term or the gradient stops being finite; BadSetting if networks cannot be compiled
         """
         self.vae.train()
         held = _held(images, self.machine.device)
@@ -182,7 +183,7 @@ class Learner:
             order = epoch_order(self.n_images, seed=self.training.seed, epoch=epoch).to(held.device)
             for batch in torch.split(order, self.training.batch_size)[index:]:
                 # Entered per step, as a generator must not leave a global setting behind while it waits.
-                with deterministic(self.machine):
+                with deterministic(self.machine), _compiling():
                     report = self._step(held, batch)
                 yield report
 
@@ -199,7 +200,7 @@ class Learner:
         samples = self.training.iw_samples if self._in_last_phase(self.step - 1) else 1
         n = max(1, rows_at_once(self.vae.config.image_shape, most=_VALIDATION_ROWS) // samples)
         for rows in torch.split(torch.from_numpy(images), n):
-            with deterministic(self.machine), self._networks_precision():
+            with deterministic(self.machine), exact_convolutions(), self._networks_precision():
                 x = self.average.likelihood.draw(to_x(rows.to(self.machine.device)), generator)
                 shape = (samples, len(x), self.vae.config.latent_dim)
                 eps = torch.randn(shape, generator=generator, device=x.device)
@@ -324,6 +325,22 @@ class Learner:
         for name, tensor in self.state().items():
             # In place, as the memory layout stays: with another one sums have another order, and other bits.
             tensor.copy_(tensors[name])
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """While networks that are to be compiled first compute, which is when they are.
+
+    Raises:  BadSetting if they cannot be, as without a C++ compiler
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Told by where they come from: to import the compiler takes seconds, and most runs never need it.
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        said = " ".join(str(error).partition("\n\n")[0].split())  # then it goes on about its own debugging
+        raise BadSetting(f"compile: got {said}, expected what torch.compile needs, a C++ compiler above all") from error
 
 
 def _adamw(vae: VAE, training: TrainConfig) -> torch.optim.AdamW:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from service import trust
 from service.call import Call
 from service.schemas import Options
+from service.settings import Settings
 
 _VERSION = version("vaeserve")
 _YEAR_S = 31_536_000
@@ -30,6 +31,11 @@ def caching(call: Call[Options]) -> dict[str, str]:
     elif pinned:
         kept.insert(0, "public")
     return {"cache-control": ", ".join(kept), "etag": _etag(call)}
+
+
+def asked_for_again(settings: Settings) -> dict[str, str]:
+    """What an answer tells caches that may change while its address does not; with keys, of who showed one."""
+    return {"cache-control": "private, no-cache" if settings.is_keyed else "no-cache"}
 
 
 def not_modified(call: Call[Options]) -> Response | None:

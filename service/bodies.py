@@ -16,7 +16,17 @@ from starlette.requests import ClientDisconnect, Request
 from service import images, multipart, tensors
 from service.budget import spend
 from service.deadline import Deadline
-from service.errors import BadBody, SlowBody, TooLarge, UnsupportedType, invalid, shown, too_large, type_in_words
+from service.errors import (
+    BadBody,
+    SlowBody,
+    TooLarge,
+    UnsupportedType,
+    found_at,
+    invalid,
+    shown,
+    too_large,
+    type_in_words,
+)
 from service.settings import Settings
 
 # What a byte of JSON takes to read, by `python -m benchmarks.wire`, with room for base64 and for lists of nothing.
@@ -57,6 +67,10 @@ class Body(NamedTuple):
         """What stands before a member's name where it is spoken of."""
         return "body" if self.json_bytes else "tensor"
 
+    def place_of(self, option: str) -> str:
+        """Where an option of the request stood: here, or else in the query."""
+        return next((placed.where for name, placed in self.options if name == option), f"query.{option}")
+
 
 EMPTY = Body()
 
@@ -71,7 +85,7 @@ async def receive(request: Request, headers: Mapping[str, str], *, settings: Set
     max_bytes = min(settings.max_json_bytes, settings.max_body_bytes) if is_json else settings.max_body_bytes
     encoding = headers.get("content-encoding", "identity")
     if encoding.strip(" \t").lower() != "identity":  # RFC 9110, section 8.4.1
-        raise UnsupportedType(f"Content-Encoding: got {encoding[:100]}, expected none")
+        raise found_at("Content-Encoding", UnsupportedType, got=encoding, expected="none")
     declared = headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(int(declared), max_bytes, is_json=is_json)
@@ -138,9 +152,8 @@ async def parse(
             return Body(pictures=(Placed("body", body),))
         if media_type == "multipart/form-data":
             return await _multipart(body, headers, max_parts=max_parts, deadline=deadline)
-    raise UnsupportedType(
-        f"Content-Type: got {media_type or 'none'}, this verb reads {', '.join(readable_types(takes))}"
-    )
+    expected = f"one of {', '.join(readable_types(takes))}"
+    raise found_at("Content-Type", UnsupportedType, got=media_type or "none", expected=expected)
 
 
 def _media_type(headers: Mapping[str, str]) -> str:

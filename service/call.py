@@ -57,14 +57,15 @@ class Call(NamedTuple, Generic[O]):
         heights, widths, _ = self.model.image_axes
         for name, asked, axis in (("height", height, heights), ("width", width, widths)):
             if asked is not None and asked not in axis:
-                raise invalid(name, got=asked, expected=sizes.length_in_words(axis))
+                raise invalid(self.body.place_of(name), got=asked, expected=sizes.length_in_words(axis))
         return height or default_height, width or default_width, channels
 
     def check_rows(self, engine_rows: int) -> None:
         """Refuse a request whose engine rows are over the limit."""
         limit = self.deployment.settings.max_request_rows
         if engine_rows > limit:
-            raise too_large("rows", got=engine_rows, limit=limit, unit="rows")
+            remark = "rows are counted in pictures of the default size" if self.model.manifest.image.is_open else ""
+            raise too_large("rows", got=engine_rows, limit=limit, unit="rows", remark=remark)
 
     def admit(self, engine_rows: int) -> AbstractContextManager[None]:
         """Room for all engine rows that the request will run, at the expense of its key, where that has a rate.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from service import tiff
-from service.errors import BadBody, too_large
+from service.errors import BadBody, found_at, too_large
 
 # Cameras and editors write ten or so before the pixels, and up to 255 for a colour profile.
 _MOST_SEGMENTS = 1_000
@@ -66,7 +66,7 @@ def _jpeg(data: bytes, where: str, _max_pixels: int) -> int:
             at = start + 2
             continue
         if marker == 0xC8 or (marker >= 0xF0 and marker != 0xFE):  # inside which Pillow would look for others
-            raise BadBody(f"{where}: got a JPEG with the reserved marker FF{marker:02X}, expected none")
+            raise found_at(where, BadBody, got=f"a JPEG with the reserved marker FF{marker:02X}", expected="none")
         length = int.from_bytes(data[start + 2 : start + 4])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xCC):
             height, width = int.from_bytes(data[start + 5 : start + 7]), int.from_bytes(data[start + 7 : start + 9])
@@ -74,10 +74,10 @@ def _jpeg(data: bytes, where: str, _max_pixels: int) -> int:
         if marker == 0xED or (marker == 0xE1 and data.startswith(b"Exif", start + 4)):
             described += max(length, _LEAST_DESCRIBED)
         at = start + 2 + max(length, 2)
-    raise BadBody(
-        f"{where}: got a JPEG whose header has no end in sight, expected its picture after at most {_MOST_SEGMENTS}"
-        f" segments, with {_MOST_DESCRIBED} bytes of EXIF and resources"
+    expected = (
+        f"its picture after at most {_MOST_SEGMENTS} segments, with {_MOST_DESCRIBED} bytes of EXIF and resources"
     )
+    raise found_at(where, BadBody, got="a JPEG whose header has no end in sight", expected=expected)
 
 
 def _require_few_scans(data: bytes, where: str) -> None:
@@ -85,7 +85,7 @@ def _require_few_scans(data: bytes, where: str) -> None:
     headers = (b"\xff\xda\x00" + rest for rest in (b"\x08\x01", b"\x0a\x02", b"\x0c\x03", b"\x0e\x04"))
     scans = sum(data.count(header) for header in headers)
     if scans > _MOST_SCANS:
-        raise BadBody(f"{where}: got a JPEG of {scans} scans, expected at most {_MOST_SCANS}")
+        raise found_at(where, BadBody, got=f"a JPEG of {scans} scans", expected=f"at most {_MOST_SCANS}")
 
 
 def _webp(data: bytes, where: str, max_pixels: int) -> int:
@@ -129,7 +129,8 @@ def _gif(data: bytes, where: str, _max_pixels: int) -> int:
             at, inner = _after_extension(data, at)
             blocks += inner
         if blocks > _MOST_BLOCKS:
-            raise BadBody(f"{where}: got a GIF of more than {_MOST_BLOCKS} blocks before its picture, expected few")
+            got = f"a GIF of more than {_MOST_BLOCKS} blocks before its picture"
+            raise found_at(where, BadBody, got=got, expected="few")
     return screen
 
 
@@ -158,9 +159,11 @@ def _bmp(data: bytes, where: str, max_pixels: int) -> int:
     if found > max_pixels:  # which Pillow finds too
         return found
     if line_bytes > tiff.MOST_LINE_BYTES:
-        raise BadBody(f"{where}: got a BMP of lines of {line_bytes} bytes, expected at most {tiff.MOST_LINE_BYTES}")
+        got = f"a BMP of lines of {line_bytes} bytes"
+        raise found_at(where, BadBody, got=got, expected=f"at most {tiff.MOST_LINE_BYTES}")
     if compression in (1, 2) and found > _MOST_RUN_PIXELS:
-        raise BadBody(f"{where}: got a BMP of {found} pixels in runs, expected at most {_MOST_RUN_PIXELS}")
+        got = f"a BMP of {found} pixels in runs"
+        raise found_at(where, BadBody, got=got, expected=f"at most {_MOST_RUN_PIXELS}")
     return found
 
 
@@ -175,14 +178,12 @@ def _png(data: bytes, where: str, _max_pixels: int) -> int:
         if name in inflated:
             inflated[name] += 1
             if inflated[name] > _MOST_INFLATED[name]:
-                raise BadBody(
-                    f"{where}: got a PNG with {inflated[name]} chunks {name.decode()}, expected at most"
-                    f" {_MOST_INFLATED[name]}"
-                )
+                got = f"a PNG with {inflated[name]} chunks {name.decode()}"
+                raise found_at(where, BadBody, got=got, expected=f"at most {_MOST_INFLATED[name]}")
         at += 12 + int.from_bytes(data[at : at + 4])
         chunks += 1
         if chunks > _MOST_CHUNKS:
-            raise BadBody(f"{where}: got a PNG of more than {_MOST_CHUNKS} chunks, expected fewer")
+            raise found_at(where, BadBody, got=f"a PNG of more than {_MOST_CHUNKS} chunks", expected="fewer")
     return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) if data[12:16] == b"IHDR" else 0
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
@@ -262,16 +262,24 @@ def unfinished() -> NotReady:
     return NotReady("shutdown: this process has no time left to finish the request, another one may take it")
 
 
-def invalid(where: str, *, got: object, expected: str) -> Invalid:
-    """A 422 about one place: `Invalid` with its sentence and its fault made from the same words."""
+P = TypeVar("P", bound=Problem)
+
+
+def found_at(where: str, kind: type[P], *, got: object, expected: str) -> P:
+    """A problem with one place of a request: its sentence and its fault, made from the same words."""
     where, found = where[:200], shown(got)
-    return Invalid(
+    return kind(
         f"{where}: got {found}, expected {expected}",
         faults=[{"where": where, "got": found, "expected": expected}],
     )
 
 
-def expectation(message: str, *, kind: str = "") -> str:
+def invalid(where: str, *, got: object, expected: str) -> Invalid:
+    """A 422 about one place."""
+    return found_at(where, Invalid, got=got, expected=expected)
+
+
+def expectation(message: str, *, kind: str) -> str:
     """What pydantic expected, as our sentences go on after "expected", by its message and the type of its error."""
     if kind in _EXPECTED:
         return _EXPECTED[kind]
@@ -320,13 +328,13 @@ def _cut(parts: list[str], *, of: list[Any] | dict[str, Any]) -> str:
     return ", ".join([*parts, "…"] if len(of) > len(parts) else parts)
 
 
-def too_large(what: str, *, got: int, limit: int, unit: str) -> TooLarge:
-    """A 413 that names the limit."""
+def too_large(what: str, *, got: int, limit: int, unit: str, remark: str = "") -> TooLarge:
+    """A 413 that names the limit, and what else a caller should know of it."""
     try:
         grouped, plain = f"{got:,}", f"{got}"
     except ValueError:  # Python writes no number of thousands of digits, which a product of options may be
         grouped = plain = "far too many"
     return TooLarge(
-        f"{what}: got {grouped} {unit}, the limit is {limit:,}",
+        f"{what}: got {grouped} {unit}, the limit is {limit:,}{remark and f'; {remark}'}",
         faults=[{"where": what, "got": f"{plain} {unit}", "expected": f"at most {limit} {unit}"}],
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import Enum
 
-from service.errors import NotAcceptable, invalid
+from service.errors import NotAcceptable, found_at, invalid
 
 
 class Form(Enum):
@@ -29,17 +29,23 @@ ANIMATIONS = (Form.GIF, Form.APNG)
 PATH_FORMS = STILL_FORMS + ANIMATIONS
 
 
-def choose(forms: Sequence[Form], *, named: str | None, accept: str | None) -> Form:
-    """The form of the answer. An animation is taken from `Accept` only where no other form is accepted.
+def named(forms: Sequence[Form], label: str, *, where: str) -> Form:
+    """The form that a request names, in this place.
 
-    Raises:  Invalid if `named` is none of the forms, NotAcceptable if `accept` admits none
+    Raises:  Invalid if it is none of the forms
+    """
+    for form in forms:
+        if form.label == label:
+            return form
+    raise invalid(where, got=label, expected=f"one of {', '.join(form.label for form in forms)}")
+
+
+def accepted(forms: Sequence[Form], accept: str | None) -> Form:
+    """The form that `Accept` prefers. An animation is taken only where no other form is accepted.
+
+    Raises:  NotAcceptable if it admits none
     Source:  RFC 9110, section 12.5.1
     """
-    if named is not None:
-        for form in forms:
-            if form.label == named:
-                return form
-        raise invalid("format", got=named, expected=f"one of {', '.join(form.label for form in forms)}")
     if accept is None or accept in {"", "*/*"}:
         return forms[0]
     ranges = _ranges(accept)
@@ -49,7 +55,7 @@ def choose(forms: Sequence[Form], *, named: str | None, accept: str | None) -> F
         if best and _quality(best, ranges) > 0:
             return best
     offered = ", ".join(form.media_type for form in forms)
-    raise NotAcceptable(f"Accept: got {accept[:200]}, this verb answers in {offered}")
+    raise found_at("Accept", NotAcceptable, got=accept, expected=f"one of {offered}")
 
 
 def _ranges(accept: str) -> dict[str, float]:

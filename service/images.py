@@ -24,7 +24,7 @@ from PIL import (
 )
 
 from service import declared, png
-from service.errors import BadBody, OutOfMemory, invalid, too_large
+from service.errors import BadBody, OutOfMemory, found_at, invalid, too_large
 
 T = TypeVar("T")
 Uint8 = NDArray[np.uint8]
@@ -96,9 +96,8 @@ def open_as(found: Look, data: bytes, *, where: str, max_pixels: int) -> Opened:
     picture = _opened_by_pillow(data, where=where, max_pixels=max_pixels)
     expected = max(found.pixels, _UNTOLD_PIXELS)
     if picture.width * picture.height > expected:  # as of a frame that is larger than its screen
-        raise BadBody(
-            f"{where}: got a picture of {picture.width * picture.height} pixels, its file says {found.pixels}"
-        )
+        got = f"a picture of {picture.width * picture.height} pixels"
+        raise found_at(where, BadBody, got=got, expected=f"{found.pixels}, as its file says")
     return picture
 
 
@@ -113,11 +112,13 @@ def _opened_by_pillow(data: bytes, *, where: str, max_pixels: int) -> Image.Imag
     except MemoryError as error:
         raise _out_of_memory(where) from error
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them trip over
-        raise BadBody(f"{where}: not a picture in one of {', '.join(FORMATS)}") from error
+        expected = f"one in {', '.join(FORMATS)}"
+        raise found_at(where, BadBody, got="no picture", expected=expected) from error
     if picture.width * picture.height > max_pixels:  # which a file may tell otherwise than at its beginning
         raise too_large(where, got=picture.width * picture.height, limit=max_pixels, unit="pixels")
     if len(picture.info.get("exif", b"")) > _MOST_EXIF_BYTES:
-        raise BadBody(f"{where}: got {len(picture.info['exif'])} bytes of EXIF, expected at most {_MOST_EXIF_BYTES}")
+        got = f"{len(picture.info['exif'])} bytes of EXIF"
+        raise found_at(where, BadBody, got=got, expected=f"at most {_MOST_EXIF_BYTES}")
     return picture
 
 
@@ -200,7 +201,7 @@ def _sound(decode: Callable[[], T], *, where: str) -> T:
     except MemoryError as error:
         raise _out_of_memory(where) from error
     except Exception as error:  # as when it is opened
-        raise BadBody(f"{where}: the picture's data is broken or incomplete") from error
+        raise found_at(where, BadBody, got="a broken or incomplete picture", expected="a whole one") from error
 
 
 def _upright(picture: Image.Image) -> Image.Image:

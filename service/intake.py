@@ -70,10 +70,16 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
         model=model,
         options=options,
         body=body,
-        form=forms.choose(verb.forms, named=options.format, accept=headers.get("accept")),
+        form=_form(verb, options, body, accept=headers.get("accept")),
         began=began,
         deadline=deadline,
     )
+
+
+def _form(verb: Verb[O], options: Options, body: bodies.Body, *, accept: str | None) -> forms.Form:
+    if options.format is None:
+        return forms.accepted(verb.forms, accept)
+    return forms.named(verb.forms, options.format, where=body.place_of("format"))
 
 
 def _headers(request: Request) -> dict[str, str]:
@@ -136,7 +142,8 @@ def _options(verb: Verb[O], sent: Sequence[tuple[str, Placed[Any]]]) -> O:
 
 def _fault(places: dict[str, Placed[Any]], error: dict[str, Any], verb: Verb[Options]) -> Fault:
     name, *inner = error["loc"] or ("",)
-    where = ".".join([places[name].where if name in places else name, *map(str, inner)])[:200]
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in inner]
+    where = "".join([places[name].where if name in places else name, *steps])[:200]
     if error["type"] == "extra_forbidden":
         members = sorted(verb.takes) if where.startswith("body.") else []
         known = ", ".join([*members, *verb.options.model_fields])

@@ -8,7 +8,7 @@ from service import cards, prior, sizes
 from service.batcher import Load, Queue, RowShape
 from service.bundle import Bundle
 from service.engine import Cost, Engine, rows_of_a_run
-from service.errors import NotFound, OutOfMemory
+from service.errors import NotFound, OutOfMemory, found_at
 from service.lane import Lane
 from service.manifest import DECODER, ENCODER, PRIOR, SCORER, Manifest
 from service.prior import FittedPrior
@@ -136,7 +136,7 @@ class Models:
         name, pinned, digest = asked.partition("@")
         model = self._by_name.get(name)
         if model is None or (pinned and digest != model.manifest.digest):
-            raise NotFound(f"model: got {asked[:200]}, loaded are {', '.join(self.labels)}")
+            raise found_at("model", NotFound, got=asked, expected=f"one of {', '.join(self.labels)}")
         return model
 
     def with_(self, model: Model) -> "Models":

@@ -197,7 +197,7 @@ def _point(call: Call[InterpolateOptions], item: Any, *, where: str) -> AnyPoint
         given = schemas.Point.model_validate(item)
     except ValidationError as error:
         first, *_ = error.errors(include_url=False)
-        at, told = ".".join([where, *map(str, first["loc"])])[:200], expectation(first["msg"], kind=first["type"])
+        at, told = ".".join([where, *map(str, first["loc"])]), expectation(first["msg"], kind=first["type"])
         raise invalid(at, got=shown_as_json(first["input"], most=80), expected=told) from error
     named = [name for name in _KINDS if getattr(given, name) is not None]
     if len(named) != 1:
@@ -252,5 +252,5 @@ def _picture_shape(call: Call[PathOptions], points: Sequence[AnyPoint], image: U
             raise invalid(where, got=found, expected=f"{images.size_in_words(expected)} as {first}")
     for name, side, found in zip(("height", "width"), (options.height, options.width), expected, strict=False):
         if side not in (None, found):
-            raise invalid(name, got=side, expected=f"{found}, as {first} has it")
+            raise invalid(call.body.place_of(name), got=side, expected=f"{found}, as {first} has it")
     return expected

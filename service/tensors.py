@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.errors import BadBody
+from service.errors import BadBody, type_in_words
 
 MEDIA_TYPE = "application/vnd.safetensors"
 
@@ -103,7 +103,7 @@ def _header(text: bytes) -> dict[str, Any]:
     except (ValueError, TypeError, RecursionError) as error:
         raise BadBody(f"not readable as safetensors: header: {error}") from error
     if not isinstance(header, dict):
-        raise _refused("header", got=type(header).__name__, expected="a JSON object")
+        raise _refused("header", got=type_in_words(header), expected="a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refused("__metadata__", got=f"{metadata!r:.100}", expected="an object of texts")

@@ -5,7 +5,7 @@ from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
-from service.errors import BadBody
+from service.errors import BadBody, found_at
 
 # Of one field. Pillow makes an object of each number, and some of each strip and tile.
 MOST_NUMBERS = 2**16
@@ -89,7 +89,7 @@ class _Tiff:
 
     def refused(self, got: str, expected: str) -> BadBody:
         """What is wrong with it."""
-        return BadBody(f"{self._where}: got a TIFF {got}, expected {expected}")
+        return found_at(self._where, BadBody, got=f"a TIFF {got}", expected=expected)
 
     def _too_many(self, number: int, most: int) -> BadBody:
         return self.refused(f"with {number} numbers in one field", f"at most {most}")

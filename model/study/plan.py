@@ -182,14 +182,7 @@ class Plan:
             precision=settings.precision,
             seed=seed,
         )
-        data = DataConfig(
-            name=dataset.name,
-            n_train=len(dataset.train),
-            n_validation=len(dataset.validation),
-            validation_seed=0,
-            n_test=len(dataset.test),
-            sha256=dataset.sha256,
-        )
+        data = DataConfig.of(dataset, validation_seed=0)
         name = f"{kind.name}-{latent_dim}" + (f"-seed{seed}" if seed else "")
         return Member(name=name, kind=kind, config=RunConfig(model=model, training=training, data=data))
 

@@ -18,12 +18,13 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from model import checkpoint, fingerprints, memory, run
+from model import checkpoint, fingerprints, measuring, memory, run
 from model.data import Dataset
 from model.errors import Died, NotANumber
 from model.files import write_whole
 from model.log import read_history
 from model.machine import Machine, exact_convolutions, join
+from model.signals import asked_to_stop
 from model.study import classifier as classifiers
 from model.study import numbers, stored
 from model.study.classifier import Classifier, Skill
@@ -62,7 +63,7 @@ class Work:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._asked = stack.enter_context(run.asked_to_stop())
+            self._asked = stack.enter_context(asked_to_stop())
             stack.enter_context(_one_thread_each())
             arrays = stack.enter_context(_arrays(self._folder))
             context = multiprocessing.get_context("spawn")
@@ -176,7 +177,7 @@ def _train(folder: Path, member: Member, device: str) -> None:
     machine = join(device, processes=1)
     if has_ended(place, member):
         if not is_measured_on(place, dataset):
-            run.measure(place, dataset=dataset, machine=machine)
+            measuring.measure(place, dataset=dataset, machine=machine)
         return
     if place.exists() and not (place / "config.json").exists():  # it was killed as it began
         shutil.rmtree(place)
@@ -189,7 +190,7 @@ def _train(folder: Path, member: Member, device: str) -> None:
     except NotANumber as error:
         raise NotANumber(f"{member.name}: {error}") from error
     if outcome.signal_number is None and not _stopping.is_set():
-        run.measure(place, dataset=dataset, machine=machine)
+        measuring.measure(place, dataset=dataset, machine=machine)
 
 
 @exact_convolutions()

@@ -3,13 +3,13 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service import addresses, cards, trust
 from service.deployment import Deployment
-from service.errors import KeysOff, NotFound, NotReady, ReloadRefused, unfinished
+from service.errors import KeysOff, NotFound, NotReady, ReloadRefused, found_at, unfinished
 from service.manifest import CARD
 from service.models import Model
 from service.openapi import HELD, headers, not_modified, operation_id, problems
@@ -21,8 +21,9 @@ router = APIRouter(tags=["models"], generate_unique_id_function=operation_id)
 _NAME = {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]}
 
 _CARD_EXTRA = {"parameters": [*_NAME["parameters"], HELD]}
+_KEPT = {"Cache-Control": "`no-cache`, and `private` where keys are on"}
 _CARD_HEADERS = {
-    "Cache-Control": "`no-cache`, and `private` where keys are on",
+    **_KEPT,
     "ETag": "of the page",
     "Content-Security-Policy": "that the page loads and runs nothing",
     "Cross-Origin-Opener-Policy": "`same-origin`",
@@ -36,18 +37,26 @@ _CARD: dict[int | str, dict[str, Any]] = {
     },
     304: not_modified(_CARD_HEADERS),
 }
+_ANSWER: dict[int | str, dict[str, Any]] = {200: {"description": "What is loaded", "headers": headers(_KEPT)}}
 
 
-@router.head("/models", include_in_schema=False)
-@router.get("/models")
+def _kept(request: Request, response: Response) -> None:
+    """What is loaded may be another version by the next time."""
+    response.headers.update(addresses.asked_for_again(request.app.state.deployment.settings))
+
+
+@router.head("/models", include_in_schema=False, dependencies=[Depends(_kept)])
+@router.get("/models", responses=_ANSWER, dependencies=[Depends(_kept)])
 async def list_models(request: Request) -> ModelsAnswer:
     """The loaded models, the default one first."""
     deployment: Deployment = request.app.state.deployment
     return ModelsAnswer(models=[_summary(deployment, model) for model in deployment.models])
 
 
-@router.head("/models/{name}", include_in_schema=False)
-@router.get("/models/{name}", responses=problems(NotFound), openapi_extra=_NAME)
+@router.head("/models/{name}", include_in_schema=False, dependencies=[Depends(_kept)])
+@router.get(
+    "/models/{name}", responses=_ANSWER | problems(NotFound), openapi_extra=_NAME, dependencies=[Depends(_kept)]
+)
 async def show_model(request: Request) -> ModelAnswer:
     """One model: provider and precision in use, limits, and its manifest."""
     deployment: Deployment = request.app.state.deployment
@@ -70,9 +79,8 @@ async def show_card(request: Request) -> Response:
     deployment: Deployment = request.app.state.deployment
     model = deployment.models.find(request.path_params["name"])
     if model.card is None:
-        raise NotFound(f"card: got none in {model.label}, expected a bundle with {CARD}")
-    kept = "private, no-cache" if deployment.settings.is_keyed else "no-cache"
-    headers = cards.HEADERS | {"etag": model.card.etag, "cache-control": kept}
+        raise found_at("card", NotFound, got=f"none in {model.label}", expected=f"a bundle with {CARD}")
+    headers = cards.HEADERS | {"etag": model.card.etag} | addresses.asked_for_again(deployment.settings)
     if addresses.is_held(request.headers.getlist("if-none-match"), model.card.etag):
         return Response(status_code=304, headers=headers)
     return Response(model.card.content, media_type="text/html", headers=headers)

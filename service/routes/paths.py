@@ -109,9 +109,10 @@ def _dims(call: Call[TraverseOptions], latent_shape: tuple[int, ...]) -> tuple[i
     latent_dim = prod(latent_shape)
     if call.options.dims is not None:
         call.check_rows(len(call.options.dims))
-        for dim in call.options.dims:
+        for index, dim in enumerate(call.options.dims):
             if dim >= latent_dim:
-                raise invalid("dims", got=dim, expected=f"0 to {latent_dim - 1}, the dimensions of a latent")
+                place = f"{call.body.place_of('dims')}[{index}]"
+                raise invalid(place, got=dim, expected=f"0 to {latent_dim - 1}, the dimensions of a latent")
         return call.options.dims
     diagnostics = call.model.manifest.diagnostics
     nats = diagnostics.kl_per_dimension if diagnostics else None

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from model import checkpoint, data, run
+from model import checkpoint, data, measuring, run
 from model.checkpoint import DataConfig, RunConfig
 from model.training import Learner, TrainConfig
 from model.vae import ModelConfig
@@ -24,17 +24,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = RunConfig(
         model=ModelConfig(height=height, width=width, channels=channels, latent_dim=5, features=8),
         training=TrainConfig(epochs=1),
-        data=DataConfig(
-            name=dataset.name,
-            n_train=len(dataset.train),
-            n_validation=0,
-            validation_seed=0,
-            n_test=len(dataset.test),
-            sha256=dataset.sha256,
-        ),
+        data=DataConfig.of(dataset, validation_seed=0),
     )
     run.train(folder, run.start(folder, config, dataset=dataset), dataset)
-    run.measure(folder, dataset=dataset)
+    measuring.measure(folder, dataset=dataset)
     return folder
 
 

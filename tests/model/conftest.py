@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.checkpoint import DataConfig, RunConfig
 from model.data import Dataset
+from model.training import TrainConfig
 from model.vae import VAE, ModelConfig
 
 TINY = {"latent_dim": 3, "features": 4}
@@ -43,3 +45,13 @@ def dataset(images: np.ndarray) -> Dataset:
 @pytest.fixture
 def vae() -> VAE:
     return VAE(ModelConfig(9, 6, 1, **TINY)).eval()
+
+
+@pytest.fixture
+def config(dataset: Dataset) -> RunConfig:
+    """A run of twelve steps: three epochs of four."""
+    return RunConfig(
+        model=ModelConfig(9, 6, 1, **TINY),
+        training=TrainConfig(epochs=3, batch_size=8, lr_warmup_steps=2),
+        data=DataConfig.of(dataset, validation_seed=0),
+    )

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from model import checkpoint
-from model.checkpoint import DataConfig, RunConfig
+from model.checkpoint import DataConfig, Origin, RunConfig
 from model.data import Dataset
 from model.errors import BadCheckpoint
 from model.pixels import pixels
@@ -52,6 +52,26 @@ def test_a_checkpoint_comes_back_as_it_went(folder: Path, learner: Learner, data
     x = pixels(dataset.test)
     assert torch.equal(found.vae.encode(x).mu, learner.average.encode(x).mu)
     assert not torch.equal(found.vae.encode(x).mu, learner.vae.encode(x).mu)
+
+
+def test_the_origin_of_a_run_comes_back_also_from_before_it_remembered_others(folder: Path) -> None:
+    origin = Origin("many", sha256="ab" * 32, same_test=True, tests=("cd" * 32,))
+    checkpoint.write_config(folder, dataclasses.replace(CONFIG, origin=origin), probe=np.zeros((1, 9, 6, 1), np.uint8))
+    assert checkpoint.read_config(folder).origin == origin
+    content = json.loads((folder / "config.json").read_text())
+    del content["origin"]["tests"]
+    (folder / "config.json").write_text(json.dumps(content))
+    assert checkpoint.read_config(folder).origin == dataclasses.replace(origin, tests=())
+    (folder / "config.json").write_text(json.dumps(content | {"origin": "many"}))
+    with pytest.raises(
+        BadCheckpoint, match=r"config\.json, origin: got 'many', expected name, same_test, sha256, tests"
+    ):
+        checkpoint.read_config(folder)
+
+
+def test_what_a_run_learns_from_is_told_of_its_data_set(dataset: Dataset) -> None:
+    told = DataConfig("blocks", n_train=30, n_validation=0, validation_seed=4, n_test=10, sha256=dataset.sha256)
+    assert DataConfig.of(dataset, validation_seed=4) == told
 
 
 def test_metrics_may_be_absent(folder: Path) -> None:

@@ -168,6 +168,13 @@ def test_other_pictures_under_the_same_name_are_named() -> None:
     assert _looks(_with("protocol", GOOD["protocol"] | {"of_the_run": True})) == []
 
 
+def test_the_very_same_pictures_under_another_name_are_those_of_the_run() -> None:
+    renamed = GOOD["protocol"] | {"data": "moved", "of_the_run": True}
+    assert _looks(_with("protocol", renamed)) == []
+    assert _looks(_with("protocol", renamed | {"images": 4})) == ["Test pictures"]
+    assert _looks(_with("protocol", renamed | {"of_the_run": False})) == ["Test pictures"]
+
+
 def test_no_prior_to_sample_from_is_said() -> None:
     assert _looks({}, history=[], family="autoencoder") == ["An autoencoder has no prior"]
     assert _looks(_with("samples/fitted", {"coverage": 0.9}), family="autoencoder") == []

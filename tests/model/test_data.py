@@ -1,6 +1,7 @@
 """The data set itself: its parts, its hash, its validation part, and which reader each kind of path gets."""
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +72,7 @@ def test_the_hash_sees_every_pixel_of_each_part(part: str) -> None:
 
 
 def test_the_hash_sees_to_which_part_a_picture_belongs() -> None:
-    whole = numbered(10)
-    assert whole.sha256 == data.with_validation(whole, 0, seed=0).sha256
-    hashes = {data.with_validation(whole, n, seed=seed).sha256 for n in (0, 3, 4) for seed in (0, 1)}
+    hashes = {data.with_validation(numbered(10), n, seed=seed).sha256 for n in (0, 3, 4) for seed in (0, 1)}
     assert len(hashes) == 5  # without a validation part the seed changes nothing
 
 
@@ -81,14 +80,43 @@ def test_the_hash_sees_to_which_part_a_picture_belongs() -> None:
 
 
 def test_validation_takes_pictures_with_their_labels_out_of_train_in_order() -> None:
-    before = numbered(50)
-    after = data.with_validation(before, 7, seed=3)
+    after = data.with_validation(numbered(50), 7, seed=3)
     assert (len(after.train), len(after.validation), len(after.test)) == (43, 7, 2)
     assert after.train_labels is not None
     assert after.validation_labels is not None
     assert after.train[:, 0, 0, 0].tolist() == after.train_labels.tolist() == sorted(after.train_labels)
     assert after.validation[:, 0, 0, 0].tolist() == after.validation_labels.tolist() == sorted(after.validation_labels)
     assert sorted([*after.train_labels, *after.validation_labels]) == list(range(50))
+
+
+@pytest.mark.parametrize(("n", "n_drawn", "at_once"), [(1000, 100, 7), (1000, 999, 7), (17, 1, 1), (300, 150, 4096)])
+def test_rows_are_drawn_and_kept_in_order_whatever_memory_they_come_to_lie_in(
+    monkeypatch: pytest.MonkeyPatch, n: int, n_drawn: int, at_once: int
+) -> None:
+    monkeypatch.setattr(data, "_MOVED_ROWS", at_once)
+    images, labels = RNG.integers(0, 256, (n, 3, 2, 1), np.uint8), RNG.integers(0, 10, n)
+    order = np.random.default_rng(5).permutation(n)
+    drawn, others = np.sort(order[:n_drawn]), np.sort(order[n_drawn:])
+    expected = images[drawn], labels[drawn], images[others], labels[others]
+    whole = data.Dataset(name="random", train=images, test=images[:2].copy(), train_labels=labels)
+    after = data.with_validation(whole, n_drawn, seed=5)
+    assert after.is_validation_drawn
+    got = after.validation, after.validation_labels, after.train, after.train_labels
+    for found, wanted in zip(got, expected, strict=True):
+        assert found is not None
+        np.testing.assert_array_equal(found, wanted)
+        assert found.flags.c_contiguous
+
+
+def test_drawing_takes_memory_for_what_is_drawn_and_not_for_all_else() -> None:
+    whole = data.Dataset(
+        name="large", train=np.zeros((2**12, 64, 64, 1), np.uint8), test=np.zeros((1, 64, 64, 1), np.uint8)
+    )
+    tracemalloc.start()
+    data.with_validation(whole, 2**8, seed=0)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < whole.train.nbytes / 2
 
 
 def test_the_seed_draws_the_validation_part() -> None:

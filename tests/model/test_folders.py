@@ -138,6 +138,30 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert found(tmp_path, "bus/1.png", "train/1.png") == {"train": [("bus/1.png", 0), ("train/1.png", 1)]}
 
 
+@pytest.mark.parametrize(
+    ("names", "beside"),
+    [
+        (("train/1.png", "test/1.png", "cover.png"), "cover.png"),
+        (("train/1.png", "Test/1.png", "dev/1.png"), "dev"),
+        (("train/1.png", "val/1.png", "a/1.png", "b/1.png", "c/1.png", "d.png", "e.png"), "a, b, c and 2 more"),
+        (("all/train/1.png", "all/test/1.png", "all/cover.png"), "cover.png"),
+    ],
+)
+def test_pictures_beside_parts_are_refused_so_that_no_test_picture_is_learnt(
+    tmp_path: Path, names: tuple[str, ...], beside: str
+) -> None:
+    with pytest.raises(BadData, match=rf"/\w+: got {beside} beside folders of parts, expected all pictures in folders"):
+        found(tmp_path, *names)
+    path = zipped(tmp_path / "some.zip", **dict.fromkeys(names, b""))
+    with pytest.raises(BadData, match=rf"some\.zip: got {beside} beside folders of parts"):
+        data.read(path)
+
+
+def test_what_is_no_picture_may_lie_beside_parts(tmp_path: Path) -> None:
+    parts = found(tmp_path, "train/1.png", "test/1.png", "README.md", ".cover.png", ".cache/1.png", "csv/labels.csv")
+    assert parts == {"train": [("train/1.png", None)], "test": [("test/1.png", None)]}
+
+
 def test_a_lone_train_folder_is_split_and_its_classes_are_labels(tmp_path: Path) -> None:
     assert found(tmp_path, "train/a/1.png", "train/b/1.png") == {"train": [("train/a/1.png", 0), ("train/b/1.png", 1)]}
 

@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from model.log import Log, read_history
+from model.log import Log, is_due, read_history
 from model.training import Learner, StepReport, TrainConfig
 from model.vae import ModelConfig
 
@@ -60,7 +60,7 @@ def work(log: Log, learner: Learner, *, until: int, bound: float | None = None) 
     while learner.step < until:
         learner.step += 1
         log.add(report(learner.step, n=2 if learner.step % 250 else 1, elbo=-float(learner.step), bound=bound))
-        if log.is_due:
+        if is_due(learner):
             log.write(validation=VALIDATION if learner.step % 250 == 0 else None)
 
 
@@ -201,7 +201,7 @@ def test_the_steps_of_a_real_run_are_what_a_line_says(tmp_path: Path, images: np
             for step in islice(run.run(images), 4):
                 reports.append(step)
                 log.add(step)
-            assert log.is_due
+            assert is_due(run)
             log.write(validation=None)
             line = lines(tmp_path)[epoch]
             assert line["elbo"] == pytest.approx(sum(r.n * r.elbo for r in reports) / 30)

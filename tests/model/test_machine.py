@@ -1,16 +1,28 @@
 """Where a run computes: what is refused, what processes tell each other, and settings that come back."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.errors import BadSetting
+from model.errors import BadSetting, Died
 from model.machine import Machine, deterministic, exact_convolutions, join
 
 CPU = torch.device("cpu")
+
+
+class Broken:
+    """An accelerator whose exchanges fail."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:  # noqa: ARG002  # none comes about
+        raise RuntimeError(self.said)
 
 
 class Twin:
@@ -115,6 +127,39 @@ def test_all_tensors_are_summed_in_one_exchange_and_keep_their_shapes() -> None:
     assert machine.any(said=True)
     assert not machine.any(said=False)
     assert not machine.is_main
+
+
+def test_an_exchange_that_fails_tells_why() -> None:
+    said = "NCCL error in: NCCLUtils.cpp:77, invalid usage\nLast error:\nDuplicate GPU detected : rank 1 and rank 0\n"
+    machine = Machine(CPU, processes=2, accelerator=Broken(said + "frame #0: somewhere\n" * 100))
+    with pytest.raises(
+        Died, match=r"^another process of the run has ended, or cannot be reached; --resume goes on"
+    ) as died:
+        machine.any(said=True)
+    assert "(NCCL error in: NCCLUtils.cpp:77, invalid usage Last error: Duplicate GPU detected" in str(died.value)
+    assert len(str(died.value)) < 600
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+        Machine(CPU, processes=2, accelerator=Broken("out of memory")).any(said=True)
+
+
+def test_processes_wait_longer_for_each_other_than_a_validation_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = []
+
+    class Accelerator(Twin):
+        num_processes, process_index, device = 2, 1, CPU
+
+        def __init__(self, *, cpu: bool, kwargs_handlers: list[Any]) -> None:
+            super().__init__()
+            assert cpu
+            handlers.extend(kwargs_handlers)
+
+        def end_training(self) -> None:
+            pass
+
+    monkeypatch.setattr("accelerate.Accelerator", Accelerator)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert join("cpu", processes=2).rank == 1
+    assert handlers[0].to_kwargs() == {"timeout": timedelta(hours=6)}
 
 
 def test_the_facts_are_what_last_digits_hang_on() -> None:

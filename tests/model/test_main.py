@@ -23,7 +23,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from model import checkpoint, data, nll, run
+from model import checkpoint, data, lock, measuring, nll, run
 from model.__main__ import app
 from model.checkpoint import DataConfig, RunConfig
 from model.machine import Machine
@@ -80,7 +80,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after training is left out: it takes seconds, and has tests of its own."""
-    monkeypatch.setattr(run, "measure", lambda *_args, **_options: {})
+    monkeypatch.setattr(measuring, "measure", lambda *_args, **_options: {})
     monkeypatch.setattr("model.__main__._report", lambda *_args, **_options: None)
 
 
@@ -256,14 +256,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = RunConfig(
         model=ModelConfig(8, 8, 1, features=4, latent_dim=3),
         training=TrainConfig(epochs=12, batch_size=64, precision=request.param),
-        data=DataConfig(
-            name="digits",
-            n_train=len(digits.train),
-            n_validation=0,
-            validation_seed=0,
-            n_test=len(digits.test),
-            sha256=digits.sha256,
-        ),
+        data=DataConfig.of(digits, validation_seed=0),
     )
     assert run.train(folder, run.start(folder, config, dataset=digits), digits).step == 312
     return folder
@@ -466,6 +459,57 @@ def test_what_no_picture_would_put_right_is_refused_before_one_is_read(
 
 
 @pytest.mark.parametrize(
+    ("begun", "given", "sentence"),
+    [
+        ((), ("--epochs", "3"), "epochs: got 3, expected 2"),
+        ((), ("--compile",), "compile: got True, expected False"),
+        ((), ("--size", "9x9"), "size: got 9x9, expected 8x8"),
+        ((), ("--channels", "3"), "channels: got 3, expected 1"),
+        ((), ("--start-from", "elsewhere/others"), "start_from: got others, expected None"),
+        (("--likelihood", "bernoulli"), ("--likelihood", "gaussian"), "likelihood: got gaussian, expected bernoulli"),
+        (("--preset", "mlp"), ("--preset", "small"), "preset: got small, expected mlp"),
+        (("--family", "autoencoder"), ("--beta", "4"), "beta: got 4.0, expected 1.0"),
+    ],
+)
+def test_another_setting_than_the_runs_is_named_as_it_was_given_and_before_a_picture_is_read(
+    few: Path,
+    tmp_path: Path,
+    unmeasured: None,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: tuple[str, ...],
+    given: tuple[str, ...],
+    sentence: str,
+) -> None:
+    folder = tmp_path / "run"
+    assert called("fit", "--data", few, "--out", folder, *TINY, *begun).exit_code == 0
+    same = called("fit", "--data", few, "--out", folder, "--resume", *TINY, *begun)
+    assert same.exit_code == 0, same.stderr
+    monkeypatch.delattr(data, "read")
+    done = called("fit", "--data", few, "--out", folder, "--resume", *given)
+    assert done.exit_code == 2
+    assert done.stderr == f"vae-train: {sentence}, with which {folder} was started\n"
+    if given[0] not in ("--epochs", "--compile", "--start-from", "--beta"):
+        done = called("fit", "--data", few, "--out", tmp_path / "other", "--start-from", folder, *given)
+        assert done.exit_code == 2
+        assert done.stderr == f"vae-train: {sentence}, as the run has that it is to start from\n"
+
+
+def test_a_run_that_another_process_trains_is_refused_before_a_picture_is_read(
+    few: Path, tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    assert called("fit", "--data", few, "--out", folder, *TINY).exit_code == 0
+    monkeypatch.delattr(data, "read")
+    with lock.held(folder):
+        done = called("fit", "--data", few, "--out", folder, "--resume")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        f"vae-train: {folder}: got a run that another process is training, expected one that none is;"
+        " wait for it, or stop it\n"
+    )
+
+
+@pytest.mark.parametrize(
     "error",
     [MemoryError("Unable to allocate 9 TiB"), RuntimeError("not enough memory: you tried to allocate 9 bytes")],
 )
@@ -509,7 +553,7 @@ def test_a_number_that_is_none_ends_the_command_with_a_sentence_and_exit_code_1(
         r" nothing was saved before in \S+, which may go",
         last,
     )
-    assert not (tmp_path / "run" / "state").exists()
+    assert checkpoint.saved_step(tmp_path / "run") is None
 
 
 @pytest.fixture

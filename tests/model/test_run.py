@@ -15,26 +15,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from model import checkpoint, fingerprints, run
+from model import checkpoint, fingerprints, lock, run
 from model.checkpoint import Checkpoint, DataConfig, Origin, RunConfig
 from model.data import Dataset, with_validation
 from model.errors import BadCheckpoint, BadData, BadSetting, NotANumber
 from model.machine import Machine
 from model.training import Learner, StepReport, TrainConfig
-from model.vae import ModelConfig
 
 TENSORS = ("model.safetensors", "state/training.safetensors")
-
-
-@pytest.fixture
-def config(dataset: Dataset) -> RunConfig:
-    """Twelve steps: three epochs of four."""
-    return RunConfig(
-        model=ModelConfig(9, 6, 1, latent_dim=3, features=4),
-        training=TrainConfig(epochs=3, batch_size=8, lr_warmup_steps=2),
-        data=DataConfig(name="blocks", n_train=30, n_validation=0, validation_seed=0, n_test=10, sha256=dataset.sha256),
-    )
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -52,20 +42,6 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, *, send: signal.Signals)
             yield report
 
     monkeypatch.setattr(Learner, "run", interrupted)
-
-
-def test_a_run_ends_as_a_checkpoint_with_metrics_and_pictures(
-    tmp_path: Path, config: RunConfig, dataset: Dataset
-) -> None:
-    folder = tmp_path / "run"
-    outcome = run.train(folder, run.start(folder, config, dataset=dataset), dataset)
-    assert outcome == run.Outcome(step=12, steps=12, signal_number=None)
-    metrics = run.measure(folder, dataset=dataset, draws=2, seed=7)
-    assert metrics["protocol"]["draws"] == 2
-    found = checkpoint.read(folder)
-    assert json.loads(json.dumps(metrics)) == found.metrics
-    assert np.array_equal(found.probe, dataset.test)
-    assert list((folder / "pictures").glob("*.png"))
 
 
 def test_a_run_is_its_learner_and_nothing_else(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
@@ -187,11 +163,60 @@ def test_a_run_saves_at_the_end_of_an_epoch_if_it_is_time_and_at_its_end(
     assert steps == saved
 
 
-def test_validation_is_measured_at_the_end_of_each_epoch_and_nowhere_else(tmp_path: Path, config: RunConfig) -> None:
-    """150 steps an epoch, so that a line comes between."""
+@pytest.fixture
+def long(config: RunConfig) -> tuple[RunConfig, Dataset]:
+    """300 steps in two epochs, so that a line of the log comes in the middle of each."""
     train = np.random.default_rng(0).integers(0, 256, (320, 9, 6, 1), np.uint8)
-    dataset = with_validation(Dataset(name="noise", train=train, test=train[:10]), 20, seed=1)
-    config = dataclasses.replace(config, training=TrainConfig(epochs=2, batch_size=2))
+    dataset = with_validation(Dataset(name="noise", train=train, test=train[:10].copy()), 20, seed=1)
+    config = dataclasses.replace(
+        config, training=TrainConfig(epochs=2, batch_size=2), data=DataConfig.of(dataset, validation_seed=1)
+    )
+    return config, dataset
+
+
+def test_where_a_line_of_the_log_ends_a_kill_loses_no_step_of_it(
+    tmp_path: Path, long: tuple[RunConfig, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are saved in the middle of an epoch, and killed in the middle of a line beyond them."""
+    config, dataset = long
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run.train(whole, run.start(whole, config, dataset=dataset), dataset)
+    saved = []
+    save = checkpoint.save
+
+    def noted(folder: Path, learner: Learner) -> None:
+        saved.append(learner.step)
+        save(folder, learner)
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    for stop_at in (130, 170, 270):
+        with monkeypatch.context() as patched:
+            steps = Learner.run
+
+            def cut(learner: Learner, images: np.ndarray, *, at: int = stop_at) -> Iterator[StepReport]:
+                for report in steps(learner, images):  # noqa: B023  # called before the loop goes on
+                    if report.step == at:
+                        raise KeyboardInterrupt
+                    yield report
+
+            patched.setattr(Learner, "run", cut)
+            learner = run.resume(killed, config) if saved else run.start(killed, config, dataset=dataset)
+            with pytest.raises(KeyboardInterrupt):
+                run.train(killed, learner, dataset, save_every_s=0)
+    assert run.resume(killed, config).step == 250
+    run.train(killed, run.resume(killed, config), dataset, save_every_s=0)
+    assert saved == [100, 150, 250, 300]
+    for name in TENSORS:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    clock = ("seconds", "images_per_s")
+    got, expected = ([{k: v for k, v in line.items() if k not in clock} for line in lines(f)] for f in (killed, whole))
+    assert got == expected
+
+
+def test_validation_is_measured_at_the_end_of_each_epoch_and_nowhere_else(
+    tmp_path: Path, long: tuple[RunConfig, Dataset]
+) -> None:
+    config, dataset = long
     learner = run.start(tmp_path, config, dataset=dataset)
     run.train(tmp_path, learner, dataset)
     found = lines(tmp_path)
@@ -226,6 +251,39 @@ def test_a_place_with_something_in_it_is_refused(tmp_path: Path, config: RunConf
     with pytest.raises(BadSetting, match="expected a new folder"):
         run.start(tmp_path / "notes.txt", config, dataset=dataset)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+class Elsewhere:
+    """An accelerator of two processes, the other of which has read other pictures."""
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:  # noqa: ARG002  # always a sum
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, 255 - tensor])
+
+
+def test_processes_that_have_read_different_pictures_are_refused(
+    tmp_path: Path, config: RunConfig, dataset: Dataset
+) -> None:
+    machine = Machine(torch.device("cpu"), processes=2, accelerator=Elsewhere())
+    sentence = (
+        rf"^blocks: got pictures of sha256 \w{{8}}… in process 1, expected {dataset.sha256[:8]}… as in process 0$"
+    )
+    with pytest.raises(BadData, match=sentence):
+        run.start(tmp_path / "run", config, dataset=dataset, machine=machine)
+    assert not (tmp_path / "run").exists()
+    run.start(tmp_path / "run", config, dataset=dataset)
+    with pytest.raises(BadData, match=sentence):
+        run.resume(tmp_path / "run", config, machine=machine)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
+    learner = run.start(tmp_path, config, dataset=dataset)
+    with lock.held(tmp_path), pytest.raises(BadSetting, match="got a run that another process is training"):
+        run.train(tmp_path, learner, dataset)
+    assert learner.step == 0
+    assert run.train(tmp_path, learner, dataset).step == 12
 
 
 @pytest.fixture
@@ -319,6 +377,70 @@ def test_pictures_that_the_weights_have_learnt_cannot_validate_them(
         run.start(tmp_path / "refused", by_another_seed, dataset=split, origin=first)
     others = dataclasses.replace(split, test=split.test[::-1])  # of another data set nothing has been learnt
     run.start(tmp_path / "others", held_back, dataset=others, origin=trained)
+
+
+def begun_from(folder: Path, config: RunConfig, *, dataset: Dataset, origin: Path | None = None) -> Path:
+    """A run of this data that was saved as it began, with random weights or those of another run."""
+    found = checkpoint.read(origin) if origin else None
+    config = dataclasses.replace(
+        config,
+        data=DataConfig.of(dataset, validation_seed=0),
+        origin=run.origin_of(origin, found, dataset=dataset) if origin and found else None,
+    )
+    checkpoint.save(folder, run.start(folder, config, dataset=dataset, origin=found))
+    return folder
+
+
+def data_of(images: np.ndarray, *, n_train: int, n_validation: int = 0) -> Dataset:
+    """The same test part, however many pictures train."""
+    whole = Dataset(name="blocks", train=images[:n_train].copy(), test=images[30:])
+    return with_validation(whole, n_validation, seed=0)
+
+
+def test_pictures_drawn_by_the_same_seed_from_more_than_before_cannot_validate(
+    tmp_path: Path, config: RunConfig, images: np.ndarray
+) -> None:
+    first = begun_from(tmp_path / "first", config, dataset=data_of(images, n_train=20, n_validation=5))
+    grown = data_of(images, n_train=30, n_validation=5)
+    with pytest.raises(
+        BadSetting, match=r"^validation: got 5 pictures by seed 0, expected 0: from other training pict"
+    ):
+        begun_from(tmp_path / "refused", config, dataset=grown, origin=first)
+    begun_from(tmp_path / "same", config, dataset=data_of(images, n_train=20, n_validation=5), origin=first)
+    begun_from(tmp_path / "none", config, dataset=data_of(images, n_train=30), origin=first)
+
+
+def test_a_validation_part_of_the_source_stays_one_where_training_pictures_were_added(
+    tmp_path: Path, config: RunConfig, images: np.ndarray
+) -> None:
+    few, more = (Dataset(name="blocks", train=images[5:n], test=images[30:], validation=images[:5]) for n in (20, 30))
+    first = begun_from(tmp_path / "first", config, dataset=few)
+    begun_from(tmp_path / "second", config, dataset=more, origin=first)
+
+
+def test_what_a_run_before_the_last_has_learnt_is_remembered(
+    tmp_path: Path, config: RunConfig, images: np.ndarray
+) -> None:
+    own, others = data_of(images, n_train=30), dataclasses.replace(data_of(images, n_train=30), test=images[20:25])
+    first = begun_from(tmp_path / "first", config, dataset=own)
+    second = begun_from(tmp_path / "second", config, dataset=others, origin=first)
+    third = begun_from(tmp_path / "third", config, dataset=others, origin=second)
+    same = begun_from(tmp_path / "same", config, dataset=own, origin=first)
+    again = begun_from(tmp_path / "again", config, dataset=own, origin=same)
+    found = {path.name: checkpoint.read_config(path).origin for path in (second, third, same, again)}
+    # The third has its test pictures in common with the second, but not with the first.
+    assert {name: origin and origin.same_test for name, origin in found.items()} == {
+        "second": False,
+        "third": False,
+        "same": True,
+        "again": True,
+    }
+    validated = data_of(images, n_train=30, n_validation=5)
+    with pytest.raises(
+        BadSetting, match=r"^validation: got 5 pictures by seed 0, expected 0: from this data a run has"
+    ):
+        begun_from(tmp_path / "refused", config, dataset=validated, origin=third)
+    begun_from(tmp_path / "unvalidated", config, dataset=own, origin=third)
 
 
 def test_a_place_without_a_run_cannot_be_resumed(tmp_path: Path, config: RunConfig) -> None:
@@ -415,55 +537,7 @@ def test_a_number_that_is_none_before_the_first_save_says_so(
     nan_at(monkeypatch, 2)
     with pytest.raises(NotANumber, match="step 2: recon is nan, expected a finite number; nothing was saved before"):
         run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
-    assert not (tmp_path / "state").exists()
-
-
-@pytest.mark.parametrize("request_", [run.NllRequest(images=11), run.NllRequest(samples=(0,)), run.NllRequest(draws=0)])
-def test_an_estimate_that_cannot_be_is_refused_before_anything_is_measured(
-    tmp_path: Path, config: RunConfig, dataset: Dataset, request_: run.NllRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
-    monkeypatch.delattr(run, "evaluate")
-    with pytest.raises(BadSetting, match=r"^(n_images|samples|draws): got "):
-        run.measure(tmp_path, dataset=dataset, nll=request_)
-    assert not (tmp_path / "metrics.json").exists()
-
-
-def test_steps_beyond_the_last_save_are_not_those_of_the_weights_that_are_measured(
-    tmp_path: Path, config: RunConfig, dataset: Dataset
-) -> None:
-    """As a kill leaves them: the log is written before the weights."""
-    learner = run.start(tmp_path, config, dataset=dataset)
-    run.train(tmp_path, learner, dataset)
-    with (tmp_path / "metrics.jsonl").open("a") as log:
-        log.write(json.dumps({**lines(tmp_path)[-1], "step": 10_000, "epoch": 2_500.0}) + "\n")
-    run.measure(tmp_path, dataset=dataset)
-    assert "12 steps in" in (tmp_path / "card.md").read_text()
-
-
-def test_figures_are_measured_in_float32(
-    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
-    allowed, evaluate = list[bool](), run.evaluate
-
-    def noting(*args: Any, **options: Any) -> Any:
-        allowed.append(torch.backends.cudnn.allow_tf32)
-        return evaluate(*args, **options)
-
-    monkeypatch.setattr(run, "evaluate", noting)
-    run.measure(tmp_path, dataset=dataset)
-    assert allowed == [False]
-
-
-def test_figures_tell_whether_their_pictures_are_those_of_the_run(
-    tmp_path: Path, config: RunConfig, dataset: Dataset
-) -> None:
-    own = dataclasses.replace(config, data=dataclasses.replace(config.data, sha256=dataset.sha256))
-    run.train(tmp_path, run.start(tmp_path, own, dataset=dataset), dataset)
-    assert run.measure(tmp_path, dataset=dataset)["protocol"]["of_the_run"] is True
-    others = dataclasses.replace(dataset, test=dataset.test[::-1].copy())
-    assert run.measure(tmp_path, dataset=others)["protocol"]["of_the_run"] is False
+    assert checkpoint.saved_step(tmp_path) is None
 
 
 def test_a_state_from_another_kind_of_device_says_so(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:
@@ -482,47 +556,6 @@ def test_the_probe_of_a_run_comes_from_all_over_the_test_part(
     monkeypatch.setattr(checkpoint, "PROBE_ROWS", 4)
     checkpoint.save(tmp_path, run.start(tmp_path, config, dataset=dataset))
     np.testing.assert_array_equal(checkpoint.read(tmp_path).probe, dataset.test[[0, 3, 6, 9]])
-
-
-def test_an_estimate_of_log_p_is_kept_for_the_same_weights_and_pictures_alone(
-    tmp_path: Path, config: RunConfig, dataset: Dataset
-) -> None:
-    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
-    estimated = run.measure(tmp_path, dataset=dataset, nll=run.NllRequest(samples=(3,)))
-    assert estimated["nll"] is not None
-    assert run.measure(tmp_path, dataset=dataset)["nll"] == json.loads(json.dumps(estimated["nll"]))
-    checkpoint.withdraw_metrics(tmp_path)  # as an evaluation does that is then stopped
-    assert run.measure(tmp_path, dataset=dataset)["nll"] == json.loads(json.dumps(estimated["nll"]))
-    other = dataclasses.replace(dataset, test=dataset.test[::-1].copy())
-    assert run.measure(tmp_path, dataset=other)["nll"] is None
-
-
-def test_metrics_come_last_so_that_where_they_are_all_else_is_of_the_same_weights(
-    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
-
-    def full(*_arguments: object, **_options: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for _ in range(2):  # at the first evaluation, and at another one of the same weights
-        with monkeypatch.context() as patched:
-            patched.setattr("model.card.write_whole", full)
-            with pytest.raises(OSError, match="No space left"):
-                run.measure(tmp_path, dataset=dataset)
-        assert not (tmp_path / "metrics.json").exists()
-        metrics = run.measure(tmp_path, dataset=dataset)
-    assert not (tmp_path / "state" / "metrics.json").exists()
-    assert metrics["protocol"]["model_sha256"] == fingerprints.of_model(checkpoint.read(tmp_path).vae)
-
-
-def test_pictures_of_another_size_cannot_measure_a_run(
-    tmp_path: Path, config: RunConfig, dataset: Dataset, images: np.ndarray
-) -> None:
-    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
-    other = Dataset(name="wide", train=images[:, :4], test=images[:, :4])
-    with pytest.raises(BadData, match=r"wide: got pictures of shape \(4, 6, 1\), expected \(9, 6, 1\)"):
-        run.measure(tmp_path, dataset=other)
 
 
 def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path: Path, config: RunConfig, dataset: Dataset) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import math
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor
 from model import data
 from model.errors import BadSetting, NotANumber
 from model.machine import Machine
-from model.objectives import importance_weighted
+from model.objectives import elbo_terms, importance_weighted
 from model.pixels import pixels
 from model.schedules import epoch_order, learning_rate, scheduled_beta
 from model.training import Learner, StepReport, TrainConfig
@@ -387,6 +389,20 @@ def test_validation_in_the_last_phase_measures_its_bound_too(images: np.ndarray)
     assert last["elbo"] < last["bound"] < exact + 0.1
 
 
+def test_validation_is_measured_in_float32(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = list[bool]()
+
+    def noting(*arguments: Any) -> Any:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return elbo_terms(*arguments)
+
+    monkeypatch.setattr("model.training.elbo_terms", noting)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    learner().validate(images)
+    assert allowed == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_validation_repeats_itself_and_does_not_move_the_run(images: np.ndarray, likelihood: str) -> None:
     run, alone = (learner(model=ModelConfig(9, 6, 1, **TINY, **LIKELIHOODS[likelihood])) for _ in range(2))
@@ -469,6 +485,19 @@ def test_a_process_without_a_picture_is_refused() -> None:
 def test_a_machine_of_another_number_of_processes_is_refused() -> None:
     with pytest.raises(BadSetting, match="processes: got 1 on this machine, expected 3"):
         learner(dataclasses.replace(FEW, processes=3))
+
+
+@pytest.mark.filterwarnings("ignore")  # as below
+def test_networks_that_cannot_be_compiled_are_a_sentence(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config  # takes seconds, and no other test but the next needs it
+
+    mlp = dataclasses.replace(SMALL, preset="mlp", features=5)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
+    sentence = r"^compile: got .*no-such-compiler',\), expected what torch\.compile needs, a C\+\+ compiler above all$"
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(BadSetting, match=sentence):
+        next(learner(dataclasses.replace(FEW, compile=True), mlp).run(images))
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself

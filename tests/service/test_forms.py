@@ -3,11 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Invalid, NotAcceptable
-from service.forms import ANIMATIONS, LATENT_FORMS, PATH_FORMS, STILL_FORMS, Form, choose
+from service.forms import ANIMATIONS, LATENT_FORMS, PATH_FORMS, STILL_FORMS, Form, accepted, named
 
 
 def accepting(accept: str | None, forms: tuple[Form, ...] = PATH_FORMS) -> Form:
-    return choose(forms, named=None, accept=accept)
+    return accepted(forms, accept)
 
 
 @pytest.mark.parametrize("forms", [LATENT_FORMS, STILL_FORMS, PATH_FORMS])
@@ -17,8 +17,8 @@ def test_the_first_form_is_the_default(forms: tuple[Form, ...], accept: str | No
 
 
 @pytest.mark.parametrize("form", PATH_FORMS)
-def test_format_names_a_form_whatever_accept_says(form: Form) -> None:
-    assert choose(PATH_FORMS, named=form.label, accept="text/html;q=1, */*;q=0") is form
+def test_format_names_a_form(form: Form) -> None:
+    assert named(PATH_FORMS, form.label, where="query.format") is form
 
 
 @pytest.mark.parametrize("form", PATH_FORMS)
@@ -72,7 +72,7 @@ def test_an_animation_is_taken_only_when_no_still_form_is_accepted(accept: str, 
     "accept", ["text/html", "image/png;q=0", "*/*;q=0", "image/gif", "image", "png", ",", "image/png;q=x", ";q=1"]
 )
 def test_what_admits_no_form_is_refused_with_those_there_are(accept: str) -> None:
-    with pytest.raises(NotAcceptable, match="this verb answers in image/png, image/webp, image/jpeg, application/json"):
+    with pytest.raises(NotAcceptable, match="expected one of image/png, image/webp, image/jpeg, application/json"):
         accepting(accept, STILL_FORMS)
 
 
@@ -81,10 +81,10 @@ def test_a_range_with_a_weight_that_is_none_counts_as_refused(weight: str) -> No
     assert accepting(f"image/png;q={weight}, application/json;q=0.1") is Form.JSON
 
 
-@pytest.mark.parametrize("named", ["gif", "PNG", "image/png", "", "bmp"])
-def test_a_format_that_the_verb_has_not_is_invalid(named: str) -> None:
-    with pytest.raises(Invalid, match="expected one of png, webp, jpeg, json, safetensors"):
-        choose(STILL_FORMS, named=named, accept="*/*")
+@pytest.mark.parametrize("label", ["gif", "PNG", "image/png", "", "bmp"])
+def test_a_format_that_the_verb_has_not_is_invalid(label: str) -> None:
+    with pytest.raises(Invalid, match=r"^body\.format: got .*, expected one of png, webp, jpeg, json, safetensors$"):
+        named(STILL_FORMS, label, where="body.format")
 
 
 @given(accept=st.text(max_size=60) | st.text(alphabet="image/pngjso*;q=0.1, ", max_size=60))

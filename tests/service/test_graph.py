@@ -228,6 +228,39 @@ def test_cuda_that_cannot_be_had_is_refused() -> None:
         resolve_device("cuda")
 
 
+@pytest.mark.parametrize(
+    ("flags", "is_exact"),
+    [
+        ({"sse4_1", "avx2"}, True),
+        ({"sse4_1", "avx2", "avx512f", "avx512bw"}, True),
+        ({"sse4_1", "avx512_vnni"}, False),
+        ({"sse4_1", "avx_vnni"}, False),
+        ({"asimd", "asimddp"}, False),
+        (set(), False),
+    ],
+)
+def test_int8_is_exact_where_quick_sums_would_saturate(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, flags: set[str], is_exact: bool
+) -> None:
+    given: list[ort.SessionOptions] = []
+    real = ort.InferenceSession
+
+    def session(content: bytes, options: ort.SessionOptions, **others: Any) -> Any:
+        given.append(options)
+        return real(content, options, **others)
+
+    monkeypatch.setattr(graph_module, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(graph_module.ort, "InferenceSession", session)
+    Engine(read(bundles.colour), device="cpu", threads=1)
+    for options in given:
+        if is_exact:
+            assert options.get_session_config_entry("session.x64quantprecision") == "1"
+        else:
+            with pytest.raises(RuntimeError, match="not have configuration"):
+                options.get_session_config_entry("session.x64quantprecision")
+    assert given
+
+
 class Cuda:
     """Sessions that say they run on a GPU; their graphs run on the CPU."""
 

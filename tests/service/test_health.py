@@ -19,7 +19,7 @@ def test_a_probe_answers(client: httpx.Client, path: str, status: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 200
     assert answer.json() == {"status": status}
-    assert client.head(path).status_code == 200
+    assert answer.headers["cache-control"] == client.head(path).headers["cache-control"] == "no-store"
 
 
 def test_a_process_whose_engine_is_stuck_is_not_alive(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 
 import httpx
+import pytest
 
 from service.manifest import MANIFEST
 from tests.service.linear import Bundles
@@ -26,6 +27,12 @@ def test_a_model_shows_its_whole_manifest(client: httpx.Client, bundles: Bundles
         manifest = json.loads((folder / MANIFEST).read_text())
         assert answer["manifest"] == manifest
         assert answer["digest"] == manifest["digest"]
+
+
+@pytest.mark.parametrize("path", ["/models", "/models/colour"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_is_loaded_is_asked_for_again(client: httpx.Client, method: str, path: str) -> None:
+    assert client.request(method, path).headers["cache-control"] == "no-cache"
 
 
 def test_a_model_is_found_by_its_digest_too(client: httpx.Client) -> None:

@@ -350,14 +350,14 @@ def reference(data: bytes, shape: tuple[int, int, int] = SHAPE) -> bytes | tuple
     try:
         found = Image.open(BytesIO(data), formats=images.FORMATS)
     except Exception:
-        return BadBody.status, f"body: not a picture in one of {', '.join(images.FORMATS)}"
+        return BadBody.status, f"body: got no picture, expected one in {', '.join(images.FORMATS)}"
     if found.width * found.height > LIMIT:
         got = found.width * found.height
         return TooLarge.status, f"body: got {got:,} pixels, the limit is {LIMIT:,}"
     try:
         found.load()
     except Exception:
-        return BadBody.status, "body: the picture's data is broken or incomplete"
+        return BadBody.status, "body: got a broken or incomplete picture, expected a whole one"
     if found.mode in {"I", "F"}:
         return Invalid.status, f"body: got a picture of mode {found.mode}, expected at most 16 bits a channel"
     if "transparency" in found.info or found.mode not in {"L", "RGB"}:

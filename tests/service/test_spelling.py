@@ -57,12 +57,12 @@ def test_a_text_stands_for_what_it_spells(options: type[Options], name: str, tex
             (f"/interpolate?seeds=1,2&loop={truth}", "query.loop", "true or false")
             for truth in ("t", "y", "yes", "on", "off", "2", "")
         ],
-        ("/interpolate?seeds=1_0,2", "query.seeds.0", "a whole number"),
-        ("/interpolate?seeds=1, 2", "query.seeds.1", "a whole number"),
-        ("/interpolate?seeds=1,2.0,3", "query.seeds.1", "a whole number"),
-        ("/interpolate?seeds=1,2,", "query.seeds.2", "a whole number"),
-        ("/interpolate?seeds=-1,2", "query.seeds.0", "greater than or equal to 0"),
-        ("/traverse?seed=1&dims=٤", "query.dims.0", "a whole number"),
+        ("/interpolate?seeds=1_0,2", "query.seeds[0]", "a whole number"),
+        ("/interpolate?seeds=1, 2", "query.seeds[1]", "a whole number"),
+        ("/interpolate?seeds=1,2.0,3", "query.seeds[1]", "a whole number"),
+        ("/interpolate?seeds=1,2,", "query.seeds[2]", "a whole number"),
+        ("/interpolate?seeds=-1,2", "query.seeds[0]", "greater than or equal to 0"),
+        ("/traverse?seed=1&dims=٤", "query.dims[0]", "a whole number"),
     ],
 )
 def test_what_python_alone_takes_for_a_number_or_a_truth_is_422(
@@ -100,7 +100,7 @@ def test_a_list_of_texts_in_json_is_spelled_as_in_a_query(client: httpx.Client, 
     answer = client.post("/interpolate", json={"seeds": seeds})
     assert answer.status_code == 422
     (fault,) = answer.json()["errors"]
-    assert (fault["where"], fault["expected"]) == ("body.seeds.1", "a whole number")
+    assert (fault["where"], fault["expected"]) == ("body.seeds[1]", "a whole number")
 
 
 def test_a_number_is_shown_as_it_was_sent(client: httpx.Client) -> None:

@@ -287,17 +287,22 @@ def test_a_post_has_no_address(client: httpx.Client) -> None:
     ("query", "where", "got", "expected"),
     [
         ("", "start", "none", "one of an image, z and seed, as in seed=3"),
-        ("seed=1&dims=4", "dims", "4", "0 to 3, the dimensions of a latent"),
-        ("seed=1&dims=0,99999999999999999999", "dims", "99999999999999999999", "0 to 3, the dimensions of a latent"),
-        ("seed=1&dims=-1", "query.dims.0", "-1", "greater than or equal to 0"),
-        ("seed=1&dims=", "query.dims.0", "nothing", "a whole number"),
-        ("seed=1&dims=0,x", "query.dims.1", "x", "a whole number"),
+        ("seed=1&dims=4", "query.dims[0]", "4", "0 to 3, the dimensions of a latent"),
+        (
+            "seed=1&dims=0,99999999999999999999",
+            "query.dims[1]",
+            "99999999999999999999",
+            "0 to 3, the dimensions of a latent",
+        ),
+        ("seed=1&dims=-1", "query.dims[0]", "-1", "greater than or equal to 0"),
+        ("seed=1&dims=", "query.dims[0]", "nothing", "a whole number"),
+        ("seed=1&dims=0,x", "query.dims[1]", "x", "a whole number"),
         ("seed=-1", "query.seed", "-1", "greater than or equal to 0"),
         ("seed=1&steps=1", "query.steps", "1", "greater than or equal to 2"),
         ("seed=1&span=0", "query.span", "0", "greater than 0"),
         ("seed=1&span=nan", "query.span", "nan", "a finite number"),
         ("seed=1&span=1001", "query.span", "1001", "less than or equal to 1000"),
-        ("seed=1&format=bmp", "format", "bmp", "one of png, webp, jpeg, json, safetensors, gif, apng"),
+        ("seed=1&format=bmp", "query.format", "bmp", "one of png, webp, jpeg, json, safetensors, gif, apng"),
     ],
 )
 def test_an_address_that_cannot_be_is_refused_by_its_place(
@@ -338,8 +343,8 @@ def test_two_pictures_are_no_start(client: httpx.Client, colour: Linear) -> None
 @pytest.mark.parametrize(
     ("params", "detail"),
     [
-        ({"height": 16}, "height: got 16, expected 8, as form.images[0] has it"),
-        ({"height": 8, "width": 16}, "width: got 16, expected 12, as form.images[0] has it"),
+        ({"height": 16}, "query.height: got 16, expected 8, as form.images[0] has it"),
+        ({"height": 8, "width": 16}, "query.width: got 16, expected 12, as form.images[0] has it"),
     ],
 )
 def test_a_size_that_the_picture_has_not_is_refused(kinds: httpx.Client, params: dict[str, int], detail: str) -> None:
@@ -352,7 +357,7 @@ def test_a_dimension_is_one_of_the_latent_in_its_size(kinds: httpx.Client) -> No
     query = "/traverse?seed=1&model=patches&height=8&width=4&dims="
     assert kinds.get(f"{query}3").status_code == 200
     answer = kinds.get(f"{query}4")
-    assert answer.json()["detail"] == "dims: got 4, expected 0 to 3, the dimensions of a latent"
+    assert answer.json()["detail"] == "query.dims[0]: got 4, expected 0 to 3, the dimensions of a latent"
 
 
 @pytest.mark.parametrize(
