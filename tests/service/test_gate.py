@@ -215,7 +215,7 @@ def test_metrics_are_open_if_the_settings_say_so(
 # What keys change for caches and in OpenAPI
 
 
-@pytest.mark.parametrize("path", ["/sample?seed=7", "/interpolate?seeds=3,14", "/traverse?seed=1"])
+@pytest.mark.parametrize("path", ["/sample?seed=7", "/interpolate?seeds=3,14", "/traverse?seed=1&dims=0"])
 def test_what_a_key_opened_is_kept_by_private_caches_alone(http: httpx.Client, path: str) -> None:
     answer = http.get(path, headers=READER)
     assert answer.headers["cache-control"] == "private, no-cache"

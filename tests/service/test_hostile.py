@@ -409,11 +409,11 @@ def part(name: str, content: bytes, *, filename: str | None = None) -> bytes:
 DEEP = b"[" * 1000 + b"]" * 1000
 
 FORMS = {
-    "thousands of fields": (b"".join(part(f"f{index}", b"1") for index in range(5000)) + b"--b--\r\n", 400),
+    "thousands of fields": (b"".join(part(f"f{index}", b"1") for index in range(5000)) + b"--b--\r\n", 422),
     "thousands of files": (part("images", b"x", filename="x") * 20_000 + b"--b--\r\n", 400),
     "a part of a thousand headers": (b"--b\r\n" + b"X: y\r\n" * 10_000 + b"\r\n1\r\n--b--\r\n", 400),
     "a part with a header of 1 MB": (b"--b\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\n1\r\n--b--\r\n", 400),
-    "a field of 1 MB": (part("seed", b"1" * 1_000_000) + b"--b--\r\n", 400),
+    "a field of 1 MB": (part("seed", b"1" * 1_000_000) + b"--b--\r\n", 413),
     "no end": (part("images", b"x", filename="x"), 400),
     "an end within the second part": (part("images", b"x", filename="x") * 2, 400),
     "no name": (b"--b\r\nContent-Disposition: form-data\r\n\r\n1\r\n--b--\r\n", 400),

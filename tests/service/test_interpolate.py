@@ -253,7 +253,7 @@ def test_json_tells_the_latents_and_each_picture(client: httpx.Client, colour: L
         ("seeds=3,4&loop=perhaps", "query.loop"),
         ("seeds=3,4&frame_ms=1", "query.frame_ms"),
         ("seeds=3,4&n=2", "query.n"),
-        ("seeds=3,4&format=bmp", "format"),
+        ("seeds=3,4&format=bmp", "query.format"),
         ("points=[]", "query.points"),
     ],
 )
@@ -314,8 +314,8 @@ def test_points_that_cannot_be_are_refused_by_their_index(
             {"points": [{"image": base64_png(np.zeros((8, 8, 3), np.uint8))}, {"z": np.zeros((2, 2, 5)).tolist()}]},
             "body.points[1]: got height 8, width 20, expected height 8, width 8 as body.points[0]",
         ),
-        ({"z": np.zeros((3, 2, 2, 5)).tolist(), "width": 24}, "width: got 24, expected 20, as body.z[0] has it"),
-        ({"z": np.zeros((3, 2, 2, 5)).tolist(), "height": 6}, "height: got 6, expected a multiple of 4 up to 64"),
+        ({"z": np.zeros((3, 2, 2, 5)).tolist(), "width": 24}, "body.width: got 24, expected 20, as body.z[0] has it"),
+        ({"z": np.zeros((3, 2, 2, 5)).tolist(), "height": 6}, "body.height: got 6, expected a multiple of 4 up to 64"),
     ],
 )
 def test_points_and_options_of_two_sizes_are_refused_by_their_place(

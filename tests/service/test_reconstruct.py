@@ -158,7 +158,7 @@ def test_no_picture_is_422(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     ("params", "where"),
-    [({"compare": "perhaps"}, "query.compare"), ({"seed": 1}, "query.seed"), ({"format": "gif"}, "format")],
+    [({"compare": "perhaps"}, "query.compare"), ({"seed": 1}, "query.seed"), ({"format": "gif"}, "query.format")],
 )
 def test_an_option_that_cannot_be_is_422(
     client: httpx.Client, colour: Linear, params: dict[str, Any], where: str

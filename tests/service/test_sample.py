@@ -104,7 +104,7 @@ def test_the_models_own_size_may_be_asked_for(client: httpx.Client, options: dic
 def test_a_model_of_one_size_makes_no_other(client: httpx.Client, name: str, side: int, own: int) -> None:
     answer = client.get("/sample", params={"seed": 7, name: side})
     assert answer.status_code == 422
-    assert answer.json()["detail"] == f"{name}: got {side}, expected {own}"
+    assert answer.json()["detail"] == f"query.{name}: got {side}, expected {own}"
 
 
 # Forms

@@ -189,7 +189,10 @@ def test_rows_of_open_sizes_count_pixels(kinds: httpx.Client) -> None:
     assert kinds.post("/score?k=14&model=patches", files=image).status_code == 200
     answer = kinds.post("/score?k=15&model=patches", files=image)
     assert answer.status_code == 413
-    assert answer.json()["detail"] == "rows: got 272 rows, the limit is 256"
+    assert (
+        answer.json()["detail"]
+        == "rows: got 272 rows, the limit is 256; rows are counted in pictures of the default size"
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_rows_of_open_sizes_count_pixels(kinds: httpx.Client) -> None:
         ({"k": "many"}, ("query.k", "many", "a whole number")),
         ({"seed": -1}, ("query.seed", "-1", "greater than or equal to 0")),
         ({"draws": 1}, ("query.draws", "draws", "one of model, format, k, seed")),
-        ({"format": "png"}, ("format", "png", "one of json, safetensors")),
+        ({"format": "png"}, ("query.format", "png", "one of json, safetensors")),
     ],
 )
 def test_an_option_that_cannot_be_is_422(

@@ -122,7 +122,7 @@ LIES = {
     "half a character": (_file(b'{"\\ud800": 1}'), "header: .*surrogate"),
     "an endless number": (_file(b'{"z": ' + b"9" * 5000 + b"}"), "header: Exceeds the limit"),
     "below zero": (_file(_z(shape=[-2])), "header: got -2, expected no number below 0"),
-    "no object": (_file([1]), "header: got list, expected a JSON object"),
+    "no object": (_file([1]), "header: got a list, expected a JSON object"),
     "metadata of numbers": (
         _file({"__metadata__": {"n": 1}}), "__metadata__: got {'n': 1}, expected an object of texts"),
     "a key twice": (_file(TWICE, bytes(8)), "header: got a key twice, expected each once"),
