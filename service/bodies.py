@@ -43,6 +43,9 @@ _ESCAPES = (("%2B", "+"), ("%2b", "+"), ("%2F", "/"), ("%2f", "/"), ("%3D", "=")
 # What a safetensors body may hold.
 _AS_TENSORS = frozenset({"images", "z"})
 
+# Many more than any verb knows; a body of nothing but unknown options must not cost a fault each.
+_MAX_OPTIONS = 64
+
 T = TypeVar("T")
 
 
@@ -177,6 +180,7 @@ def _json(body: bytes, takes: frozenset[str], max_parts: int) -> Body:
         raise BadBody(f"not readable as JSON: {error}") from error
     if not isinstance(document, dict):
         raise invalid("body", got=type_in_words(document), expected="a JSON object")
+    require_few(len(document) - len(takes & document.keys()))
     members = {name: value for name, value in document.items() if name in takes}
     options = tuple((name, Placed(f"body.{name}", value)) for name, value in document.items() if name not in takes)
     pictures: tuple[Placed[bytes], ...] = ()
@@ -189,6 +193,15 @@ def _json(body: bytes, takes: frozenset[str], max_parts: int) -> Body:
             for where, value in ((f"body.images[{index}]", value) for index, value in enumerate(sent))
         )
     return Body(pictures, members, options, json_bytes=len(body))
+
+
+def require_few(options: int) -> None:
+    """Nothing, unless there are more options than any verb knows by far.
+
+    Raises:  Invalid
+    """
+    if options > _MAX_OPTIONS:
+        raise invalid("options", got=f"{options} of them", expected=f"at most {_MAX_OPTIONS}")
 
 
 def _tensors(found: Mapping[str, NDArray[Any]], takes: frozenset[str]) -> Body:

@@ -26,9 +26,6 @@ _TIMEOUT_DIGITS = 12  # of X-Timeout-Ms, of which more are no less than any serv
 # Headers that may stand on several lines, and that something hangs on.
 _LISTS = frozenset({"accept", "content-encoding"})
 
-# Many more than any verb knows; a body of nothing but unknown options must not cost a fault each.
-_MAX_OPTIONS = 64
-
 
 @dataclass(frozen=True)
 class Verb(Generic[O]):
@@ -112,19 +109,14 @@ def _query(request: Request) -> tuple[tuple[str, Placed[Any]], ...]:
     sent: bytes = request.scope["query_string"]
     if not sent:
         return ()
-    _require_few(sent.count(b"&") + 1)  # before it is read
+    bodies.require_few(sent.count(b"&") + 1)  # before it is read
     return tuple((name, Placed(f"query.{name}", value)) for name, value in request.query_params.multi_items())
-
-
-def _require_few(options: int) -> None:
-    if options > _MAX_OPTIONS:
-        raise invalid("options", got=f"{options} of them", expected=f"at most {_MAX_OPTIONS}")
 
 
 def _options(verb: Verb[O], sent: Sequence[tuple[str, Placed[Any]]]) -> O:
     if not sent:
         return verb.defaults
-    _require_few(len(sent))
+    bodies.require_few(len(sent))
     places: dict[str, Placed[Any]] = {}
     for name, value in sent:
         if name in places:

@@ -212,15 +212,21 @@ def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.flo
     Shapes:  -> (n, *latent_shape)
     Raises:  Invalid that names the first row that is wrong
     """
-    is_tensor = isinstance(value, np.ndarray)
-    numbers = value if is_tensor else _numbers(value, where)
     axes = call.model.latent_axes
+    if isinstance(value, np.ndarray):
+        if value.dtype not in _LATENT_DTYPES or not _are_latents(axes, value.shape):
+            expected = f"float32 or float16 {sizes.in_words(axes)}, n ≥ 1, or one latent"
+            raise invalid(where, got=f"{value.dtype} {value.shape}", expected=expected)
+        numbers = value
+    else:
+        shape = _first_shape(value)
+        if not _are_latents(axes, shape) and 0 < len(shape) <= _MAX_DEPTH:
+            expected = f"{sizes.in_words(axes)}, n ≥ 1, or one latent"
+            raise invalid(where, got=f"shape {shape}", expected=expected)
+        if len(shape) > len(axes):
+            call.check_rows(shape[0])
+        numbers = _numbers(value, where)
     rows = numbers[None] if numbers.ndim == len(axes) else numbers
-    known = not is_tensor or numbers.dtype in _LATENT_DTYPES  # in JSON a number is a number
-    if not known or not sizes.takes(axes, rows.shape[1:]) or len(rows) == 0:
-        got, dtypes = (str(numbers.dtype), "float32 or float16 ") if is_tensor else ("shape", "")
-        expected = f"{dtypes}{sizes.in_words(axes)}, n ≥ 1, or one latent"
-        raise invalid(where, got=f"{got} {numbers.shape}", expected=expected)
     with np.errstate(over="ignore"):
         latents = np.ascontiguousarray(rows, np.float32)
     finite = np.isfinite(latents).reshape(len(latents), -1).all(axis=1)
@@ -231,6 +237,23 @@ def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.flo
             expected="finite numbers in float32",
         )
     return latents
+
+
+def _are_latents(axes: sizes.Axes, shape: tuple[int, ...]) -> bool:
+    """Whether this is the shape of rows, one or more, or of one of them."""
+    one = shape if len(shape) == len(axes) else shape[1:]
+    return sizes.takes(axes, one) and shape[0] > 0
+
+
+def _first_shape(nested: Any) -> tuple[int, ...]:
+    """The lengths of nested lists along their first places. A long one that cannot be latents is refused by them: to
+    look through its numbers, or to make an array of them, would keep the interpreter from all other requests.
+    """
+    lengths: list[int] = []
+    while isinstance(nested, list) and len(lengths) <= _MAX_DEPTH:
+        lengths.append(len(nested))
+        nested = nested[0] if nested else None
+    return tuple(lengths)
 
 
 def _numbers(value: Any, where: str) -> NDArray[Any]:

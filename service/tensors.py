@@ -17,6 +17,7 @@ Piece = bytes | memoryview
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 2**20
+_MAX_TENSORS = 64  # many more than any verb takes
 _MAX_AXES = 64  # numpy's own bound; a product of very many lengths would also take its time
 _MEMBERS = {"dtype", "shape", "data_offsets"}
 
@@ -107,6 +108,8 @@ def _header(text: bytes) -> dict[str, Any]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refused("__metadata__", got=f"{metadata!r:.100}", expected="an object of texts")
+    if len(header) > _MAX_TENSORS:
+        raise _refused("header", got=f"{len(header):,} tensors", expected=f"at most {_MAX_TENSORS}")
     return header
 
 

@@ -142,6 +142,20 @@ def test_latents_that_cannot_be_are_refused_with_what_was_found(
     assert (fault["where"], fault["got"]) == (f"body.{where}", got)
 
 
+@pytest.mark.parametrize("z", [[1.0] * 3 + ["text"] * 1_000, [[1.0] * 3 + ["text"] * 1_000]])
+def test_a_list_whose_length_is_wrong_is_not_looked_through(client: httpx.Client, z: list[Any]) -> None:
+    answer = client.post("/decode", json={"z": z})
+    shape = tuple(np.array(z).shape)
+    assert answer.json()["detail"] == f"body.z: got shape {shape}, expected (n, 4), n ≥ 1, or one latent"
+
+
+def test_more_rows_than_there_may_be_are_not_looked_through(client: httpx.Client) -> None:
+    most = client.get("/models/colour").json()["limits"]["max_request_rows"]
+    answer = client.post("/decode", json={"z": [[0] * 4] * most + ["text"]})
+    assert answer.status_code == 413
+    assert answer.json()["detail"].startswith(f"rows: got {most + 1:,} rows, the limit is {most:,}")
+
+
 @pytest.mark.parametrize(
     ("z", "where"),
     [

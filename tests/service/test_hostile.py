@@ -326,7 +326,7 @@ TENSORS = {
     "infinity": (tensors(z=np.full((1, 4), np.inf, np.float32)), 422),
     "NaN": (tensors(z=np.full((1, 4), np.nan, np.float16)), 422),
     "float64": (tensors(z=np.zeros((1, 4), np.float64)), 422),
-    "thousands of tensors": (tensors(**{f"t{index}": np.zeros(1, np.float32) for index in range(5000)}), 422),
+    "thousands of tensors": (tensors(**{f"t{index}": np.zeros(1, np.float32) for index in range(5000)}), 400),
 }
 
 PICTURES = {

@@ -122,6 +122,10 @@ LIES = {
     "half a character": (_file(b'{"\\ud800": 1}'), "header: .*surrogate"),
     "an endless number": (_file(b'{"z": ' + b"9" * 5000 + b"}"), "header: Exceeds the limit"),
     "below zero": (_file(_z(shape=[-2])), "header: got -2, expected no number below 0"),
+    "many tensors": (
+        _file({f"t{index}": {} for index in range(65)}),
+        "header: got 65 tensors, expected at most 64",
+    ),
     "no object": (_file([1]), "header: got a list, expected a JSON object"),
     "metadata of numbers": (
         _file({"__metadata__": {"n": 1}}), "__metadata__: got {'n': 1}, expected an object of texts"),
