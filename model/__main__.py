@@ -358,7 +358,7 @@ def _require_possible(
     stored: RunConfig | None,
     has_origin: bool,
 ) -> None:
-    """Nothing, if options make a run, as far as it does not hang on pictures, whose reading may take hours.
+    """Nothing, if options make a run, as far as it does not depend on pictures, whose reading may take hours.
 
     Raises:  BadSetting that names one of the options given
     """

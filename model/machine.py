@@ -94,7 +94,7 @@ class Machine:
             self.accelerator.end_training()
 
     def facts(self) -> dict[str, Any]:
-        """What the last digits of a run hang on, beside its settings."""
+        """What the last digits of a run depend on, beside its settings."""
         return {
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model(),

@@ -47,7 +47,7 @@ _CHOICE, _DATA, _NOISE = range(3)
 
 @dataclass(frozen=True)
 class NllProtocol:
-    """What an estimate hangs on; two with the same protocol are the same, whatever the batches they ran in."""
+    """What an estimate depends on; two with the same protocol are the same, whatever the batches they ran in."""
 
     samples: tuple[int, ...]
     """Draws of z after which an estimate is read off; the shorter ones are prefixes of the longest."""

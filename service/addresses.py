@@ -71,7 +71,7 @@ def identity(call: Call[Options]) -> dict[str, str]:
 
 
 def _etag(call: Call[Options]) -> str:
-    """A function of everything that the answer's bytes hang on."""
+    """A function of everything that the answer's bytes depend on."""
     engine = call.model.engine
     answer = [
         call.model.label,

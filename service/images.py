@@ -31,7 +31,7 @@ Uint8 = NDArray[np.uint8]
 Opened = Image.Image | png.Plain
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff")
 
 # Where an orientation may stand: in these formats always, in the others under these keys.
 _ALWAYS_ORIENTED = frozenset({"TIFF", "MPO"})

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from service import bodies, forms
 from service.bodies import Placed
-from service.call import Call
+from service.call import Call, O
 from service.deadline import Deadline
 from service.deployment import Deployment
 from service.errors import Fault, Invalid, expectation, invalid, shown, shown_as_json
@@ -19,11 +19,9 @@ from service.observation import record
 from service.schemas import Options
 from service.settings import Settings
 
-O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
-
 _TIMEOUT_DIGITS = 12  # of X-Timeout-Ms, of which more are no less than any server's bound
 
-# Headers that may stand on several lines, and that something hangs on.
+# Headers that may stand on several lines, and that something depends on.
 _LISTS = frozenset({"accept", "content-encoding"})
 
 

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from service import tensors
 from service.access import gate, keys
 from service.bodies import readable_types
 from service.errors import (
@@ -71,19 +70,6 @@ _COMPONENTS: tuple[type[BaseModel], ...] = (
 )
 _KEY, _SHOWN = "key", "A key of the file that this service was started with, as `Authorization: Bearer vae_…`"
 _BINARY = {"type": "string", "format": "binary"}
-
-# In the order of docs/api.md: /docs opens a verb on the first that it reads.
-_BODY_TYPES = (
-    "image/png",
-    "image/jpeg",
-    "image/webp",
-    "image/bmp",
-    "image/gif",
-    "image/tiff",
-    "multipart/form-data",
-    "application/json",
-    tensors.MEDIA_TYPE,
-)
 _IDENTITY = {
     "X-Model": "name@digest of the bundle that answered",
     "Vary": "`Accept`, where no `format` was named",
@@ -359,8 +345,7 @@ def _body(verb: Verb[Options], body: type[BaseModel], options: Mapping[str, Part
         "application/json": {"$ref": _REFERENCE.format(model=body.__name__)},
         "multipart/form-data": form | ({"required": ["images"]} if is_required else {}),
     }
-    read = readable_types(verb.takes)
-    content = {each: {"schema": schemas.get(each, _BINARY)} for each in _BODY_TYPES if each in read}
+    content = {each: {"schema": schemas.get(each, _BINARY)} for each in readable_types(verb.takes)}
     return {"required": is_required, "content": content}
 
 

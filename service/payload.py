@@ -214,17 +214,10 @@ def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.flo
     """
     axes = call.model.latent_axes
     if isinstance(value, np.ndarray):
-        if value.dtype not in _LATENT_DTYPES or not _are_latents(axes, value.shape):
-            expected = f"float32 or float16 {sizes.in_words(axes)}, n ≥ 1, or one latent"
-            raise invalid(where, got=f"{value.dtype} {value.shape}", expected=expected)
+        _require_latents(value, axes, where=where)
         numbers = value
     else:
-        shape = _first_shape(value)
-        if not _are_latents(axes, shape) and 0 < len(shape) <= _MAX_DEPTH:
-            expected = f"{sizes.in_words(axes)}, n ≥ 1, or one latent"
-            raise invalid(where, got=f"shape {shape}", expected=expected)
-        if len(shape) > len(axes):
-            call.check_rows(shape[0])
+        _require_lengths(call, value, where=where)
         numbers = _numbers(value, where)
     rows = numbers[None] if numbers.ndim == len(axes) else numbers
     with np.errstate(over="ignore"):
@@ -239,6 +232,29 @@ def as_latents(call: Call[Options], value: Any, *, where: str) -> NDArray[np.flo
     return latents
 
 
+def _require_latents(tensor: NDArray[Any], axes: sizes.Axes, *, where: str) -> None:
+    if tensor.dtype not in _LATENT_DTYPES or not _are_latents(axes, tensor.shape):
+        expected = f"float32 or float16 {_in_words(axes)}"
+        raise invalid(where, got=f"{tensor.dtype} {tensor.shape}", expected=expected)
+
+
+def _require_lengths(call: Call[Options], nested: Any, *, where: str) -> None:
+    """Nothing, unless the lengths of lists along their first places tell that these are no latents, or too many: to
+    look through a long one's numbers, or to make an array of them, keeps the interpreter from all other requests.
+
+    Raises:  Invalid, TooLarge
+    """
+    axes, shape = call.model.latent_axes, _first_shape(nested)
+    if not _are_latents(axes, shape) and 0 < len(shape) <= _MAX_DEPTH:  # of others `_numbers` says what they are
+        raise invalid(where, got=f"shape {shape}", expected=_in_words(axes))
+    if len(shape) > len(axes):
+        call.check_rows(shape[0])
+
+
+def _in_words(axes: sizes.Axes) -> str:
+    return f"{sizes.in_words(axes)}, n ≥ 1, or one latent"
+
+
 def _are_latents(axes: sizes.Axes, shape: tuple[int, ...]) -> bool:
     """Whether this is the shape of rows, one or more, or of one of them."""
     one = shape if len(shape) == len(axes) else shape[1:]
@@ -246,9 +262,7 @@ def _are_latents(axes: sizes.Axes, shape: tuple[int, ...]) -> bool:
 
 
 def _first_shape(nested: Any) -> tuple[int, ...]:
-    """The lengths of nested lists along their first places. A long one that cannot be latents is refused by them: to
-    look through its numbers, or to make an array of them, would keep the interpreter from all other requests.
-    """
+    """The lengths of nested lists along their first places, as far as numpy goes and one further."""
     lengths: list[int] = []
     while isinstance(nested, list) and len(lengths) <= _MAX_DEPTH:
         lengths.append(len(nested))

@@ -65,7 +65,7 @@ class FittedPrior:
         for k in np.unique(component):
             rows = component == k
             factor = self.cholesky[k].astype(np.float64)
-            # Added column by column: a matrix product's order, and so its last bits, would hang on the CPU and on n.
+            # Added column by column: a matrix product's order, and so its last bits, would depend on the CPU and on n.
             spread = sum(noise[:, None] * column for noise, column in zip(eps[rows].T, factor.T, strict=True))
             z[rows] = self.means[k] + temperature * spread
         return z

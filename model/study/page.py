@@ -286,7 +286,7 @@ def _sweep(plan: Plan, found: Found) -> str:
     rows = []
     for group in GROUPS:
         for q in group.quantities:
-            # The constant of recon hangs on sigma, so a column could not be that of a beta 4 too.
+            # The constant of recon depends on sigma, so a column could not be that of a beta 4 too.
             if q.key != "recon" and any(n.get(q.key) is not None for n in found.swept.values()):
                 cells = "".join(f'<td class="n">{_cell([found.swept[sigma]], q)}</td>' for sigma in SIGMAS)
                 rows.append(f"<tr><td>{escape(f'{group.title}: {q.title}')}</td>{cells}</tr>")

@@ -193,7 +193,7 @@ def plan(dataset: Dataset, settings: Settings) -> Plan:
     Raises:  BadSetting if one of them cannot be
     """
     made = Plan(dataset=dataset, sketch=_drawn(dataset, settings.sketch), settings=settings)
-    made.members  # noqa: B018  # made here, so that a wrong setting is said before anything begins
+    _ = made.members  # made here, so that a wrong setting is said before anything begins
     return made
 
 

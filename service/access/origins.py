@@ -10,7 +10,7 @@ ANY = "*"
 
 _Headers = list[tuple[bytes, bytes]]
 
-# To caches: the answer hangs on who asked.
+# To caches: the answer depends on who asked.
 _VARY = (b"vary", b"Origin")
 
 # What a page may see of an answer, and what it may send, beyond what browsers let every page see and send.
@@ -62,7 +62,7 @@ class Origins:
 
 
 def marks(origins: Collection[str], origin: bytes) -> _Headers:
-    """What an answer says of whether the page of this origin may read it. That it hangs on who asked is said where no
+    """What an answer says of whether the page of this origin may read it. That it depends on who asked is said where no
     page did too, whose origin is empty.
     """
     if ANY in origins:
