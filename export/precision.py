@@ -111,9 +111,8 @@ def measure_reduced(frozen: Frozen, reduced: Graphs, *, pictures: Uint8, max_run
     z = _batches(_latents(mu, logvar), at_once=at_once)
     decoded = _joined(frozen.source.decode(batch) for batch in z)
     psnr_db = differences.psnr_db(_joined(decoder.run(batch)[0] for batch in z), decoded)
-    apart = differences.in_sigma(found_mu, mu, logvar)
     return Loss(
-        Difference(max=apart.max(), mean=apart.mean()),
+        _difference(differences.in_sigma(found_mu, mu, logvar)),
         min(psnr_db, _HIGHEST_PSNR_DB),
         logvar=_of_logvar(frozen, found_logvar, logvar),
     )
@@ -143,14 +142,21 @@ def tolerance(frozen: Frozen, reduced: Graphs, *, loss: Loss, probe: Probe) -> R
     """
     mu, logvar = _posterior([_graph(frozen, ENCODER, reduced.encoder).run(probe.image)])
     (image,) = _graph(frozen, DECODER, reduced.decoder).run(probe.z)
-    largest = max(loss.mu_in_sigma.max, float(differences.in_sigma(mu, probe.mu, probe.logvar).max()))
+    of_mu = (loss.mu_in_sigma, _difference(differences.in_sigma(mu, probe.mu, probe.logvar)))
+    of_logvar = [one for one in (loss.logvar, _of_logvar(frozen, logvar, probe.logvar)) if one]
     lowest_db = min(loss.psnr_db, differences.psnr_db(image, probe.decoded))
-    of_logvar = [one.max for one in (loss.logvar, _of_logvar(frozen, logvar, probe.logvar)) if one]
     return ReducedTolerance(
-        mu_in_sigma=round(max(MOST_MU_IN_SIGMA, 2 * largest), 3),
-        logvar=round(max(MOST_LOGVAR, 2 * max(of_logvar)), 3) if of_logvar else None,
+        mu_in_sigma=_with_margin(*(one.max for one in of_mu), least=MOST_MU_IN_SIGMA),
+        mu_in_sigma_mean=_with_margin(*(one.mean for one in of_mu), least=MOST_MU_IN_SIGMA),
+        logvar=_with_margin(*(one.max for one in of_logvar), least=MOST_LOGVAR) if of_logvar else None,
+        logvar_mean=_with_margin(*(one.mean for one in of_logvar), least=MOST_LOGVAR) if of_logvar else None,
         psnr_db=round(min(LEAST_PSNR_DB, lowest_db - 3), 1),
     )
+
+
+def _with_margin(*measured: float, least: float) -> float:
+    """Twice the largest that was measured, or what may be lost anyway."""
+    return round(max(least, 2 * max(measured)), 3)
 
 
 def gained(
@@ -307,7 +313,10 @@ def _posterior(parts: Iterable[Sequence[Float32 | None]]) -> tuple[Float32, Floa
 def _of_logvar(frozen: Frozen, found: Float32 | None, expected: Float32 | None) -> Difference | None:
     if found is None or expected is None:
         return None
-    apart = differences.of_logvar(found, expected, scale_head=frozen.described.scale_head)
+    return _difference(differences.of_logvar(found, expected, scale_head=frozen.described.scale_head))
+
+
+def _difference(apart: differences.Float64) -> Difference:
     return Difference(max=apart.max(), mean=apart.mean())
 
 

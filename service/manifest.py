@@ -108,11 +108,14 @@ class Tolerance(_Part):
 
 class ReducedTolerance(_Part):
     """Largest difference to the source that is allowed below fp32: mu in units of the posterior's sigma, or of a
-    hundredth of mu's spread where that is larger, logvar absolute, pictures by their PSNR.
+    hundredth of mu's spread where that is larger, logvar absolute, pictures by their PSNR. The means are over all
+    numbers of the probe, as one that rounds badly lets the largest say little of the others.
     """
 
     mu_in_sigma: float = Field(gt=0)
+    mu_in_sigma_mean: float | None = Field(None, gt=0, description="null in bundles made before it was")
     logvar: float | None = Field(None, gt=0, description="null of an autoencoder, and in bundles made before it was")
+    logvar_mean: float | None = Field(None, gt=0, description="as logvar")
     psnr_db: float
 
 

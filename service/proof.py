@@ -74,15 +74,22 @@ def _fault(
                 apart = differences.absolute(found, expected)
         return _excess(apart.max(), getattr(tolerance, name))
     if name == "mu":
-        return _excess(differences.in_sigma(found, expected, logvar).max(), tolerance.mu_in_sigma, unit=" sigma")
+        apart = differences.in_sigma(found, expected, logvar)
+        return _excess(apart.max(), tolerance.mu_in_sigma, unit=" sigma") or _excess(
+            apart.mean(), tolerance.mu_in_sigma_mean, unit=" sigma on average"
+        )
     if name == "image" and not (psnr_db := differences.psnr_db(found, expected)) >= tolerance.psnr_db:
         return f"is {psnr_db:.3g} dB from the probe's, the tolerance is {tolerance.psnr_db:g} dB"
-    if name == "logvar" and tolerance.logvar is not None:
-        return _excess(differences.of_logvar(found, expected, scale_head=scale_head).max(), tolerance.logvar)
+    if name == "logvar":
+        apart = differences.of_logvar(found, expected, scale_head=scale_head)
+        return _excess(apart.max(), tolerance.logvar) or _excess(
+            apart.mean(), tolerance.logvar_mean, unit=" on average"
+        )
     return None  # log-likelihoods stay in fp32, and have no tolerance of their own below it
 
 
-def _excess(largest: float, allowed: float, *, unit: str = "") -> str | None:
-    if largest <= allowed:  # which NaN is not
+def _excess(found: float, allowed: float | None, *, unit: str = "") -> str | None:
+    """What to say of a difference that is more than is allowed; None, if it is not, or the bundle states no bound."""
+    if allowed is None or found <= allowed:  # which NaN is not
         return None
-    return f"differs from the probe by {largest:.3g}{unit}, the tolerance is {allowed:g}{unit}"
+    return f"differs from the probe by {found:.3g}{unit}, the tolerance is {allowed:g}{unit}"

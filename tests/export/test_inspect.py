@@ -13,7 +13,7 @@ from tests.service.linear import fitted_prior, linear, open_linear, write_linear
 MODEL = linear((6, 5, 3), (4,))
 REDUCED = {
     "precision": "int8",
-    "tolerance": {"mu_in_sigma": 0.1, "logvar": 0.3, "psnr_db": 35.0},
+    "tolerance": {"mu_in_sigma": 0.8, "mu_in_sigma_mean": 0.1, "logvar": 0.3, "psnr_db": 35.0},
     "variant": {
         "encoder_speedup": 1.756,
         "decoder_speedup": 2.04,
@@ -97,7 +97,7 @@ def test_a_reduced_precision_says_what_it_gains_and_costs(tmp_path: Path) -> Non
     found = sections(text)
     assert found["mine"]["precision"] == "int8, ONNX opset 20"
     measured = found["measured against the source"]
-    assert measured["mu in sigmas"] == "largest 0.031, mean 0.002, allowed 0.1"
+    assert measured["mu in sigmas"] == "largest 0.031, mean 0.002, allowed 0.8, on average 0.1"
     assert measured["PSNR"] == "41.3 dB, at least 35"
     assert measured["mu"] == "largest 0, mean 0"
     assert measured["logvar"] == "largest 0, mean 0, allowed 0.3"

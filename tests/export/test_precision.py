@@ -262,6 +262,15 @@ def test_the_tolerance_is_what_may_be_lost_or_wider_where_more_is_lost(frozen: F
     assert (lossy.mu_in_sigma, lossy.psnr_db) == (0.8, 27)
 
 
+def test_the_tolerance_bounds_the_mean_too_which_the_largest_says_little_of(frozen: Frozen) -> None:
+    image = ImageSpec(height=8, width=8, channels=1)
+    probe = probe_of(frozen.source, image=image, real=lambda *_: DIGITS.test)
+    outliers = Loss(Difference(max=2, mean=0.04), 40, logvar=Difference(max=3, mean=0.15))
+    stated = tolerance(frozen, frozen.graphs, loss=outliers, probe=probe)
+    assert (stated.mu_in_sigma, stated.mu_in_sigma_mean) == (4, 0.1)
+    assert (stated.logvar, stated.logvar_mean) == (6, 0.3)
+
+
 def test_the_tolerance_holds_on_the_probe_though_the_loss_elsewhere_is_less(frozen: Frozen) -> None:
     image = ImageSpec(height=8, width=8, channels=1)
     probe = probe_of(frozen.source, image=image, real=lambda *_: DIGITS.test)
@@ -269,6 +278,7 @@ def test_the_tolerance_holds_on_the_probe_though_the_loss_elsewhere_is_less(froz
     far = dataclasses.replace(probe, mu=probe.mu + np.exp(probe.logvar / 2), decoded=255 - probe.decoded)
     stated = tolerance(frozen, frozen.graphs, loss=Loss(Difference(max=0, mean=0), 60), probe=far)
     assert stated.mu_in_sigma == pytest.approx(2, abs=0.01)
+    assert stated.mu_in_sigma_mean == pytest.approx(2, abs=0.01)
     assert stated.psnr_db < differences.psnr_db(probe.decoded, far.decoded)
 
 

@@ -166,6 +166,27 @@ def test_below_fp32_logvar_is_compared_where_the_bundle_states_how_near_it_is(
         assert refusal(folder) == f"{folder / ENCODER}: logvar {said}"
 
 
+@pytest.mark.parametrize(("by", "is_refused"), [(0.05, False), (0.4, True)])
+@pytest.mark.parametrize("name", ["mu", "logvar"])
+def test_below_fp32_a_graph_that_is_off_everywhere_is_refused_though_no_number_is_off_by_much(
+    tmp_path: Path, colour: Linear, name: str, by: float, is_refused: bool
+) -> None:
+    probe = colour.probe()
+    assert probe.logvar is not None
+    if name == "mu":
+        probe = replace(probe, mu=probe.mu + np.float32(by) * np.exp(probe.logvar / 2))
+    else:
+        probe = replace(probe, logvar=probe.logvar + np.float32(by))
+    tolerance = {"mu_in_sigma": 1, "mu_in_sigma_mean": 0.1, "logvar": 1, "logvar_mean": 0.1, "psnr_db": 35}
+    folder = made(tmp_path / "b", colour, probe=probe, **REDUCED | {"tolerance": tolerance})
+    if not is_refused:
+        assert started(folder)
+    else:
+        unit = " sigma" if name == "mu" else ""
+        expected = f"differs from the probe by {by}{unit} on average, the tolerance is 0.1{unit} on average"
+        assert refusal(folder) == f"{folder / ENCODER}: {name} {expected}"
+
+
 def test_below_fp32_a_logvar_that_is_no_number_is_refused(tmp_path: Path, colour: Linear) -> None:
     graph = with_constant(colour.encoder(), "b", np.full_like(colour.b, np.inf))
     folder = made(tmp_path / "b", colour, encoder=graph, **REDUCED)
