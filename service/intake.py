@@ -57,7 +57,7 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
             content, headers, takes=verb.takes, max_parts=settings.max_request_rows, deadline=deadline
         )
     options = _options(verb, _query(request) + body.options)
-    model = deployment.models.find(options.model)
+    model = deployment.models.find(options.model, where=body.place_of("model"))
     record.of(request.scope).model = model.label
     return Call(
         request=request,

@@ -126,17 +126,17 @@ class Models:
         self.default = models[0]
         self._by_name = {model.manifest.name: model for model in models}
 
-    def find(self, asked: str | None) -> Model:
-        """The model that `?model=` asks for.
+    def find(self, asked: str | None, *, where: str = "model") -> Model:
+        """The model of this name, or `name@digest`; the default one where none is asked for.
 
-        Raises:  NotFound if no loaded model has that name and digest
+        Raises:  NotFound that names the place which asked, if no loaded model has that name and digest
         """
         if asked is None:
             return self.default
         name, pinned, digest = asked.partition("@")
         model = self._by_name.get(name)
         if model is None or (pinned and digest != model.manifest.digest):
-            raise found_at("model", NotFound, got=asked, expected=f"one of {', '.join(self.labels)}")
+            raise found_at(where, NotFound, got=asked, expected=f"one of {', '.join(self.labels)}")
         return model
 
     def with_(self, model: Model) -> "Models":

@@ -60,7 +60,7 @@ async def list_models(request: Request) -> ModelsAnswer:
 async def show_model(request: Request) -> ModelAnswer:
     """One model: provider and precision in use, limits, and its manifest."""
     deployment: Deployment = request.app.state.deployment
-    model = deployment.models.find(request.path_params["name"])
+    model = deployment.models.find(request.path_params["name"], where="path.name")
     return ModelAnswer(
         **_summary(deployment, model).model_dump(),
         trust=trust.described(model.manifest),
@@ -77,7 +77,7 @@ async def show_model(request: Request) -> ModelAnswer:
 async def show_card(request: Request) -> Response:
     """The model's card and its pictures, as one page for people."""
     deployment: Deployment = request.app.state.deployment
-    model = deployment.models.find(request.path_params["name"])
+    model = deployment.models.find(request.path_params["name"], where="path.name")
     if model.card is None:
         raise found_at("card", NotFound, got=f"none in {model.label}", expected=f"a bundle with {CARD}")
     headers = cards.HEADERS | {"etag": model.card.etag} | addresses.asked_for_again(deployment.settings)
@@ -92,7 +92,7 @@ async def reload_model(request: Request) -> ReloadAnswer:
     state = request.app.state
     if not state.deployment.settings.is_keyed:
         raise KeysOff("reload: got a service without keys, expected one with them and an admin's, or SIGHUP")
-    before: Model = state.deployment.models.find(request.path_params["name"])
+    before: Model = state.deployment.models.find(request.path_params["name"], where="path.name")
     name = before.manifest.name
     try:
         await state.reload(name)

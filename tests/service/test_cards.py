@@ -85,7 +85,7 @@ def test_a_model_leads_to_its_card(http: httpx.Client) -> None:
     ("path", "said"),
     [
         ("/models/bare/card", r"card: got none in bare@[0-9a-f]{64}, expected a bundle with card\.md"),
-        ("/models/nobody/card", "model: got nobody, expected one of .*"),
+        ("/models/nobody/card", "path.name: got nobody, expected one of .*"),
     ],
 )
 def test_where_there_is_no_card_404_says_why(http: httpx.Client, path: str, said: str) -> None:

@@ -122,17 +122,21 @@ def test_no_such_path_is_404_and_slashes_are_not_redirected(client: httpx.Client
 
 @pytest.mark.parametrize("asked", ["none", "colour@0000", "COLOUR", "", "colour,grey"])
 def test_no_such_model_is_404_and_names_the_loaded_ones(client: httpx.Client, asked: str) -> None:
-    for answer in (
-        client.get("/sample", params={"model": asked, "seed": 1}),
-        client.post("/decode", json={"z": [0, 0, 0, 0], "model": asked}),
+    latent = {"z": [0, 0, 0, 0]}
+    for where, answer in (
+        ("query.model", client.get("/sample", params={"model": asked, "seed": 1})),
+        ("query.model", client.post("/decode", json=latent, params={"model": asked})),
+        ("body.model", client.post("/decode", json=latent | {"model": asked})),
     ):
-        detail = problem(answer, 404, "not-found")["detail"]
-        assert detail.startswith(f"model: got {asked or 'nothing'}, expected one of colour@")
-        assert ", grey@" in detail
+        document = problem(answer, 404, "not-found")
+        assert document["errors"][0]["where"] == where
+        assert document["detail"].startswith(f"{where}: got {asked or 'nothing'}, expected one of colour@")
+        assert ", grey@" in document["detail"]
 
 
 def test_no_such_model_page_is_404(client: httpx.Client) -> None:
-    problem(client.get("/models/none"), 404, "not-found")
+    detail = problem(client.get("/models/none"), 404, "not-found")["detail"]
+    assert detail.startswith("path.name: got none, expected one of colour@")
 
 
 @pytest.mark.parametrize(
