@@ -12,6 +12,11 @@ from model.training import Learner
 _TERMINAL_S, _LOG_S = 0.1, 60.0
 
 
+def interval_s() -> float:
+    """Seconds at least from one drawing of a bar to the next, by who looks: a person at a terminal, or a log."""
+    return _TERMINAL_S if sys.stderr.isatty() else _LOG_S
+
+
 class Bar:
     """Images/s, and the terms that a run learns by, averaged over about a hundred steps; in a log now and then."""
 
@@ -29,7 +34,7 @@ class Bar:
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
-            mininterval=_TERMINAL_S if sys.stderr.isatty() else _LOG_S,
+            mininterval=interval_s(),
             disable=not self._is_shown,
         )
         return self

@@ -1,10 +1,12 @@
 """The work of a study in processes of one thread each: runs trained, resumed and measured, one to a core."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +20,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from model import checkpoint, fingerprints, measuring, memory, run
+from model import bar, checkpoint, fingerprints, measuring, memory, run
 from model.data import Dataset
 from model.errors import Died, NotANumber
 from model.files import write_whole
@@ -288,6 +290,7 @@ class _Bar:
     def __init__(self, plan: Plan, folder: Path) -> None:
         self._members, self._folder = plan.members, folder
         self._images = sum(member.images for member in plan.members)
+        self._interval_s, self._drawn_s = bar.interval_s(), -math.inf
 
     def __enter__(self) -> Self:
         done, _ = self._state()
@@ -296,14 +299,21 @@ class _Bar:
         return self
 
     def show(self) -> None:
-        """Draw it as it is now."""
+        """Draw it as it is now, if the last time was long enough ago."""
+        if time.monotonic() - self._drawn_s > self._interval_s:
+            self._drawn_s = time.monotonic()
+            self._look()
+            self._bar.refresh()
+
+    def __exit__(self, *_: object) -> None:
+        self._look()
+        self._bar.close()  # which draws it
+
+    def _look(self) -> None:
         done, running = self._state()
         self._bar.n = done
         self._bar.set_description_str(f"{len(self._members)} runs", refresh=False)
-        self._bar.set_postfix_str(", ".join(running), refresh=True)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._bar.set_postfix_str(", ".join(running), refresh=False)
 
     def _state(self) -> tuple[float, list[str]]:
         """The share of all work that is done, and what is being trained."""

@@ -209,7 +209,9 @@ def test_a_model_of_another_name_is_409(folder: Path, app: FastAPI) -> None:
 
 @pytest.mark.parametrize("name", ["none", "one@0000", "on", "ONE"])
 def test_a_model_that_is_not_loaded_is_404(app: FastAPI, name: str) -> None:
-    assert problem(reload(app, name), 404, "not-found")["detail"].startswith(f"path.name: got {name}, expected one of one@")
+    assert problem(reload(app, name), 404, "not-found")["detail"].startswith(
+        f"path.name: got {name}, expected one of one@"
+    )
 
 
 def test_a_digest_says_which_version_is_to_be_replaced(folder: Path, app: FastAPI) -> None:
