@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--model", choices=subjects.NAMES, default=MODEL, help=f"default {MODEL}")
     parser.add_argument("--seconds", type=float, default=30, help="length of each turn (default 30)")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="turns alone and turns beside hostile clients (default 3)"
+        "--rounds", type=int, default=5, help="turns alone and turns beside hostile clients (default 5)"
     )
     arguments = parser.parse_args()
     subject = subjects.subject(arguments.model)
@@ -65,7 +65,9 @@ def measure(
     drippers: int = DRIPPERS,
     bombs_per_s: float = BOMBS_PER_S,
 ) -> Beside:
-    """A client alone and beside hostile ones, in turn. Each round sends first what those before it did not come to."""
+    """A client alone and beside hostile ones, in turn, in the other order every other round. Each sends first what
+    those before it did not come to.
+    """
     bombs = hostile_inputs()
     alone, beside, met = [], [], Met()
     with (
@@ -76,14 +78,17 @@ def measure(
         offend = partial(attack, server.port, drippers=drippers, bombs_per_s=bombs_per_s)
         for warm in (elsewhere.submit(behave, seconds=_FIRST_S), elsewhere.submit(offend, bombs, seconds=_FIRST_S)):
             warm.result()
-        for _ in range(rounds):
-            alone.append(elsewhere.submit(behave, seconds=seconds).result())
+        for turn in range(rounds):
+            if turn % 2 == 0:
+                alone.append(elsewhere.submit(behave, seconds=seconds).result())
             bombs = unsent_first(bombs, met.sent)
             offending = elsewhere.submit(offend, bombs, seconds=seconds + 2 * _FIRST_S)
             sleep(_FIRST_S)
             beside.append(elsewhere.submit(behave, seconds=seconds).result())
             met.times.update(offending.result().times)
             met.sent.update(offending.result().sent)
+            if turn % 2 == 1:
+                alone.append(elsewhere.submit(behave, seconds=seconds).result())
     unsent = tuple(name for name in bombs if name not in met.sent)
     return Beside(tuple(alone), tuple(beside), dict(sorted(met.times.items())), unsent)
 

@@ -31,7 +31,8 @@ from model.vae import VAE, ModelConfig
 PRESETS = ("mlp", "residual")
 LATENT_DIM = 40
 
-Turn = Callable[[Images, int], float]
+Turn = Callable[[Images, int], tuple[float, float]]
+"""Of pictures and a seed: the seconds that it took, and the mean nll in nats."""
 
 
 def main() -> None:
@@ -53,7 +54,11 @@ def main() -> None:
         vae = trained(preset, dataset.train, steps=arguments.steps)
         measured[preset] = measure(vae, images, samples=arguments.samples, repeats=arguments.repeats)
     print(f"{dataset.name}, {len(images)} pictures, {arguments.samples:,} samples; {results.on_machine()}\n")
-    print(results.table(("network", "side", "seconds", "times as fast", "nll", "apart"), rows(measured)))
+    print(
+        results.table(
+            ("network", "side", "seconds", "times as fast", "lowest and highest", "nll", "apart"), rows(measured)
+        )
+    )
     content = {
         "data": dataset.name,
         "images": len(images),
@@ -92,23 +97,26 @@ def measure(vae: VAE, images: Images, *, samples: int, repeats: int) -> dict[str
     ):
         sides = {"pythae": pythae, "fp32": fp32, "bf16": bf16}
         for turn in sides.values():
-            turn(images[:2], 0)
+            turn(images, 0)
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         means: dict[str, list[float]] = {name: [] for name in sides}
+        order = list(sides)
         for repeat in range(repeats):
-            for name, turn in sides.items():
-                began = time.perf_counter()
-                means[name].append(turn(images, repeat))
-                seconds[name].append(time.perf_counter() - began)
+            for name in order:
+                took, mean = sides[name](images, repeat)
+                seconds[name].append(took)
+                means[name].append(mean)
+            order.reverse()
     ratios = {
         name: [theirs / ours for ours, theirs in zip(taken, seconds["pythae"], strict=True)]
         for name, taken in seconds.items()
     }
     return {
         name: {
-            "seconds": [round(taken, 2) for taken in seconds[name]],
-            "median_s": round(statistics.median(seconds[name]), 2),
+            "seconds": [round(taken, 3) for taken in seconds[name]],
+            "median_s": round(statistics.median(seconds[name]), 3),
             "times_as_fast": round(statistics.median(ratios[name]), 2),
+            "ratios": [round(ratio, 2) for ratio in ratios[name]],
             "nll": means[name],
             "mean_nll": statistics.mean(means[name]),
             "apart_standard_errors": apart(means[name], means["pythae"]),
@@ -118,14 +126,16 @@ def measure(vae: VAE, images: Images, *, samples: int, repeats: int) -> dict[str
 
 
 def pythae_side(vae: VAE, *, samples: int) -> Turn:
-    """A turn of pythae: the mean nll of pictures, in nats, drawn by a seed."""
+    """A turn of pythae."""
     theirs = peer(vae).eval()
 
     @torch.no_grad()
-    def turn(images: Images, seed: int) -> float:
+    def turn(images: Images, seed: int) -> tuple[float, float]:
         torch.manual_seed(seed)
-        # Its sign is that of log p, and its batches are 100 rows unless told otherwise.
-        return -float(theirs.get_nll(pixels(images), n_samples=samples))
+        began = time.perf_counter()
+        # Its batches are 100 rows unless told otherwise.
+        log_likelihood = float(theirs.get_nll(pixels(images), n_samples=samples))  # by its sign
+        return time.perf_counter() - began, -log_likelihood
 
     return turn
 
@@ -133,9 +143,10 @@ def pythae_side(vae: VAE, *, samples: int) -> Turn:
 def our_side(vae: VAE, *, samples: int, precision: nll.Precision) -> Turn:
     """The same of `vae-train evaluate`."""
 
-    def turn(images: Images, seed: int) -> float:
+    def turn(images: Images, seed: int) -> tuple[float, float]:
+        began = time.perf_counter()
         found = nll.estimate(vae, images, samples=(samples,), seed=seed, precision=precision)
-        return -float(found.log_likelihood.mean())
+        return time.perf_counter() - began, -float(found.log_likelihood.mean())
 
     return turn
 
@@ -152,8 +163,9 @@ def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             preset,
             side,
-            f"{found['median_s']:.1f}",
+            f"{found['median_s']:.2f}",
             f"{found['times_as_fast']:.1f}",
+            f"{min(found['ratios']):.1f} to {max(found['ratios']):.1f}",
             f"{found['mean_nll']:.2f}",
             f"{found['apart_standard_errors']:.1f} standard errors",
         )

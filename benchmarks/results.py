@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +33,7 @@ def machine() -> dict[str, Any]:
     """What the figures hang on."""
     return {
         "date": datetime.now().astimezone().date().isoformat(),
+        "commit": _commit(),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
@@ -55,6 +57,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in (head, rule, *rows)
     )
+
+
+def _commit() -> str | None:
+    """Of the code that was measured, "-dirty" behind it where that was not all committed; None outside a checkout."""
+    described = ["git", "-C", str(FOLDER.parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _cpu_model() -> str:

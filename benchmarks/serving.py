@@ -60,7 +60,7 @@ def _measure(
         measured.append(_round(subject, servers if turn % 2 == 0 else servers[::-1], kinds, seconds=seconds))
     print(f"\n{subject.name}@{subject.digest[:12]}; {results.on_machine()}; wrk on the same cores, over loopback")
     for kind in kinds:
-        _report(subject, kind, measured)
+        _report(subject, kind, measured, seconds=seconds)
     for graph in measured[0].limits.rows_per_s:
         print(f"\n{graph} alone, rows/s\n")
         print(results.table(("rows a run", *map(str, raw.BATCH_ROWS)), _raw_rows(measured, graph)))
@@ -97,11 +97,11 @@ def _loads(running: Server, server: Contender, subject: Subject, kind: str, *, s
         if not apart <= allowed:
             what = "answers of another shape" if isinf(apart) else f"a difference of {apart:.3g}"
             sys.exit(f"serving: {server.name}, {kind}: got {what}, expected at most {allowed:g}")
-    lengths_s = {c: described.stretch * (seconds if c > 1 else max(1, seconds // 2)) for c in described.connections}
-    return [load(running, shaped, connections=c, seconds=length_s) for c, length_s in lengths_s.items()]
+    length_s = described.stretch * seconds
+    return [load(running, shaped, connections=c, seconds=length_s) for c in described.connections]
 
 
-def _report(subject: Subject, kind: str, rounds: Sequence[Round]) -> None:
+def _report(subject: Subject, kind: str, rounds: Sequence[Round], *, seconds: int) -> None:
     """Tables of one kind of request, and its file."""
     found = (outcome(bar, rounds, subject=subject.name) for bar in BARS if bar.kind == kind)
     outcomes = [one for one in found if one is not None]
@@ -112,6 +112,7 @@ def _report(subject: Subject, kind: str, rounds: Sequence[Round]) -> None:
     print("\n" + results.table(_HEAD, sorted(rows, key=lambda row: -int(row[1]))))
     content = {
         "subject": {"name": subject.name, "digest": subject.digest},
+        "seconds": KINDS[kind].stretch * seconds,
         "bars": [asdict(one) | {"ratio": one.ratio, "met": one.is_met} for one in outcomes],
         "loads": {f"{server}, c = {c}": [asdict(one) for one in loads] for (server, _, c), loads in measured.items()},
         "alone": [asdict(each.limits) for each in rounds],

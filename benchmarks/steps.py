@@ -2,9 +2,10 @@
 
 Run as `python -m benchmarks.steps PATH [--preset residual]`; how to get pythae: `benchmarks/peer.py`.
 
-Each side trains for so many seconds in turn, after a warm-up, several times over. Both draw batches from the training
-pictures and step AdamW; ours also binarises anew, clips gradients and averages weights, pythae's gathers pictures
-through a DataLoader. Neither validates, logs or saves. Each has a process of its own, and ours keeps freed memory.
+Each side trains for so many seconds in turn, after a warm-up, several times over, in the other order every other time.
+Both draw batches from the training pictures and step AdamW; ours also binarises anew, clips gradients and averages
+weights, pythae's gathers pictures through a DataLoader. Neither validates, logs or saves. Each has a process of its
+own, and ours keeps freed memory.
 """
 
 import contextlib
@@ -85,9 +86,11 @@ def config_of(preset: str, image_shape: tuple[int, int, int]) -> ModelConfig:
 def measure(sides: dict[str, Turn], *, repeats: int) -> dict[str, Any]:
     """Each side's images/s, its turns taken one after another."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides)
     for _ in range(repeats):
-        for name, turn in sides.items():
-            speeds[name].append(turn())
+        for name in order:
+            speeds[name].append(sides[name]())
+        order.reverse()
     ratios = {
         name: [ours / theirs for ours, theirs in zip(taken, speeds["pythae"], strict=True)]
         for name, taken in speeds.items()
