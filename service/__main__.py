@@ -1,7 +1,11 @@
 """vae-serve: flags and environment to Settings, then serve."""
 
 import asyncio
+import difflib
+import logging
+import os
 import signal
+from collections.abc import Iterable
 from logging.config import dictConfig
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +15,7 @@ from pydantic import ValidationError
 
 from service.access.keys import BadKeys
 from service.bundle import BadBundle
-from service.machine import BadEngine, require_one_distribution
+from service.machine import BadEngine, raise_open_files, require_one_distribution
 from service.observation import collector, logs
 from service.observation.collector import BadCollector
 from service.observation.tally import NoSharedMemory
@@ -19,6 +23,11 @@ from service.processes import ports, signals
 from service.processes.ports import BadAddress
 from service.processes.supervisor import Ended, Supervisor
 from service.settings import Settings
+
+logger = logging.getLogger("vaeserve")
+
+# Files that a process has open beside its connections.
+_OTHER_FILES = 100
 
 # Without markup, of which names of extras in brackets would be taken for some.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -80,6 +89,8 @@ def serve(
             collector.require()
         sockets = ports.take(settings.host, settings.port)
         dictConfig(logs.config(settings))
+        _warn_of_unknown(os.environ)
+        _have_files(settings)
         if settings.workers == 1:
             from service.processes import alone  # which needs the onnxruntime that has now been found
 
@@ -94,6 +105,30 @@ def serve(
         _stop(str(error))
     except Ended as error:
         _stop(str(error), code=error.code)
+
+
+def _warn_of_unknown(environment: Iterable[str]) -> None:
+    """Name variables that look like settings and are none: one that was misspelt would say nothing, keys stay off."""
+    known = [f"VAE_{name.upper()}" for name in Settings.model_fields]
+    for name in sorted(environment):
+        if name.upper().startswith("VAE_") and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            logger.warning(
+                "%s: no setting has this name, it is ignored%s", name, f"; is {near[0]} meant?" if near else ""
+            )
+
+
+def _have_files(settings: Settings) -> None:
+    """Room for as many connections as may be open, or else a warning: whoever came then would be cut off unanswered."""
+    wanted = settings.max_connections + _OTHER_FILES
+    if (bound := raise_open_files(wanted)) < wanted:
+        logger.warning(
+            "open files: got a bound of %d, expected %d for max_connections %d and what else is open; "
+            "raise `ulimit -n`, or lower max_connections",
+            bound,
+            wanted,
+            settings.max_connections,
+        )
 
 
 def _stop(sentence: str, *, code: int = 2) -> None:

@@ -260,10 +260,13 @@ class Queue:
             run_us=load.run_us + load.row_us * rows,
         )
 
-    def shrink(self, rows: int) -> None:
-        """Form smaller batches from now on: so many rows were too many for the device."""
-        self._cap = min(self._cap or rows, max(1, rows // 2))
+    def shrink(self, rows: int) -> int | None:
+        """Form smaller batches from now on, as so many rows were too many for the device: the most rows that they have,
+        or None if none had more before.
+        """
+        before, self._cap = self._cap, min(self._cap or rows, max(1, rows // 2))
         self._runs_to_recover = _RUNS_TO_RECOVER
+        return None if self._cap == before else self._cap
 
     def went_well(self) -> None:
         """Note a run without a fault; after many of them, batches may grow again."""

@@ -1,6 +1,7 @@
 """The cores that all graphs of a process share: whose turn it is, what runs, and what follows if a run fails."""
 
 import asyncio
+import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,6 +14,8 @@ from service.errors import OutOfMemory, QueueFull
 from service.machine import compute_behind
 from service.observation.metrics import Metrics
 from service.stop import Stop
+
+logger = logging.getLogger("vaeserve")
 
 # A run that takes this long is ended when nobody waits for it any more; a shorter one is not worth the asking.
 _STOPPABLE_US = 100_000.0
@@ -204,8 +207,9 @@ class Lane:
         is_deserted = all(job.reply.done() for job in batch.jobs)  # and was ended, as nobody waited any more
         if not is_deserted:
             self._metrics.failed_runs.add()
-        if isinstance(error, OutOfMemory):
-            queue.shrink(batch.rows)
+        if isinstance(error, OutOfMemory) and (most := queue.shrink(batch.rows)):
+            reason = str(error.__cause__).partition("\n")[0]
+            logger.warning("%s (%s); runs of at most %d follow", error, reason, most)
         if len(batch.jobs) == 1:
             if not is_deserted:
                 queue.went_badly()

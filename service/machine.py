@@ -1,6 +1,9 @@
-"""What this machine offers the engine: one onnxruntime distribution, cores that this process may use, instructions."""
+"""What this machine offers the engine: one onnxruntime distribution, cores that this process may use, instructions,
+open files.
+"""
 
 import os
+import resource
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +40,16 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(Path("/sys/fs/cgroup"), within=_own_cgroup())
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def raise_open_files(wanted: int) -> int:
+    """Let this process and its children have so many files open, as far as they may; the bound that there is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    bound = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < bound:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (bound, hard))
+        return bound
+    return soft if soft != resource.RLIM_INFINITY else wanted
 
 
 def compute_behind() -> None:

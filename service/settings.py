@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         min_length=1,
         description="Bundles to serve, folders or zips; the first is the default. Without one: the shipped model.",
     )
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     workers: Annotated[int, BeforeValidator(_workers)] = Field(
         1,

@@ -32,6 +32,7 @@ LEAST_ROWS_PER_S = 0.001
 
 _NAME = re.compile(rf"(?!{PREFIX})[A-Za-z0-9_-]{{1,64}}")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_HASH_OF_NOTHING = sha256().hexdigest()  # what a script writes whose variable was not set
 _FIELDS = ("sha256", "scopes", "rows_per_s")
 _OTHERS_MAY = 0o006  # read it, write it
 
@@ -192,6 +193,8 @@ def _digest(sent: Any, *, where: str) -> bytes:
     if not isinstance(sent, str) or not _HASH.fullmatch(sent):
         got = f"{len(sent)} characters" if isinstance(sent, str) else _kind(sent)
         raise BadKeys(f"{where}: sha256: got {got}, expected the 64 hex digits of a key's SHA-256, in lower case")
+    if sent == _HASH_OF_NOTHING:
+        raise BadKeys(f"{where}: sha256: got that of an empty text, expected a key's")
     return bytes.fromhex(sent)
 
 

@@ -26,7 +26,7 @@ def take(host: str, port: int) -> list[socket.socket]:
     Raises:  BadAddress
     """
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:  # the latter of what is no name in any language
         reason = error.strerror if isinstance(error, OSError) else "no name of a host"
         raise BadAddress(f"host {host}: {reason}, expected a name or an address of this machine") from error

@@ -108,6 +108,9 @@ BAD = {
     'a = { sha256 = 7, scopes = ["read"] }': (
         "a: sha256: got a number, expected the 64 hex digits of a key's SHA-256, in lower case"
     ),
+    f'a = {{ sha256 = "{hashlib.sha256().hexdigest()}", scopes = ["read"] }}': (
+        "a: sha256: got that of an empty text, expected a key's"
+    ),
     f'a = {{ sha256 = "{HASH}" }}': "a: scopes: got none, expected a list of read and admin",
     f'a = {{ sha256 = "{HASH}", scopes = [] }}': "a: scopes: got none, expected a list of read and admin",
     f'a = {{ sha256 = "{HASH}", scopes = "read" }}': "a: scopes: got a text, expected a list of read and admin",

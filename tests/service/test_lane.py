@@ -228,6 +228,23 @@ def test_out_of_memory_halves_the_batches_until_many_runs_went_well(monkeypatch:
     assert sizes == [2, 2, 4, 4, 4, 4]
 
 
+def test_a_device_out_of_memory_is_logged_with_its_own_words_as_long_as_runs_grow_smaller(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def run(_rows: Rows) -> tuple[Rows, ...]:
+        raise OutOfMemory("encoder.onnx: no memory") from RuntimeError("BFCArena: 1024 bytes\nat line 7")
+
+    async def scenario(lane: Lane) -> None:
+        queue = Queue(run, lane=lane, load=load(4))
+        for _ in range(5):
+            with pytest.raises(OutOfMemory):
+                await queue.submit(job(0, rows=4))
+
+    on_a_lane(scenario)
+    said = "encoder.onnx: no memory (BFCArena: 1024 bytes); runs of at most {} follow"
+    assert [record.message for record in caplog.records] == [said.format(2), said.format(1)]
+
+
 def test_several_jobs_that_were_too_many_together_are_answered_one_by_one() -> None:
     def run(rows: Rows) -> tuple[Rows, ...]:
         if len(rows) > 2:

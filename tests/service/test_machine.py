@@ -1,6 +1,7 @@
 """What a machine offers: distributions of onnxruntime, cores by affinity and by quota."""
 
 import os
+import resource
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service import machine
-from service.machine import BadEngine, available_cores, require_one_distribution
+from service.machine import BadEngine, available_cores, raise_open_files, require_one_distribution
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -112,3 +113,24 @@ def test_cores_are_the_affinity_bounded_by_the_quota(
     monkeypatch.setattr(machine, "_cgroup_quota", lambda _root, **_within: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(affinity)), raising=False)
     assert available_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "bound"),
+    [
+        (1024, 4096, 2000),
+        (1024, resource.RLIM_INFINITY, 2000),
+        (1024, 1500, 1500),
+        (1024, 1024, 1024),
+        (3000, 4096, 3000),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 2000),
+    ],
+)
+def test_open_files_are_raised_as_far_as_the_hard_bound_lets_and_never_lowered(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, bound: int
+) -> None:
+    held = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: held[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, bounds: held.append(bounds))
+    assert raise_open_files(2000) == bound
+    assert held[1:] == ([(bound, hard)] if soft in range(bound) else [])

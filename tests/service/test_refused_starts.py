@@ -117,6 +117,7 @@ def test_a_process_that_cannot_have_its_device_stops_with_one_sentence(bundles: 
         (["--max-batch-rows", "1"], {}, "max_batch_rows: got 1, input should be greater than or equal to 2"),
         (["--device", "tpu"], {}, "device: got 'tpu', input should be 'auto', 'cpu' or 'cuda'"),
         ([], {"VAE_THREADS": "-1"}, "threads: got '-1', input should be greater than or equal to 0"),
+        ([], {"VAE_HOST": ""}, "host: got '', string should have at least 1 character"),  # as of ${HOST}, not set
     ],
 )
 def test_a_setting_that_cannot_be_stops_the_process_with_one_sentence(
