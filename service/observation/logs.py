@@ -56,6 +56,7 @@ class Json(logging.Formatter):
             "time": moment(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
+            "pid": record.process,
             "message": record.getMessage(),
         }
         if record.exc_info:

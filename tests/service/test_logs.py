@@ -2,6 +2,7 @@
 
 import logging
 import logging.config
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ def test_a_line_as_json_is_one_object_whatever_it_holds() -> None:
         "time": "2026-11-21T19:40:00.062Z",
         "level": "warning",
         "logger": "vaeserve",
+        "pid": os.getpid(),
         "message": 'two\nlines and a "quote" é',
         "exception": "ValueError: no",
     }
