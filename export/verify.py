@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from export.frozen import CannotImport, Float32, Graphs, Source, Uint8
 from export.pictures import Real, natural, sample
@@ -140,6 +142,25 @@ def require(measured: Measured, tolerance: Tolerance) -> None:
         raise NotEqual("\n".join([verdict, *lines]))
 
 
+def require_numbers(name: str, given: NDArray[Any]) -> None:
+    """Nothing, if a source gave finite numbers. Pictures are asked before they are rounded, as no byte is NaN.
+
+    Raises:  CannotImport if one is NaN or infinite
+    """
+    if not np.isfinite(given).all():
+        raise CannotImport(f"{name}: the source gives NaN or infinity, expected numbers")
+
+
+def finite(x_hat: Tensor) -> Tensor:
+    """Means of pixels as they came, looked at wherever torch runs a decoder: a graph cannot refuse.
+
+    Raises:  CannotImport if one is NaN or infinite
+    """
+    if not torch.compiler.is_exporting():
+        require_numbers("image", x_hat.numpy(force=True))
+    return x_hat
+
+
 def probe_of(source: Source, *, image: ImageSpec, real: Real) -> Probe:
     """A few inputs of the default size and what the source makes of them."""
     height, width, channels = image.default_shape
@@ -201,8 +222,7 @@ def _require_comparable(name: str, found: NDArray[Any], expected: NDArray[Any]) 
     if found.shape != expected.shape or found.dtype != expected.dtype:
         graph, source = (f"{array.dtype} {array.shape}" for array in (found, expected))
         raise CannotImport(f"{name}: the source gives {source}, the graph {graph}; expected equal types and shapes")
-    if not np.isfinite(expected).all():
-        raise CannotImport(f"{name}: the source gives NaN or infinity, expected numbers")
+    require_numbers(name, expected)
 
 
 class _Tally:

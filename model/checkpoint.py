@@ -116,9 +116,9 @@ def read(folder: Path) -> Checkpoint:
     vae.load_state_dict(tensors)
     vae.eval().requires_grad_(False)
     probe = _read_tensors(folder / _PROBE).get("images", torch.empty(0))
-    if probe.dtype != torch.uint8 or probe.ndim != 4 or probe.shape[1:] != config.model.image_shape:
+    if probe.dtype != torch.uint8 or probe.shape[1:] != config.model.image_shape or not len(probe):
         got = f"{probe.dtype} of shape {tuple(probe.shape)}"
-        expected = f"uint8 of shape (n, {', '.join(map(str, config.model.image_shape))})"
+        expected = f"uint8 of shape (n, {', '.join(map(str, config.model.image_shape))}), n from 1"
         raise BadCheckpoint(f"{folder / _PROBE}, images: got {got}, expected {expected}")
     return Checkpoint(
         config=config,

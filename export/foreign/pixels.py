@@ -11,6 +11,7 @@ from onnx import TensorProto, ValueInfoProto
 from export.foreign.files import axes, require_floats
 from export.foreign.surgery import Step, cast
 from export.frozen import CannotImport, Uint8
+from export.verify import require_numbers
 
 Layout = Literal["nchw", "nhwc"]
 LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
@@ -73,7 +74,9 @@ class Pixels:
         """What the graph gave, as pictures; numbers out of the range are cut to it.
 
         Shapes:  given in the graph's layout -> (n, h, w, c)
+        Raises:  CannotImport if one is NaN or infinite
         """
+        require_numbers("image", given)
         if self.black_white is not None:
             black, white = self.black_white
             grey = (given.astype(np.float64) - black) / (white - black) * 255

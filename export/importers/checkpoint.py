@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from export import card
 from export.frozen import CannotImport, Described, Frozen
 from export.graphs import freeze, source
+from export.verify import finite
 from model import checkpoint, fingerprints
 from model.checkpoint import Checkpoint
 from model.coverage import EXPECTED_DENSITY
@@ -63,7 +64,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """As the class says."""
-        return to_image(self.vae.decode(z))
+        return to_image(finite(self.vae.decode(z)))
 
 
 class Scorer(nn.Module):

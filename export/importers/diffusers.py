@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from export.frozen import CannotImport, Described, Frozen
 from export.graphs import freeze, source
 from export.importers import weights
+from export.verify import finite
 from model.pixels import to_image, to_x
 from service.manifest import ImageSpec, Source
 
@@ -133,7 +134,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """As the class says."""
         (decoded,) = self.vae.decode(z, return_dict=False)
-        x_hat = (decoded / 2 + 0.5).clamp(0, 1)
+        x_hat = (finite(decoded) / 2 + 0.5).clamp(0, 1)
         return to_image(x_hat)
 
 

@@ -1,6 +1,7 @@
 """A person's own torch module as the source of a bundle: code that is run, weights that are only read."""
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,13 +12,18 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from export.frozen import CannotImport, Described, Frozen
+from export.frozen import CannotImport, Described, Float32, Frozen, Source, Uint8
 from export.graphs import freeze, source
 from export.importers.weights import matched, read
+from export.verify import finite
 from model.pixels import to_image, to_x
-from service.manifest import ImageSpec, Source
+from service import manifest
+from service.manifest import ImageSpec
 
+# Imported before a person's code is, so that a file of that name is never looked for.
+_OURS = ("model", "export", "service")
 _TRIED_ROWS = 3
 _LARGEST_AXIS = 2**16
 # Of one row alone and the same among others: sums in another order, but nothing else.
@@ -77,7 +83,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """As the class says."""
-        return to_image(self.model.decode(z).clamp(0, 1))
+        return to_image(finite(self.model.decode(z)).clamp(0, 1))
 
 
 def load(target: str, *, weights: Path | None) -> Frozen:
@@ -88,22 +94,26 @@ def load(target: str, *, weights: Path | None) -> Frozen:
     Raises:  CannotImport with one sentence
     """
     module = _built(target)
-    if weights is not None:
-        module.load_state_dict(matched(read(weights), module, path=weights))
-    module.eval().requires_grad_(False)
+    with _own_code(target, doing="taking its state"):
+        _require_initialised(module, target=target)
+        if weights is not None:
+            module.load_state_dict(matched(read(weights), module, path=weights))
+        module.eval().requires_grad_(False)
     model = cast("Model", module)
     image, latent_shape = _image_spec(model, target=target), _latent_shape(model, target=target)
     has_posterior = _try(model, image=image, latent_shape=latent_shape, target=target)
     modules = Encoder(model).eval(), Decoder(model).eval(), None
+    with _own_code(target, doing="exporting it"):
+        graphs = freeze(*modules, image=image, latent_shape=latent_shape)
     return Frozen(
-        graphs=freeze(*modules, image=image, latent_shape=latent_shape),
-        source=source(*modules),
+        graphs=graphs,
+        source=_told(source(*modules), target=target),
         described=Described(
             family="vae" if has_posterior else "autoencoder",
             image=image,
             latent_shape=latent_shape,
             prior="standard" if has_posterior else "none",
-            source=Source(kind="torch", version=version("torch"), network=type(module).__name__),
+            source=manifest.Source(kind="torch", version=version("torch"), network=type(module).__name__),
             scale_head="logvar" if has_posterior else None,
         ),
     )
@@ -114,11 +124,13 @@ def _built(target: str) -> nn.Module:
     place, _, name = target.partition(":")
     if not all(part.isidentifier() for part in (*place.split("."), name)):
         raise CannotImport(f"{target}: names no function, expected package.module:build")
+    if (package := place.partition(".")[0]) in _OURS:
+        raise CannotImport(f"{target}: {package} is vaeserve's own package, expected one of yours; rename your file")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     with _own_code(target, doing=f"importing {place}"):
         code = importlib.import_module(place)
-    build = getattr(code, name, None)
+        build = getattr(code, name, None)
     if not callable(build):
         found = f"no {name}" if build is None else f"{name}, which is {_kind(build)}"
         raise CannotImport(f"{target}: {place} has {found}, expected a function that returns a torch.nn.Module")
@@ -129,8 +141,29 @@ def _built(target: str) -> nn.Module:
     return module
 
 
+def _require_initialised(module: nn.Module, *, target: str) -> None:
+    """Nothing, if every parameter and buffer has numbers: one of a lazy layer has none before the first run."""
+    for name, own in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(own):
+            raise CannotImport(f"{target}: {name} has no shape yet, expected build() to run what is lazy once")
+
+
+def _told(source: Source, *, target: str) -> Source:
+    """A source of a person's own code, whose errors are told as those of its methods."""
+
+    def encode(image: Uint8) -> tuple[Float32, Float32 | None]:
+        with _own_code(target, doing="encode(x)"):
+            return source.encode(image)
+
+    def decode(z: Float32) -> Uint8:
+        with _own_code(target, doing="decode(z)"):
+            return source.decode(z)
+
+    return Source(encode, decode)
+
+
 def _image_spec(model: Model, *, target: str) -> ImageSpec:
-    shape: Any = getattr(model, "image_shape", None)
+    shape = _attribute(model, "image_shape", target=target)
     if not (_is_shape(shape) and len(shape) == 3 and shape[2] in (1, 3)):
         raise CannotImport(
             f"{target}: image_shape is {shape!r:.200}, expected (height, width, channels), 1 or 3 of these"
@@ -140,12 +173,18 @@ def _image_spec(model: Model, *, target: str) -> ImageSpec:
 
 
 def _latent_shape(model: Model, *, target: str) -> tuple[int, ...]:
-    shape: Any = getattr(model, "latent_shape", None)
+    shape = _attribute(model, "latent_shape", target=target)
     if not _is_shape(shape):
         raise CannotImport(
             f"{target}: latent_shape is {shape!r:.200}, expected the shape of one z, as (16,) or (4, 8, 8)"
         )
     return tuple(shape)
+
+
+def _attribute(model: Model, name: str, *, target: str) -> Any:
+    """An attribute, None where there is none; a property is a person's own code too."""
+    with _own_code(target, doing=f"reading {name}"):
+        return getattr(model, name, None)
 
 
 def _is_shape(value: Any) -> bool:
@@ -163,7 +202,7 @@ def _try(model: Model, *, image: ImageSpec, latent_shape: tuple[int, ...], targe
     Raises:  CannotImport if it fails on them, or gives something else than the protocol says
     """
     for method in ("encode", "decode"):
-        if not callable(getattr(model, method, None)):
+        if not callable(_attribute(model, method, target=target)):
             raise CannotImport(f"{target}: {_kind(model)} has no method {method}, expected encode(x) and decode(z)")
     noise = torch.randint(256, (_TRIED_ROWS, *image.default_shape), generator=torch.Generator().manual_seed(0))
     x = to_x(noise)
@@ -207,6 +246,8 @@ def _own_code(target: str, *, doing: str) -> Iterator[None]:
     """A person's own code: what it raises becomes one sentence, with the line of it that raised."""
     try:
         yield
+    except CannotImport:  # a sentence already
+        raise
     except (Exception, SystemExit) as error:
         raise CannotImport(
             f"{target}: {doing} raised {type(error).__name__}{_place(error)}: {_first_line(error)}"
@@ -214,8 +255,9 @@ def _own_code(target: str, *, doing: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """The last line outside Python, torch and this file that an error came through."""
-    machinery = ("<frozen", importlib.__file__, str(Path(torch.__file__).parent), __file__)
+    """The last line outside Python, torch and vaeserve that an error came through."""
+    ours = [f"{Path(__file__).parents[2] / package}{os.sep}" for package in _OURS]
+    machinery = ("<frozen", importlib.__file__, str(Path(torch.__file__).parent), *ours)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(machinery)]
     return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 

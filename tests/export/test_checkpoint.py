@@ -200,6 +200,15 @@ def test_a_weight_that_is_no_number_is_named(untrained: Path, tmp_path: Path) ->
         load(run)
 
 
+def test_a_decoder_that_gives_nan_is_refused_before_it_is_rounded_to_black(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    tensors = load_file(run / "model.safetensors")
+    huge = {name: 3e38 * np.sign(weight) for name, weight in tensors.items() if name.startswith("decoder.")}
+    save_file(tensors | huge, run / "model.safetensors")
+    with pytest.raises(CannotImport, match="image: the source gives NaN or infinity, expected numbers"):
+        make(load(run), tmp_path / "mine", Wanted(name="mine"))
+
+
 @pytest.mark.parametrize(
     ("break_it", "sentence"),
     [

@@ -163,6 +163,14 @@ def test_pixels_are_cut_to_black_and_white_and_not_wrapped_round(saved: Path, tm
     assert 100 < image[..., 2].mean() < 156
 
 
+def test_a_decoder_that_gives_nan_is_refused_though_rounded_it_is_black(saved: Path, tmp_path: Path) -> None:
+    huge = torch.full_like(load_file(saved / WEIGHTS)["decoder.conv_out.weight"], 3e38)
+    folder = with_tensors(saved, tmp_path / "vae", decoder__conv_out__weight=huge)
+    vae = diffusers.network(folder, diffusers.read_config(folder / CONFIG))
+    with pytest.raises(CannotImport, match="image: the source gives NaN or infinity, expected numbers"):
+        diffusers.Decoder(vae)(torch.randn(1, 3, 4, 4))
+
+
 def test_equal_requests_give_equal_bytes_with_attention_in_the_middle(engine: Engine) -> None:
     image = pictures(2, 16, 24)
     first, second = engine.encoder.run(image), engine.encoder.run(image)
@@ -292,9 +300,13 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"quant_conv__bias": torch.zeros(5)}, "quant_conv.bias: got (5,), the module has (6,)"),
-        ({"quant_conv__bias": None}, "quant_conv.bias: got nothing, the module has (6,)"),
-        ({"extra__weight": torch.zeros(2)}, "extra.weight: got (2,), the module has nothing"),
+        ({"quant_conv__bias": torch.zeros(5)}, "quant_conv.bias: got float (5,), the module has float (6,)"),
+        ({"quant_conv__bias": None}, "quant_conv.bias: got nothing, the module has float (6,)"),
+        (
+            {"quant_conv__bias": torch.zeros(6, dtype=torch.int8)},
+            "quant_conv.bias: got int8 (6,), the module has float (6,)",
+        ),
+        ({"extra__weight": torch.zeros(2)}, "extra.weight: got float (2,), the module has nothing"),
         ({"quant_conv__bias": torch.tensor([0, 0, 0, 0, 0, torch.nan])}, "quant_conv.bias: holds NaN or infinity"),
     ],
 )
@@ -311,7 +323,7 @@ def test_a_config_that_claims_a_large_model_is_refused_before_memory_is_taken_fo
     saved: Path, tmp_path: Path
 ) -> None:
     folder = changed(saved, tmp_path / "vae", block_out_channels=[2**14, 2**14], layers_per_block=16)  # half a terabyte
-    assert "got (16,), the module has (16384,)" in told(folder)
+    assert "got float (16,), the module has float (16384,)" in told(folder)
 
 
 def test_truncated_and_absent_weights_are_refused(saved: Path, tmp_path: Path) -> None:
@@ -320,7 +332,7 @@ def test_truncated_and_absent_weights_are_refused(saved: Path, tmp_path: Path) -
     (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
     assert f"{folder / WEIGHTS}: not readable as safetensors" in told(folder)
     (folder / WEIGHTS).unlink()
-    assert told(folder) == f"{folder / WEIGHTS}: got nothing there, expected weights as safetensors"
+    assert told(folder) == f"{folder / WEIGHTS}: got nothing there, expected a file of safetensors"
 
 
 def test_the_only_weights_are_read_whatever_variant_they_are(saved: Path, tmp_path: Path) -> None:

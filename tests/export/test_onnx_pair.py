@@ -167,6 +167,28 @@ def test_an_input_that_only_a_left_out_output_needs_is_left_out(tmp_path: Path) 
     assert [value.name for value in onnx.load_from_string(frozen.graphs.encoder).graph.input] == ["image"]
 
 
+@pytest.mark.parametrize("rows", ["n", "eps_rows", None], ids=str)
+def test_an_input_that_is_left_out_has_as_many_rows_in_the_proof_as_the_pictures(
+    tmp_path: Path, rows: str | None
+) -> None:
+    """Of a graph with which onnxruntime runs what nobody asked for too."""
+    drawing = onnx_files.encoder()
+    drawing.graph.node.append(helper.make_node("Concat", ["z_mean", "eps"], ["z"], axis=1))
+    drawing.graph.input.append(helper.make_tensor_value_info("eps", TensorProto.FLOAT, [rows, LATENT_DIM]))
+    drawing.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 2 * LATENT_DIM]))
+    manifest = made(tmp_path / "bundle", loaded(tmp_path, drawing, onnx_files.decoder()))
+    assert {runs for runs, *_ in manifest.parity.shapes} == {1, 2, 7, 64}
+
+
+def test_an_input_that_is_left_out_has_the_pictures_height_and_width_where_it_names_them(tmp_path: Path) -> None:
+    drawing = onnx_files.open_encoder()
+    drawing.graph.node.append(helper.make_node("Concat", ["picture", "eps"], ["z"], axis=1))
+    drawing.graph.input.append(helper.make_tensor_value_info("eps", TensorProto.FLOAT, ["n", 1, "h", "w"]))
+    drawing.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 4, "h", "w"]))
+    flags = {"pixel_range": (-1.0, 1.0), "max_side": 32}
+    assert made(tmp_path / "bundle", loaded(tmp_path, drawing, onnx_files.open_decoder(), **flags)).image.is_open
+
+
 def test_outputs_are_taken_by_the_names_mu_and_logvar_before_their_order(tmp_path: Path) -> None:
     encoder = onnx_files.open_encoder()
     encoder.graph.output.reverse()
@@ -248,6 +270,28 @@ def test_a_graph_in_fewer_bits_inside_is_refused_whatever_it_takes_and_gives(
     encoder.opset_import[0].version = 19
     with pytest.raises(CannotImport, match=rf"encoder.onnx: {told}$"):
         loaded(tmp_path, encoder, onnx_files.decoder(), scale_head=None)
+
+
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_a_decoder_that_gives_nan_for_latents_of_the_prior_is_refused(tmp_path: Path, kind: str) -> None:
+    """Rounded to bytes, NaN is black on both sides, and equal."""
+    encoder = f"""encoder ({kind}[n, 2, 2, 1] x) => ({kind}[n, 4] mu, {kind}[n, 4] logvar) {{
+        mu = Flatten(x)
+        logvar = Neg(mu)
+    }}"""
+    decoder = f"""decoder ({kind}[n, 4] z) => ({kind}[n, 2, 2, 1] y) {{
+        r = Sqrt(z)
+        m = MatMul(r, d)
+        g = Sigmoid(m)
+        s = Constant <value = int64[4] {{-1, 2, 2, 1}}> ()
+        y = Reshape(g, s)
+    }}"""
+    weights = {"d": np.eye(4, dtype=kind if kind == "double" else np.float32)}
+    flags = {"scale_head": None, "layout": "nhwc"}
+    frozen = loaded(tmp_path, parsed(encoder, {}), parsed(decoder, weights), **flags)
+    with pytest.raises(CannotImport, match="image: the source gives NaN or infinity, expected numbers"):
+        make(frozen, tmp_path / "bundle", Wanted(name="pair"))
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_graphs_of_doubles_are_wired_to_float32(tmp_path: Path) -> None:
@@ -503,10 +547,34 @@ def test_a_bound_below_the_stride_is_refused(tmp_path: Path) -> None:
         loaded(tmp_path, onnx_files.open_encoder(), onnx_files.open_decoder(), max_side=3)
 
 
+def test_a_stated_stride_above_the_bound_is_refused_before_pictures_of_it_are_made(tmp_path: Path) -> None:
+    with pytest.raises(CannotImport, match="--max-side is 64, expected 1000000, the stride, or more"):
+        loaded(tmp_path, onnx_files.open_encoder(), onnx_files.open_decoder(), max_side=64, stride=10**6)
+
+
 def test_open_sizes_need_latents_with_places(tmp_path: Path) -> None:
     encoder = encoder_of("p = GlobalAveragePool(x) mu = Flatten(p) logvar = Neg(mu)", kind="float[n, 3, h, w]")
     with pytest.raises(CannotImport, match=r"pictures of any size have latents \(3\), expected three axes"):
         loaded(tmp_path, encoder, onnx_files.open_decoder(), max_side=64)
+
+
+def test_a_free_axis_may_be_stated_as_below_1(tmp_path: Path) -> None:
+    files = onnx_files.open_encoder(), onnx_files.open_decoder()
+    for model in files:
+        for value in (*model.graph.input, *model.graph.output):
+            for axis in (0, 2, 3):
+                value.type.tensor_type.shape.dim[axis].dim_value = -1
+    frozen = loaded(tmp_path, *files, pixel_range=(-1.0, 1.0), max_side=32)
+    assert made(tmp_path / "bundle", frozen).image.is_open
+
+
+def test_nodes_that_are_out_of_order_are_refused(tmp_path: Path) -> None:
+    encoder = onnx_files.encoder()
+    encoder.graph.node.append(encoder.graph.node[2])
+    del encoder.graph.node[2]
+    told = r"encoder\.onnx: Flatten \(f\) stands before what gives r, expected nodes in the order in which they compute"
+    with pytest.raises(CannotImport, match=told):
+        loaded(tmp_path, encoder, onnx_files.decoder())
 
 
 def test_an_input_without_a_shape_is_refused(tmp_path: Path) -> None:

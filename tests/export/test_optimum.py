@@ -271,6 +271,17 @@ def test_a_decoder_of_latents_without_places_is_refused(copied: Path) -> None:
         load(copied)
 
 
+def test_a_decoder_that_gives_nan_is_refused_though_rounded_it_is_black(copied: Path) -> None:
+    text = """decoder (float[n, 3, h, w] latent_sample) => (float[n, 3, p, q] sample) {
+        root = Sqrt(latent_sample)
+        wide = ConvTranspose <strides = [2, 2]> (root, kernel)
+        sample = Tanh(wide)
+    }"""
+    saved(parsed(text, {"kernel": np.ones((3, 3, 2, 2), np.float32)}), copied / DECODER)
+    with pytest.raises(CannotImport, match="image: the source gives NaN or infinity, expected numbers"):
+        load(copied)
+
+
 def test_an_encoder_with_other_outputs_is_refused(copied: Path) -> None:
     text = "encoder (float[n, 3, h, w] sample) => (float[n, 3, h, w] z) { z = Neg(sample) }"
     saved(parsed(text, {}), copied / ENCODER)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from export import make
 from export.frozen import CannotImport
-from export.importers import torch_module
+from export.importers import torch_module, weights
 from service.bundle import read
 from service.engine import Engine
 
@@ -90,15 +90,18 @@ def bundle_of(target: str, folder: Path, *, weights: Path) -> Engine:
     return Engine(read(folder), device="cpu", threads=1)
 
 
-def test_a_module_of_ones_own_becomes_a_bundle_that_answers_as_it_does(tmp_path: Path, written: Written) -> None:
-    name = written(CODE)
+def small_weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
-    weights = {
+    return {
         "down.weight": torch.randn(4, 3, 4, 4),
         "down.bias": torch.randn(4),
         "up.weight": torch.randn(2, 3, 4, 4),
         "up.bias": torch.randn(3),
     }
+
+
+def test_a_module_of_ones_own_becomes_a_bundle_that_answers_as_it_does(tmp_path: Path, written: Written) -> None:
+    name, weights = written(CODE), small_weights()
     save_file(weights, tmp_path / "w.safetensors")
     engine = bundle_of(f"{name}:build", tmp_path / "bundle", weights=tmp_path / "w.safetensors")
     manifest = read(tmp_path / "bundle").manifest
@@ -144,6 +147,9 @@ def test_a_module_that_gives_mu_alone_is_an_autoencoder_and_may_share_weights(tm
         ("no_such_module_here:build", "importing no_such_module_here raised ModuleNotFoundError: No module named"),
         ("math:build", "math has no build, expected a function that returns a torch.nn.Module"),
         ("math:pi", "math has pi, which is an object of type float, expected a function"),
+        ("model:build", "model:build: model is vaeserve's own package, expected one of yours; rename your file"),
+        ("service.own:build", "service.own:build: service is vaeserve's own package, expected one of yours"),
+        ("export:build", "export:build: export is vaeserve's own package, expected one of yours"),
         ("builtins:dict", "dict() gives an object of type dict, expected a torch.nn.Module"),
     ],
 )
@@ -217,6 +223,100 @@ def test_a_module_that_breaks_the_protocol_is_refused(
     assert sentence.format(file=tmp_path / "own.py") in message
 
 
+@pytest.mark.parametrize("has_weights", [False, True])
+@pytest.mark.parametrize(
+    ("was", "becomes", "sentence"),
+    [
+        (
+            "image_shape = (6, 8, 3)",
+            "image_shape = property(lambda self: {}['side'])",
+            "own:build: reading image_shape raised KeyError at {file}:7: 'side'",
+        ),
+        (
+            "def encode",
+            "decode = property(lambda self: {}['code'])\n\n    def encode",
+            "own:build: reading decode raised KeyError at {file}:16: 'code'",
+        ),
+        (
+            "nn.Conv2d(3, 4, 4, stride=2, padding=1)",
+            "nn.LazyConv2d(4, 4, stride=2, padding=1)",
+            "own:build: down.weight has no shape yet, expected build() to run what is lazy once",
+        ),
+        (
+            "def encode",
+            "def requires_grad_(self, *_):\n        raise ValueError('as it is')\n\n    def encode",
+            "own:build: taking its state raised ValueError at {file}:17: as it is",
+        ),
+    ],
+    ids=["shape", "method", "lazy", "state"],
+)
+def test_what_a_module_raises_before_it_is_run_is_told(
+    written: Written, tmp_path: Path, was: str, becomes: str, sentence: str, has_weights: bool
+) -> None:
+    code = CODE.replace("def decode", "def decoded") if becomes.startswith("decode") else CODE
+    assert code.count(was) == 1
+    written(code.replace(was, becomes))
+    save_file(small_weights(), tmp_path / "w.safetensors")
+    message = told("own:build", weights=tmp_path / "w.safetensors" if has_weights else None)
+    assert message == sentence.format(file=tmp_path / "own.py")
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (
+            "def get_extra_state(self): return {'epoch': 3}",
+            "{folder}/w.safetensors, _extra_state: got nothing, the module has an object of type dict",
+        ),
+        (
+            "def load_state_dict(self, *_): raise ValueError('not so')",
+            "own:build: taking its state raised ValueError at {folder}/own.py:16: not so",
+        ),
+        (
+            "def state_dict(self, **_): raise ValueError('not so')",
+            "own:build: taking its state raised ValueError at {folder}/own.py:16: not so",
+        ),
+    ],
+    ids=["extra", "load", "state"],
+)
+def test_a_module_that_takes_no_state_is_refused_with_weights(
+    written: Written, tmp_path: Path, method: str, sentence: str
+) -> None:
+    written(CODE.replace("def encode", f"{method}\n\n    def encode"))
+    save_file(small_weights(), tmp_path / "w.safetensors")
+    message = told("own:build", weights=tmp_path / "w.safetensors")
+    assert message == sentence.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(("method", "argument"), [("encode(x)", "self.down(x)"), ("decode(z)", "self.up(z)")])
+def test_what_a_method_raises_at_many_rows_alone_is_told_with_its_line(
+    written: Written, tmp_path: Path, method: str, argument: str
+) -> None:
+    layer, rows = argument[:-1].split("(")
+    code = CODE.replace(argument, f"{layer}(few({rows}))") + "\n\ndef few(rows):\n"
+    written(f"{code}    assert torch.compiler.is_exporting() or len(rows) < 64, 'too many'\n    return rows\n")
+    frozen = torch_module.load("own:build", weights=None)
+    with pytest.raises(CannotImport) as refused:
+        make.make(frozen, tmp_path / "bundle", make.Wanted(name="own"))
+    place = f"{tmp_path / 'own.py'}:{len(code.splitlines()) + 1}"
+    assert str(refused.value) == f"own:build: {method} raised AssertionError at {place}: too many"
+
+
+def test_what_a_method_raises_at_the_rows_of_the_export_is_told(written: Written, tmp_path: Path) -> None:
+    written(CODE.replace("return mu, logvar", "return {1: mu, 3: mu}[len(mu)], logvar"))
+    message = told("own:build")
+    assert message == f"own:build: exporting it raised KeyError at {tmp_path / 'own.py'}:18: 2"
+
+
+def test_a_decoder_that_gives_nan_for_latents_of_the_prior_is_refused(written: Written, tmp_path: Path) -> None:
+    """Of latents of pictures it gives numbers; rounded to bytes, NaN is black on both sides, and equal."""
+    code = CODE.replace("return mu, logvar", "return mu.exp(), logvar")
+    name = written(code.replace("3 * self.up(z) + 0.5", "self.up(z.sqrt()).sigmoid()"))
+    frozen = torch_module.load(f"{name}:build", weights=None)
+    with pytest.raises(CannotImport, match="image: the source gives NaN or infinity, expected numbers"):
+        make.make(frozen, tmp_path / "bundle", make.Wanted(name="own"))
+
+
 def test_what_torch_cannot_export_is_refused(written: Written) -> None:
     unknown = "torch.linalg.lstsq(*2 * [self.down.weight])[0].mean() + self.up(z)"
     written(CODE.replace("3 * self.up(z) + 0.5", unknown))
@@ -226,11 +326,11 @@ def test_what_torch_cannot_export_is_refused(written: Written) -> None:
 @pytest.mark.parametrize(
     ("weights", "sentence"),
     [
-        ({"encoder.weight": torch.zeros(3, 15)}, ", decoder.weight: got (3, 15), the module has (3, 16)"),
-        ({"other.weight": torch.zeros(3, 16)}, ", decoder.weight: got nothing, the module has (3, 16)"),
+        ({"encoder.weight": torch.zeros(3, 15)}, ", decoder.weight: got float (3, 15), the module has float (3, 16)"),
+        ({"other.weight": torch.zeros(3, 16)}, ", decoder.weight: got nothing, the module has float (3, 16)"),
         (
             {"encoder.weight": torch.zeros(3, 16), "other.weight": torch.zeros(2)},
-            ", other.weight: got (2,), the module has nothing",
+            ", other.weight: got float (2,), the module has nothing",
         ),
         ({"encoder.weight": torch.full((3, 16), torch.inf)}, ", encoder.weight: holds NaN or infinity"),
     ],
@@ -241,6 +341,45 @@ def test_weights_that_are_not_those_of_the_module_are_refused(
     save_file(weights, tmp_path / "w.safetensors")
     message = told(f"{written(TIED)}:Tied", weights=tmp_path / "w.safetensors")
     assert message.startswith(f"{tmp_path / 'w.safetensors'}{sentence}")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_floats_are_refused_where_the_module_has_floats(
+    written: Written, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    save_file({"encoder.weight": torch.ones(3, 16, dtype=dtype)}, tmp_path / "w.safetensors")
+    message = told(f"{written(TIED)}:Tied", weights=tmp_path / "w.safetensors")
+    expected = f"decoder.weight: got {str(dtype).removeprefix('torch.')} (3, 16), the module has float (3, 16)"
+    assert message == f"{tmp_path / 'w.safetensors'}, {expected}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_another_width_are_read_as_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    weight = torch.arange(4.0) / 8
+    save_file({"weight": weight.to(dtype)}, tmp_path / "w.safetensors")
+    read_weight = weights.read(tmp_path / "w.safetensors")["weight"]
+    assert read_weight.dtype == torch.float32
+    assert torch.equal(read_weight, weight)
+
+
+def test_a_number_that_is_counted_keeps_its_type(tmp_path: Path) -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    state = norm.state_dict()
+    assert weights.matched(state, norm, path=tmp_path) == state
+    with pytest.raises(CannotImport, match=r"num_batches_tracked: got float \(\), the module has int64 \(\)"):
+        weights.matched(state | {"num_batches_tracked": torch.tensor(1.0)}, norm, path=tmp_path)
+
+
+def test_numbers_that_torch_cannot_convert_are_refused(tmp_path: Path) -> None:
+    codes = torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    save_file({"weight": codes}, tmp_path / "w.safetensors")
+    with pytest.raises(CannotImport, match=r"w\.safetensors: not readable as safetensors \(.*Float4"):
+        weights.read(tmp_path / "w.safetensors")
+
+
+def test_a_folder_in_the_place_of_weights_is_told(written: Written, tmp_path: Path) -> None:
+    message = told(f"{written(TIED)}:Tied", weights=tmp_path)
+    assert message == f"{tmp_path}: got a folder there, expected a file of safetensors"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, (2**62).to_bytes(8, "little") + b"{}"])

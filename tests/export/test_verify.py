@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from export.frozen import CannotImport, Float32, Graphs, Source, Uint8
 from export.pictures import Real, real_of
 from export.runs import MAX_RUN_PIXELS
-from export.verify import Candidate, Measured, NotEqual, measure, probe_of, require
+from export.verify import Candidate, Measured, NotEqual, finite, measure, probe_of, require
 from service.bundle import BadBundle
 from service.manifest import ImageSpec, Tolerance
 from tests.export.linear import noise, source
@@ -180,6 +181,15 @@ def test_answers_of_another_shape_or_type_are_refused_before_they_are_subtracted
 def test_a_source_that_gives_no_numbers_is_refused() -> None:
     with pytest.raises(CannotImport, match="logvar: the source gives NaN or infinity, expected numbers"):
         measured(changed("logvar", lambda logvar: logvar - np.float32(np.inf)))
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_means_of_pixels_that_are_no_numbers_are_refused_before_they_are_bytes(wrong: float) -> None:
+    x_hat = torch.full((2, 3, 4, 4), 0.5)
+    assert finite(x_hat) is x_hat
+    x_hat[1, 2, 3, 3] = wrong
+    with pytest.raises(CannotImport, match="image: the source gives NaN or infinity, expected numbers"):
+        finite(x_hat)
 
 
 def test_a_graph_that_gives_no_numbers_is_refused() -> None:

@@ -279,12 +279,13 @@ def test_weights_of_another_shape_name_or_type_are_refused(folder: Path) -> None
             checkpoint.read(folder)
 
 
-def test_a_probe_of_another_shape_is_refused(folder: Path) -> None:
-    safetensors.torch.save_file({"images": torch.zeros(2, 9, 7, 1, dtype=torch.uint8)}, folder / "probe.safetensors")
-    with pytest.raises(
-        BadCheckpoint, match=r"images: got torch.uint8 of shape \(2, 9, 7, 1\), expected uint8 of shape"
-    ):
+@pytest.mark.parametrize("shape", [(2, 9, 7, 1), (0, 9, 6, 1), (9, 6, 1), ()])
+def test_a_probe_of_another_shape_or_of_no_pictures_is_refused(folder: Path, shape: tuple[int, ...]) -> None:
+    safetensors.torch.save_file({"images": torch.zeros(shape, dtype=torch.uint8)}, folder / "probe.safetensors")
+    with pytest.raises(BadCheckpoint) as refused:
         checkpoint.read(folder)
+    told = f"got torch.uint8 of shape {shape}, expected uint8 of shape (n, 9, 6, 1), n from 1"
+    assert str(refused.value) == f"{folder / 'probe.safetensors'}, images: {told}"
 
 
 def test_a_pickle_in_the_place_of_tensors_is_refused_and_not_run(folder: Path) -> None:
