@@ -26,8 +26,8 @@ from service.settings import Settings
 
 logger = logging.getLogger("vaeserve")
 
-# Files that a process has open beside its connections.
-_OTHER_FILES = 100
+# Files that a process has open beside its connections, those that it is about to close among them.
+_OTHER_FILES = 250
 
 # Without markup, of which names of extras in brackets would be taken for some.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

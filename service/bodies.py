@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import orjson
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from service.budget import spend
 from service.deadline import Deadline
 from service.errors import (
     BadBody,
+    QueueFull,
     SlowBody,
     TooLarge,
     UnsupportedType,
@@ -32,6 +33,9 @@ from service.settings import Settings
 # What a byte of JSON takes to read, by `python -m benchmarks.wire`, with room for base64 and for lists of nothing.
 JSON_BYTE_US = 0.01
 
+# Bodies that have come in part hold memory for as long as their senders like to take. Those of a process together have
+# as many bytes at most as so many of the largest.
+_MOST_UNFINISHED = 8
 
 _JSON = "application/json"
 
@@ -81,8 +85,9 @@ EMPTY = Body()
 async def receive(request: Request, headers: Mapping[str, str], *, settings: Settings, deadline: Deadline) -> bytes:
     """The whole body. The server sends an empty piece from time to time while none comes (`protocol`).
 
-    Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, SlowBody and DeadlinePassed if
-             the rest of it did not come in time, ClientDisconnect if it will not come
+    Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, QueueFull if others on their
+             way leave no room for it, SlowBody and DeadlinePassed if the rest of it did not come in time,
+             ClientDisconnect if it will not come
     """
     is_json = _media_type(headers) == _JSON
     max_bytes = min(settings.max_json_bytes, settings.max_body_bytes) if is_json else settings.max_body_bytes
@@ -96,18 +101,19 @@ async def receive(request: Request, headers: Mapping[str, str], *, settings: Set
     chunk, more = await _piece(request)
     if not more and len(chunk) <= max_bytes:
         return chunk
-    whole = BytesIO()  # grows with what arrives, whatever is declared, and gives it away without a copy
-    while True:
-        size = whole.tell() + len(chunk)
-        if size > max_bytes:
-            raise _too_large(size, max_bytes, is_json=is_json)
-        whole.write(chunk)
-        if not more:
-            return whole.getvalue()
-        _require_pace(size, began=began, settings=settings)
-        if deadline.left_s() < 0:
-            raise deadline.passed()
-        chunk, more = await _piece(request)
+    pace = _Pace(settings, since=began)
+    with _Unfinished(settings) as whole:
+        while True:
+            size = whole.size + len(chunk)
+            if size > max_bytes:
+                raise _too_large(size, max_bytes, is_json=is_json)
+            whole.write(chunk)
+            if not more:
+                return whole.content()
+            pace.require(size)
+            if deadline.left_s() < 0:
+                raise deadline.passed()
+            chunk, more = await _piece(request)
 
 
 async def _piece(request: Request) -> tuple[bytes, bool]:
@@ -121,18 +127,74 @@ async def _piece(request: Request) -> tuple[bytes, bool]:
     return message.get("body", b""), message.get("more_body", False)
 
 
-def _require_pace(size: int, *, began: float, settings: Settings) -> None:
-    """Refuse to wait on for a body of which so little has come.
+class _Unfinished:
+    """A body that has come in part, counted among all such of this process until it has ended in one way or another.
 
-    Raises:  SlowBody
+    None may have more than it leaves to others. So a few that are large and do not end never take all the room: smaller
+    ones still come in, and what these take the large ones may not have any more.
     """
-    seconds = perf_counter() - began
-    if seconds > settings.transfer_timeout_s + size / settings.min_bytes_per_s:
-        raise SlowBody(
-            f"body: got {size:,} bytes in {seconds:.0f} s, expected all of it within {settings.transfer_timeout_s} s, "
-            f"or {settings.min_bytes_per_s:,} bytes a second",
-            headers={"connection": "close"},
-        )
+
+    all_bytes: ClassVar[int] = 0
+
+    def __init__(self, settings: Settings) -> None:
+        self._room_bytes = _MOST_UNFINISHED * settings.max_body_bytes
+        self._content = BytesIO()  # grows with what arrives, whatever is declared, and gives it away without a copy
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        _Unfinished.all_bytes -= self.size
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next of it.
+
+        Raises:  QueueFull
+        """
+        size, others = self.size + len(chunk), _Unfinished.all_bytes - self.size
+        most = (self._room_bytes - others) // 2
+        if size > most:
+            expected = f"at most {most:,} bytes while {others:,} bytes of others are on their way"
+            refusal = found_at("body", QueueFull, got=f"{size:,} bytes", expected=expected)
+            refusal.headers["retry-after"] = "1"
+            raise refusal
+        self._content.write(chunk)
+        _Unfinished.all_bytes += len(chunk)
+        self.size = size
+
+    def content(self) -> bytes:
+        """All of it that has come."""
+        return self._content.getvalue()
+
+
+class _Pace:
+    """How a body comes: in each `transfer_timeout_s` its end, or as many bytes as the least rate asks for, however many
+    came before.
+
+    Units:   since as perf_counter gives it
+    """
+
+    def __init__(self, settings: Settings, *, since: float) -> None:
+        self._window_s = settings.transfer_timeout_s
+        self._least_bytes = self._window_s * settings.min_bytes_per_s
+        self._size = 0
+        self._since = since
+
+    def require(self, size: int) -> None:
+        """Refuse to wait on for a body of which so little has come lately.
+
+        Raises:  SlowBody
+        """
+        now, came = perf_counter(), size - self._size
+        if came >= self._least_bytes:
+            self._size, self._since = size, now
+        elif now - self._since > self._window_s:
+            raise SlowBody(
+                f"body: got {came:,} bytes in {now - self._since:.0f} s, expected the rest of it, or "
+                f"{self._least_bytes:,} bytes, within {self._window_s} s",
+                headers={"connection": "close"},
+            )
 
 
 async def parse(

@@ -167,7 +167,7 @@ class Invalid(Problem):
 
 
 class QueueFull(Problem):
-    """More rows wait than the queue may hold; `Retry-After` says when to come back."""
+    """More rows wait than the queue may hold, or more bodies have come in part; `Retry-After` says when to come back."""
 
     status = 429
     kind = "queue-full"
@@ -217,7 +217,7 @@ class OutOfMemory(Problem):
 
 
 class TooManyConnections(Problem):
-    """As many connections are open as may be; this one is closed, unread. `Retry-After` says when to come back."""
+    """As many connections are in use as may be; this one is closed. `Retry-After` says when to come back."""
 
     status = 503
     kind = "too-many-connections"

@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         description="Largest answer in pictures, in pixels after enlarging, over all of them.",
     )
     max_connections: int = Field(
-        1000, ge=1, description="Most connections open at a time, of each process; one beyond them gets 503."
+        1000, ge=1, description="Most connections in use at a time, of each process; one beyond them gets 503."
     )
     max_head_bytes: int = Field(
         32 * 2**10, ge=2**10, le=2**16 - 1, description="Longest head of a request, its address and headers, in bytes."

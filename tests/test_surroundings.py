@@ -22,13 +22,13 @@ def test_open_files_are_raised_to_what_connections_may_take() -> None:
     with serving([], inside=("sh", "-c", 'ulimit -Sn 200; exec "$@"', "sh")) as server:
         assert warnings(server.said) == []
         soft, _ = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
-        assert soft == 1100
+        assert soft == 1250
 
 
 def test_a_hard_bound_on_open_files_below_what_connections_may_take_is_told() -> None:
     with serving([], inside=("sh", "-c", 'ulimit -n 200; exec "$@"', "sh")) as server:
         (said,) = warnings(server.said)
         assert said == (
-            "open files: got a bound of 200, expected 1100 for max_connections 1000 and what else is open; "
+            "open files: got a bound of 200, expected 1250 for max_connections 1000 and what else is open; "
             "raise `ulimit -n`, or lower max_connections"
         )

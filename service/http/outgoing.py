@@ -43,6 +43,11 @@ class Outgoing:
         """How much has gone on to the system, of all that was written; the other side is about to read it."""
         return self._written_bytes - self._transport.get_write_buffer_size()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was posted and written has gone on to the system."""
+        return not self._posted and not self._transport.get_write_buffer_size()
+
     def post(self, data: bytes) -> None:
         """Write when this turn of the loop is over, or before anything else is written."""
         if not self._posted:

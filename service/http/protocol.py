@@ -26,6 +26,8 @@ _PIECE_BYTES = 2**18
 # The parser takes 0.9 and 2.0 too, in words that those do not have.
 _VERSIONS = frozenset({"1.0", "1.1"})
 
+_READING = frozenset({b"GET", b"HEAD"})
+
 _PROCESSING = STATUS_LINE[102] + b"\r\n"
 
 _NOT_HTTP = b"This is not an HTTP request that this server reads."
@@ -66,6 +68,7 @@ class Protocol(HttpToolsProtocol):
         self._piece_bytes = 0  # of what has just come
         self._head_bytes = 0  # at most, of the head that is being read, or of what is no body since the last of a body
         self._farewell: bytes | None = None  # the last that is said here; nothing is heard after it was thought of
+        self._turned_away: Problem | None = None  # what is answered here to all but probes, one answer in any case
         self._awaited: object = None
         self._awaited_since = 0.0
         self._taking: tuple[int, float] | None = None  # what was taken of answers, and when, at the last count
@@ -78,6 +81,11 @@ class Protocol(HttpToolsProtocol):
         """Whether a request has come that is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether nothing waits here for the other side to read."""
+        return self._outgoing.is_empty
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, or refuse it."""
         self._outgoing = Outgoing(
@@ -86,7 +94,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", self._outgoing))
         self.flow = _Flow(cast("asyncio.Transport", self._outgoing), self)
         try:
-            self._connections.enter(self)
+            self._turned_away = self._connections.enter(self)
         except Problem as problem:
             self._end_with(self._refusal(problem))
 
@@ -183,6 +191,11 @@ class Protocol(HttpToolsProtocol):
                 elif self._reads_body:  # a chunk's extension, or a trailer, that does not end
                     self._end_with(_plain_400())
 
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self._connections.stir(self)
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """Begin to answer, unless too much came, in one head or in many, or what a proxy may read in another way."""
         if self._head_bytes > self._max_head_bytes:
@@ -191,6 +204,8 @@ class Protocol(HttpToolsProtocol):
                 self._farewell = self._refusal(self._head_too_large(head_bytes))
         if self._farewell is None and not self._is_clear:
             self._farewell = _plain_400()
+        if self._farewell is None and self._turned_away is not None and not self._is_probe:
+            self._farewell = self._refusal(self._turned_away)
         if len(self.pipeline) >= _MAX_PIPELINED:
             self._farewell = b""
         if self._farewell is not None:
@@ -200,11 +215,15 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if not self._reads_head:
             self.headers = []  # for trailers, which no application sees: a proxy that guards headers looks at none
+            if self._turned_away is not None:
+                self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """Note that nothing more of a body comes, also of one whose request is answered already."""
         if self.cycle is not None:  # as there is none yet where the first request offers another protocol
             self.cycle.more_body = False
+            if self.cycle.response_complete:
+                self._connections.rest(self)
         super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -225,6 +244,8 @@ class Protocol(HttpToolsProtocol):
         elif not self.transport.is_closing():
             if self.pipeline:
                 self._start_asgi_task(*self.pipeline.pop())
+            elif not self._reads_head and not self._reads_body:
+                self._connections.rest(self)
             self.flow.resume_reading()
 
     @property
@@ -257,6 +278,12 @@ class Protocol(HttpToolsProtocol):
             return False
         version = self.parser.get_http_version()
         return version in _VERSIONS and (names.count(b"host") == 1 or (version == "1.0" and b"host" not in names))
+
+    @property
+    def _is_probe(self) -> bool:
+        """Whether a head asks how the process is, or what it counts."""
+        path = self.url.partition(b"?")[0]
+        return self.parser.get_method() in _READING and (path.startswith(b"/health/") or path == b"/metrics")
 
     @property
     def _owes_answers(self) -> bool:

@@ -1,6 +1,7 @@
 import asyncio
 import tracemalloc
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from time import perf_counter
 
 import pytest
@@ -11,7 +12,7 @@ from starlette.types import Message
 
 from service import bodies
 from service.deadline import Deadline
-from service.errors import DeadlinePassed, SlowBody, TooLarge, UnsupportedType
+from service.errors import DeadlinePassed, QueueFull, SlowBody, TooLarge, UnsupportedType
 from service.settings import Settings
 
 MEGABYTE = 2**20
@@ -112,22 +113,118 @@ def _passing(*seconds: float) -> Callable[[], float]:
 def test_a_body_that_does_not_come_is_waited_for_so_long(pieces: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "perf_counter", _passing(0, 0.5, 5.5))
     request = _request([{"type": "http.request", "body": piece, "more_body": True} for piece in pieces])
-    sentence = r"^body: got \d bytes in [56] s, expected all of it within 3 s, or 1 bytes a second$"
+    sentence = r"^body: got \d bytes in 6 s, expected the rest of it, or 3 bytes, within 3 s$"
     with pytest.raises(SlowBody, match=sentence) as raised:
         _received(request, transfer_timeout_s=3, min_bytes_per_s=1)
     assert raised.value.headers == {"connection": "close"}
 
 
 def test_a_body_that_comes_at_the_least_rate_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "perf_counter", _passing(0, 3, 4, 5))
-    request = _request(_chunks(b"1234", b"5678", b"", b"9"))
-    assert _received(request, transfer_timeout_s=1, min_bytes_per_s=1) == b"123456789"
+    monkeypatch.setattr(bodies, "perf_counter", _passing(0, 3, 4, 6, 7.9))
+    request = _request(_chunks(b"12", b"", b"34", b"", b"5"))
+    assert _received(request, transfer_timeout_s=2, min_bytes_per_s=1) == b"12345"
+
+
+def test_a_body_that_stops_is_not_waited_for_longer_as_much_of_it_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "perf_counter", _passing(0, 1, 3.5, 4.5))
+    pieces = [bytes(MEGABYTE // 2), b"1", b"2"]
+    request = _request([{"type": "http.request", "body": piece, "more_body": True} for piece in pieces])
+    with pytest.raises(SlowBody, match=r"^body: got 2 bytes in 4 s, expected the rest of it, or 30 bytes, within 3 s$"):
+        _received(request, transfer_timeout_s=3, min_bytes_per_s=10)
 
 
 def test_the_deadline_holds_for_a_body_too() -> None:
     begun: Message = {"type": "http.request", "body": b"half", "more_body": True}
     with pytest.raises(DeadlinePassed, match=r"^deadline: 0 ms passed before the answer could be made$"):
         _received(_request([begun]), timeout_ms=0)
+
+
+async def _begun(size: int, *, settings: Settings) -> "asyncio.Task[bytes]":
+    """A body of which so much has come, and no more does, though it ends some day."""
+    came = asyncio.Event()
+
+    async def receive() -> Message:
+        if came.is_set():
+            await asyncio.Event().wait()
+        came.set()
+        return {"type": "http.request", "body": bytes(size), "more_body": True}
+
+    request = Request({"type": "http", "method": "POST", "path": "/encode", "headers": []}, receive)
+    coming = asyncio.create_task(bodies.receive(request, {}, settings=settings, deadline=_in(60_000)))
+    await came.wait()
+    await asyncio.sleep(0)
+    return coming
+
+
+async def _left(*tasks: "asyncio.Task[bytes]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _require_room() -> None:
+    """Nothing, if no body is on its way any more."""
+    largest = [await _begun(100, settings=Settings(max_body_bytes=100)) for _ in range(7)]
+    assert not any(each.done() for each in largest)
+    await _left(*largest)
+
+
+def test_bodies_on_their_way_have_room_for_eight_of_the_largest_and_none_more_than_it_leaves() -> None:
+    settings = Settings(max_body_bytes=100)
+
+    async def main() -> None:
+        large = [await _begun(100, settings=settings) for _ in range(7)]
+        assert not any(each.done() for each in large)
+        refused = await _begun(51, settings=settings)
+        assert refused.done()
+        refusal = refused.exception()
+        assert isinstance(refusal, QueueFull)
+        sentence = "got 51 bytes, expected at most 50 bytes while 700 bytes of others are on their way"
+        assert refusal.detail == f"body: {sentence}"
+        assert [fault["where"] for fault in refusal.faults] == ["body"]
+        assert refusal.headers == {"retry-after": "1"}
+        small = [await _begun(size, settings=settings) for size in (50, 25, 12, 6)]
+        assert not any(each.done() for each in small)
+        await _left(*large, *small)
+        await _require_room()
+
+    asyncio.run(main())
+
+
+def test_a_body_that_is_whole_at_once_needs_no_room() -> None:
+    settings = Settings(max_body_bytes=100)
+
+    async def main() -> None:
+        large = [await _begun(100, settings=settings) for _ in range(7)]
+        request = _request(_chunks(bytes(100)))
+        assert await bodies.receive(request, {}, settings=settings, deadline=_in(60_000)) == bytes(100)
+        await _left(*large)
+
+    asyncio.run(main())
+
+
+HALF: Message = {"type": "http.request", "body": bytes(10), "more_body": True}
+
+
+@pytest.mark.parametrize(
+    ("messages", "limits", "ends"),
+    [
+        ([HALF, {"type": "http.request", "body": bytes(10)}], {}, None),
+        ([HALF, {"type": "http.disconnect"}], {}, ClientDisconnect),
+        ([HALF] * 3, {"max_bytes": 25}, TooLarge),
+        ([HALF] * 2, {"timeout_ms": 0}, DeadlinePassed),
+        ([HALF] * 2, {"transfer_timeout_s": 1, "min_bytes_per_s": 1000}, SlowBody),
+    ],
+    ids=["whole", "left", "too large", "late", "slow"],
+)
+def test_a_body_that_has_ended_takes_no_room_any_more(
+    messages: list[Message], limits: dict[str, int], ends: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ends is SlowBody:
+        monkeypatch.setattr(bodies, "perf_counter", _passing(0, 0, 9))
+    with nullcontext() if ends is None else pytest.raises(ends):
+        _received(_request(messages), **limits)
+    asyncio.run(_require_room())
 
 
 def _peak_bytes(request: Request) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import select
 import socket
 import struct
 import time
@@ -9,7 +10,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 from service.errors import PROBLEMS
+from service.http.connections import _MAX_PROBING
 from tests.service.linear import Bundles
 from tests.service.wire import SAFETENSORS, tensors
 from tests.serving import Server, serving
@@ -654,6 +656,46 @@ def test_a_body_that_drips_is_408(hurried: socket.socket) -> None:
     assert_is_documented(found)
 
 
+def test_a_body_that_stops_is_408_however_much_of_it_came(hurried: socket.socket) -> None:
+    hurried.sendall(post("/decode", bytes(1_400_000), SAFETENSORS, lines=("Content-Length: 1500000",)))
+    found = answer(hurried)
+    assert found.status == 408
+    assert_is_documented(found)
+    assert_closed(hurried)
+
+
+def begin_large(caller: socket.socket) -> None:
+    """Send nearly all of a body of nearly the largest size, and then nothing."""
+    caller.sendall(post("/decode", bytes(1_800_000), SAFETENSORS, lines=("Content-Length: 1900000",)))
+
+
+def is_read_whole(server: Server) -> bool:
+    """Whether a body of nearly the largest size is not refused before its end, at which it is no safetensors."""
+    with closing(connect(server)) as caller:
+        begin_large(caller)
+        caller.sendall(bytes(100_000))
+        return answer(caller).status == 400
+
+
+def test_bodies_that_do_not_end_fill_no_memory_and_keep_none_out_that_are_smaller(server: Server) -> None:
+    with ExitStack() as stack:
+        callers = [stack.enter_context(closing(connect(server))) for _ in range(9)]
+        for caller in callers:
+            begin_large(caller)
+        refused, _, _ = select.select(callers, [], [], PATIENCE_S)
+        found = answer(refused[0])
+        assert (found.status, found.headers["retry-after"]) == (429, "1")
+        assert json.loads(found.body)["errors"][0]["where"] == "body"
+        assert_is_documented(found)
+        small = stack.enter_context(closing(connect(server)))
+        body = Z + b" " * 100_000
+        small.sendall(declared(body)[:-50_000])
+        time.sleep(0.1)
+        small.sendall(body[-50_000:])
+        assert answer(small).status == 200
+    until(lambda: is_read_whole(server))
+
+
 def test_a_deadline_holds_for_a_body_that_does_not_come(connection: socket.socket) -> None:
     connection.sendall(post("/decode", b"", lines=("Content-Length: 5000", "X-Timeout-Ms: 100")))
     found = answer(connection)
@@ -712,23 +754,97 @@ def test_an_answer_that_is_read_slowly_but_steadily_is_whole(hurried: socket.soc
 # Those who come in numbers
 
 
-def test_a_connection_beyond_the_cap_is_told_when_to_come_back(server: Server) -> None:
-    open_ones = [connect(server) for _ in range(MAX_CONNECTIONS)]
-    try:
+@pytest.fixture
+def full(server: Server) -> Iterator[list[socket.socket]]:
+    """As many connections as may be, each of which has begun to ask."""
+    with ExitStack() as stack:
+        open_ones = [stack.enter_context(closing(connect(server))) for _ in range(MAX_CONNECTIONS)]
         for each in open_ones:
+            each.sendall(get("/nothing") + b"GET /health/live HTTP/1.1\r\n")
+            assert answer(each).status == 404
+        yield open_ones
+
+
+def assert_turned_away(found: Answer) -> None:
+    assert (found.status, found.headers["retry-after"], found.headers["connection"]) == (503, "1", "close")
+    assert json.loads(found.body)["detail"] == f"connections: {MAX_CONNECTIONS} are open, which is the limit"
+    assert_is_documented(found)
+
+
+def assert_go_on(connections: list[socket.socket]) -> None:
+    """Those that have begun to ask for a probe get its answer."""
+    for each in connections:
+        each.sendall(b"Host: h\r\n\r\n")
+        assert answer(each).status == 200
+        assert_in_step(each)
+
+
+NO_PROBES = {
+    "a verb": get("/sample?seed=1"),
+    "a body": declared(Z),
+    "a path like that of probes": get("/healthy"),
+    "a path like that of metrics": get("/metrics/"),
+    "a POST to a probe": post("/health/live", b""),
+}
+
+
+@pytest.mark.parametrize("sent", NO_PROBES.values(), ids=NO_PROBES)
+def test_a_connection_beyond_the_cap_is_told_when_to_come_back(
+    server: Server, full: list[socket.socket], sent: bytes
+) -> None:
+    with closing(connect(server)) as one_more:
+        send(one_more, sent)
+        assert_turned_away(answer(one_more))
+        send(one_more, get("/health/live"))
+        assert_closed(one_more)
+    assert_go_on(full)
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics?verbose"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_beyond_the_cap_a_probe_is_answered_once(
+    server: Server, full: list[socket.socket], method: str, path: str
+) -> None:
+    with closing(connect(server)) as one_more:
+        one_more.sendall(get(path, *OFFER).replace(b"GET", method.encode()) + get("/health/live"))
+        found = answer(one_more, has_body=method == "GET")
+        assert (found.status, found.headers["connection"]) == (200, "close")
+        assert_closed(one_more)
+    assert_go_on(full)
+
+
+def test_who_is_silent_beyond_the_cap_takes_a_place_of_few_and_further_ones_are_not_heard(
+    server: Server, full: list[socket.socket]
+) -> None:
+    with ExitStack() as stack:
+        beyond = [stack.enter_context(closing(connect(server))) for _ in range(_MAX_PROBING + 1)]
+        assert_turned_away(answer(beyond[-1]))
+        for each in beyond[:-1]:
+            each.sendall(get("/health/ready"))
+            assert answer(each).status == 200
+    assert_go_on(full)
+
+
+def test_connections_that_rest_make_room_the_longest_first(server: Server) -> None:
+    with ExitStack() as stack:
+        first, *others = [stack.enter_context(closing(connect(server))) for _ in range(MAX_CONNECTIONS)]
+        for each in (first, *others):
             assert_in_step(each)
-        with closing(connect(server)) as one_more:
-            found = answer(one_more)
-            assert (found.status, found.headers["retry-after"], found.headers["connection"]) == (503, "1", "close")
-            assert json.loads(found.body)["detail"] == f"connections: {MAX_CONNECTIONS} are open, which is the limit"
-            assert_is_documented(found)
-            send(one_more, get("/sample?seed=1"))
-            assert_closed(one_more)
-        for each in open_ones:
+        one_more = stack.enter_context(closing(connect(server)))
+        one_more.sendall(get("/sample?seed=1"))
+        assert answer(one_more).status == 200
+        assert_closed(first)
+        for each in (one_more, *others):
             assert_in_step(each)
-    finally:
-        for each in open_ones:
-            each.close()
+
+
+def test_the_log_says_that_all_connections_are_in_use(server: Server, full: list[socket.socket]) -> None:
+    with closing(connect(server)) as one_more:
+        one_more.sendall(get("/health/live"))
+        assert answer(one_more).status == 200
+    sentence = f"connections: {MAX_CONNECTIONS} are open, which is the limit, and none rests"
+    until(lambda: any(sentence in line for line in server.said))
+    assert_go_on(full)
 
 
 def test_silent_connections_make_room_by_themselves(hasty: Server) -> None:

@@ -109,12 +109,14 @@ async def long_answer(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": bytes(100_000)})
 
 
-def connected(wire: Wire, app: ASGIApp = long_answer, *, keep_alive_s: int = 5) -> Protocol:
+def connected(
+    wire: Wire, app: ASGIApp = long_answer, *, keep_alive_s: int = 5, connections: Connections | None = None
+) -> Protocol:
     """A connection whose requests get 100,000 bytes, unless they get what an application answers."""
     config = Config(app, http=HttpToolsProtocol, log_config=None)
     config.load()
     settings = Settings(head_timeout_s=10, keep_alive_s=keep_alive_s, transfer_timeout_s=20, min_bytes_per_s=1000)
-    connections = Connections(settings, on_refusal=lambda _: None)
+    connections = connections or Connections(settings, on_refusal=lambda _: None)
     protocol = Protocol(config, ServerState(), {}, asyncio.get_running_loop(), connections=connections)
     protocol.connection_made(wire)
     return protocol
@@ -268,7 +270,8 @@ def test_an_answer_that_is_taken_at_the_least_rate_is_waited_for_and_else_not() 
 class Guest:
     """A connection that notes what is done to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_sent_all: bool = True) -> None:
+        self.has_sent_all = has_sent_all
         self.looks = 0
         self.looked_at_often = asyncio.Event()
         self.closed = asyncio.Event()
@@ -288,17 +291,176 @@ def house(max_connections: int) -> Connections:
     return Connections(Settings(max_connections=max_connections), on_refusal=refusals.append)
 
 
-def test_one_connection_beyond_the_limit_is_refused_until_another_leaves() -> None:
+def test_beyond_the_limit_some_connections_are_for_probes_and_all_further_ones_refused_until_others_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.http.connections._MAX_PROBING", 1)
+    sentence = "connections: 2 are open, which is the limit"
+
     async def main() -> None:
         connections = house(2)
-        guests = [Guest() for _ in range(3)]
-        for guest in guests[:2]:
-            connections.enter(guest)
-        with pytest.raises(TooManyConnections, match=r"^connections: 2 are open, which is the limit$") as raised:
-            connections.enter(guests[2])
-        assert raised.value.headers == {"retry-after": "1"}
+        guests = [Guest() for _ in range(4)]
+        assert [connections.enter(guest) for guest in guests[:2]] == [None, None]
+        refusal = connections.enter(guests[2])
+        assert isinstance(refusal, TooManyConnections)
+        assert refusal.detail == sentence
+        with pytest.raises(TooManyConnections, match=rf"^{sentence}$") as raised:
+            connections.enter(guests[3])
+        assert raised.value.headers == refusal.headers == {"retry-after": "1"}
         connections.leave(guests[0])
-        connections.enter(guests[2])
+        assert connections.enter(guests[3]) is not None
+        connections.leave(guests[2])
+        connections.leave(guests[3])
+        assert connections.enter(Guest()) is None
+
+    asyncio.run(main())
+
+
+def test_the_connection_that_has_rested_longest_makes_room() -> None:
+    async def main() -> None:
+        connections = house(4)
+        never, first, second, again = guests = [Guest() for _ in range(4)]
+        for guest in guests:
+            connections.enter(guest)
+        for guest in (again, first, second):
+            connections.rest(guest)
+        connections.stir(again)
+        connections.rest(again)
+        for gone in (first, second, again):
+            assert connections.enter(Guest()) is None
+            assert gone.closed.is_set()
+        assert not never.closed.is_set()
+        assert connections.enter(Guest()) is not None
+
+    asyncio.run(main())
+
+
+def test_whoever_asks_or_has_an_answer_to_read_or_is_gone_makes_no_room() -> None:
+    async def main() -> None:
+        connections = house(4)
+        guests = [Guest(), Guest(), Guest(), Guest(has_sent_all=False)]
+        for guest in guests:
+            connections.enter(guest)
+            connections.rest(guest)
+        connections.stir(guests[0])
+        connections.leave(guests[1])
+        connections.linger(guests[2])
+        assert [connections.enter(Guest()) for _ in range(2)] == [None, None]
+        assert connections.enter(Guest()) is not None
+        assert not any(guest.closed.is_set() for guest in guests)
+
+    asyncio.run(main())
+
+
+def test_a_full_house_is_told_once_until_there_is_room_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.http.connections._LOOK_EVERY_S", 0.001)
+
+    async def main() -> None:
+        connections = house(2)
+        stays, *others = guests = [Guest() for _ in range(9)]
+        for guest in guests:
+            connections.enter(guest)
+        assert len(caplog.records) == 1
+        for guest in others:
+            connections.leave(guest)
+        await stays.looked_at_often.wait()
+        for guest in others:
+            connections.enter(guest)
+
+    asyncio.run(main())
+    sentence = "connections: 2 are open, which is the limit, and none rests; others are refused, but for probes"
+    assert [(record.levelname, record.message) for record in caplog.records] == 2 * [("WARNING", sentence)]
+
+
+def test_a_house_in_which_some_rest_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        connections = house(1)
+        connections.enter(first := Guest())
+        connections.rest(first)
+        connections.enter(Guest())
+
+    asyncio.run(main())
+    assert not caplog.records
+
+
+GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+HALF_READ = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n" + bytes(40)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "makes_room"),
+    [
+        ([], False),
+        ([GET], True),
+        ([GET, GET], True),
+        ([GET, b"\r\n"], True),
+        ([GET, b"G"], False),
+        ([GET + b"G"], False),
+        ([GET, b"G", GET[1:]], True),
+        ([HALF_READ], False),
+        ([HALF_READ, bytes(60)], True),
+        ([HALF_READ, bytes(60), b"G"], False),
+        ([HALF_READ, bytes(60) + b"G"], False),
+    ],
+    ids=[
+        "no request", "an answer", "two answers", "an empty line", "a head begun", "a head begun behind a request",
+        "a head that came in two", "a body unread", "a body read to its end", "a head begun after a body",
+        "a head begun behind a body",
+    ],
+)  # fmt: skip
+def test_a_connection_makes_room_that_was_answered_and_has_begun_nothing(pieces: list[bytes], makes_room: bool) -> None:
+    async def main() -> bool:
+        connections = house(1)
+        protocol = connected(wire := Wire(), connections=connections)
+        for piece in pieces:
+            wire.has_answer.clear()
+            protocol.data_received(piece)
+            await asyncio.gather(*protocol.tasks)
+            await asyncio.sleep(0)
+            wire.unread = 0
+        connected(Wire(), connections=connections)
+        return wire.aborted
+
+    assert asyncio.run(main()) == makes_room
+
+
+def test_a_connection_makes_no_room_while_its_answer_is_made_or_is_not_read() -> None:
+    async def main() -> list[bool]:
+        connections = house(1)
+        protocol = connected(wire := Wire(), connections=connections)
+        found = []
+        protocol.data_received(GET + GET)
+        for _ in range(4):
+            connected(Wire(), connections=connections)
+            found.append(wire.aborted)
+            await asyncio.sleep(0)
+        await asyncio.gather(*protocol.tasks)
+        connected(Wire(), connections=connections)
+        found.append(wire.aborted)
+        wire.unread = 0
+        connected(Wire(), connections=connections)
+        return [any(found), wire.aborted]
+
+    assert asyncio.run(main()) == [False, True]
+
+
+def test_an_answer_that_is_about_to_leave_is_not_taken_back() -> None:
+    connections = house(1)
+
+    async def short(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+        connected(Wire(), connections=connections)
+
+    async def main() -> None:
+        protocol = connected(wire := Wire(), short, connections=connections)
+        protocol.data_received(GET)
+        await asyncio.gather(*protocol.tasks)
+        await asyncio.sleep(0)
+        assert wire.has_answer.is_set()
+        assert not wire.aborted
 
     asyncio.run(main())
 
