@@ -1,8 +1,10 @@
 """vae-export: trained models to bundles, and what can be said of a bundle."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,9 @@ try:
 except BadEngine as error:  # said before anything is imported that needs it
     print(f"vae-export: {error}", file=sys.stderr)
     raise SystemExit(2) from None
+if find_spec("torch") is None:  # the command comes with every extra, torch with one
+    print("vae-export: got no package `torch`, expected it: install vaeserve[train]", file=sys.stderr)
+    raise SystemExit(2)
 
 from export import proof, sources
 from export.bundle import CannotWrite, require_name, require_new
@@ -34,6 +39,9 @@ from service.manifest import Precision, Variant
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
+# What torch says of memory on a CPU; numpy and Python raise MemoryError.
+_IS_OF_MEMORY = re.compile(r"(?i)not enough memory|allocate memory|bad_alloc")
+
 NewBundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to write; it must not exist.")]
 AnyBundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, or its zip.")]
 Name = Annotated[str | None, typer.Option(help="Name of the model.", show_default="the bundle folder's")]
@@ -42,7 +50,7 @@ Pictures = Annotated[
     Path | None,
     typer.Option(
         metavar="PATH",
-        help="Pictures to measure with: a folder or zip, IDX, npz or parquet.",
+        help="Pictures to measure with: a folder or zip, IDX, npz, parquet or hf:owner/name.",
         show_default="those of the source, or of --calibrate, or generated ones",
     ),
 ]
@@ -52,7 +60,11 @@ RunPixels = Annotated[
 InPrecision = Annotated[Precision, typer.Option(help="In which the graphs compute: fp16 for GPUs, int8 for CPUs.")]
 Calibrate = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", help="Pictures like those to be served, for int8.", show_default=False),
+    typer.Option(
+        metavar="PATH",
+        help="Pictures like those to be served, for int8; in any form of --pictures.",
+        show_default=False,
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write it below fp32 whatever it loses.")]
 
@@ -142,7 +154,7 @@ def make_from_onnx(
         frozen = onnx_pair.load(
             encoder,
             decoder,
-            outputs=None if outputs is None else tuple(outputs.split(",")),
+            outputs=None if outputs is None else _parse_names(outputs),
             scale_head=scale_head,
             pixel_range=None if pixel_range is None else _parse_range(pixel_range),
             layout=layout,
@@ -232,6 +244,13 @@ def _name(asked: str | None, bundle: Path) -> str:
     return bundle.resolve().name if asked is None else asked
 
 
+def _parse_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise CannotImport(f"--outputs: got {text!r}, expected names of outputs between commas, as mu,logvar")
+    return names
+
+
 def _parse_range(text: str) -> tuple[float, float]:
     try:
         black, white = map(float, text.split(","))
@@ -284,6 +303,11 @@ def _sentences(about: Path | None = None) -> Iterator[None]:
         NotEqual,
     ) as error:
         _stop(str(error), about=about)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _IS_OF_MEMORY.search(str(error)):
+            raise
+        said = " ".join(str(error).split())[:200] or "out of memory"
+        _stop(f"{said}; fewer pixels in a run (--max-run-pixels) take less as a bundle is made", about=about)
 
 
 def _stop(sentence: str, *, about: Path | None) -> None:

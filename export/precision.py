@@ -26,7 +26,7 @@ from model.parts import all_over
 from service import differences
 from service.bundle import BadBundle, Probe
 from service.engine import signatures
-from service.graph import Device, Graph, resolve_device
+from service.graph import Arrays, Device, Graph, resolve_device
 from service.machine import BadEngine, available_cores
 from service.manifest import DECODER, ENCODER, Difference, ReducedTolerance, Variant
 
@@ -98,19 +98,19 @@ def measure_reduced(frozen: Frozen, reduced: Graphs, *, pictures: Uint8, max_run
     """What a variant loses on pictures, on their latents, and on as many latents of the prior.
 
     Shapes:  pictures (n, h, w, c)
-    Raises:  CannotReduce if it gives numbers that are not finite
+    Raises:  CannotReduce if it fails or gives numbers that are not finite
     """
     at_once = _rows(_pixels(pictures), max_run_pixels=max_run_pixels)
     images = _batches(_some(pictures), at_once=at_once)
     mu, logvar = _posterior(frozen.source.encode(batch) for batch in images)
     encoder, decoder = _graph(frozen, ENCODER, reduced.encoder), _graph(frozen, DECODER, reduced.decoder)
-    found_mu, found_logvar = _posterior(encoder.run(batch) for batch in images)
+    found_mu, found_logvar = _posterior(_given(encoder, batch) for batch in images)
     for name, found in (("mu", found_mu), ("logvar", found_logvar)):
         if found is not None and not np.isfinite(found).all():
             raise CannotReduce(f"{name}: got NaN or infinity in fewer bits, expected numbers; float16 ends at 65504")
     z = _batches(_latents(mu, logvar), at_once=at_once)
     decoded = _joined(frozen.source.decode(batch) for batch in z)
-    psnr_db = differences.psnr_db(_joined(decoder.run(batch)[0] for batch in z), decoded)
+    psnr_db = differences.psnr_db(_joined(_given(decoder, batch)[0] for batch in z), decoded)
     return Loss(
         _difference(differences.in_sigma(found_mu, mu, logvar)),
         min(psnr_db, _HIGHEST_PSNR_DB),
@@ -139,9 +139,11 @@ def tolerance(frozen: Frozen, reduced: Graphs, *, loss: Loss, probe: Probe) -> R
     """What a variant keeps to wherever it is served: what it may lose, or with a margin what it loses here.
 
     With a margin, as processors add up floats in different orders, and integers that are rounded from them follow.
+
+    Raises:  BadBundle if a graph fails on the probe
     """
-    mu, logvar = _posterior([_graph(frozen, ENCODER, reduced.encoder).run(probe.image)])
-    (image,) = _graph(frozen, DECODER, reduced.decoder).run(probe.z)
+    mu, logvar = _posterior([_graph(frozen, ENCODER, reduced.encoder).tried(probe.image)])
+    (image,) = _graph(frozen, DECODER, reduced.decoder).tried(probe.z)
     of_mu = (loss.mu_in_sigma, _difference(differences.in_sigma(mu, probe.mu, probe.logvar)))
     of_logvar = [one for one in (loss.logvar, _of_logvar(frozen, logvar, probe.logvar)) if one]
     lowest_db = min(loss.psnr_db, differences.psnr_db(image, probe.decoded))
@@ -169,7 +171,7 @@ def gained(
     for device in dict.fromkeys(devices):
         try:
             return variant(frozen, reduced, device=device, max_run_pixels=max_run_pixels)
-        except (BadEngine, BadBundle):  # a figure is no reason to lose what was made
+        except (BadEngine, BadBundle, MemoryError):  # a figure is no reason to lose what was made
             continue
     return None
 
@@ -185,7 +187,7 @@ def variant(
     height, width, channels = frozen.described.image.default_shape
     rows = _rows(height * width, max_run_pixels=max_run_pixels)
     image = np.random.default_rng(0).integers(0, 256, (rows, height, width, channels), dtype=np.uint8)
-    z = np.zeros_like(_graph(frozen, ENCODER, frozen.graphs.encoder).run(image)[0])
+    z = np.zeros_like(_graph(frozen, ENCODER, frozen.graphs.encoder).tried(image)[0])
     runs = {}
     for precision, graphs in (("fp32", frozen.graphs), ("reduced", reduced)):
         for name, content, given in ((ENCODER, graphs.encoder, image), (DECODER, graphs.decoder, z)):
@@ -282,6 +284,17 @@ def _graph(frozen: Frozen, name: str, content: bytes, *, device: Literal["cpu", 
     described = frozen.described
     expected = signatures(described.image.shape, described.latent_shape, family=described.family)
     return Graph(content, expected[name], path=Path(name), device=device, threads=available_cores())
+
+
+def _given(graph: Graph, rows: NDArray[Any]) -> Arrays:
+    """What a graph gives in fewer bits, which may be no numbers.
+
+    Raises:  CannotReduce if it fails
+    """
+    try:
+        return graph.run(rows)
+    except Exception as error:  # OutOfMemory, and onnxruntime's own, which share no public base
+        raise CannotReduce(f"{graph.path}: fails on {len(rows)} rows in fewer bits ({one_line(error)})") from error
 
 
 def _some(pictures: Uint8) -> Uint8:

@@ -17,13 +17,17 @@ Shape = tuple[int, int, int]
 def shapes(image: ImageSpec, *, max_run_pixels: int) -> tuple[Shape, ...]:
     """The runs that a model is measured at, size by size: those within the budget, and one row of the default size.
 
-    Where sizes are open, these are the smallest, one that is not square, at two rows, and the default.
+    Where sizes are open, these are the smallest, one that is not square, at two rows, and the default; a largest side
+    of one stride leaves none that is not square.
     """
     default = image.default_shape[:2]
     rows_of: dict[tuple[int, int], tuple[int, ...]] = {default: BATCH_ROWS}
-    if image.is_open:
-        half = math.ceil(default[0] / image.stride / 2) * image.stride
-        rows_of = {(image.stride, image.stride): BATCH_ROWS, (half, default[1]): (2,)} | rows_of
+    if image.max_side is not None:
+        stride, side = image.stride, default[0]
+        half = math.ceil(side / stride / 2) * stride
+        oblong = (half, side) if half < side else (stride, 2 * stride)
+        smallest = {(stride, stride): BATCH_ROWS}
+        rows_of = smallest | ({oblong: (2,)} if max(oblong) <= image.max_side else {}) | rows_of
     return tuple(
         (rows, height, width)
         for (height, width), numbers_of_rows in rows_of.items()

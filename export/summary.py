@@ -9,7 +9,7 @@ Rows = list[tuple[str, str]]
 
 def summary(manifest: Manifest) -> str:
     """Everything about a bundle that a person asks, section by section."""
-    sections = (
+    told = (
         (manifest.name, _identity(manifest)),
         ("model", _model(manifest)),
         ("files", _files(manifest)),
@@ -18,6 +18,7 @@ def summary(manifest: Manifest) -> str:
         ("latents, over test pictures", _diagnostics(manifest)),
         ("figures, over test pictures", _figures(manifest)),
     )
+    sections = [(title, [(_on_one_line(name), _on_one_line(text)) for name, text in rows]) for title, rows in told]
     width = max(len(name) for _, rows in sections for name, _ in rows)
     return "\n\n".join(
         "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows)]) for title, rows in sections if rows
@@ -37,6 +38,11 @@ def runs_in_words(shapes: tuple[tuple[int, int, int], ...]) -> str:
     return "; ".join(
         f"{', '.join(str(rows) for rows, *_ in runs)} rows of {height}×{width}" for (height, width), runs in sizes
     )
+
+
+def _on_one_line(text: str) -> str:
+    """A stranger's text as a terminal may show it: whatever is no visible character is written as Python escapes it."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _identity(manifest: Manifest) -> Rows:

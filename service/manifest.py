@@ -139,7 +139,9 @@ class Parity(_Part):
         "below fp32",
     )
     psnr_db: float | None = Field(None, description="of all pictures against the source's; below fp32")
-    shapes: tuple[tuple[int, int, int], ...] = Field(description="rows, height and width of the runs")
+    shapes: tuple[tuple[int, int, int], ...] = Field(
+        min_length=1, max_length=64, description="rows, height and width of the runs"
+    )
     pictures: int
     real_pictures: int = Field(0, ge=0, description="real ones among them; the others were generated, or noise")
 

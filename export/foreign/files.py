@@ -56,7 +56,7 @@ _NOISE = frozenset(
 def read(path: Path) -> ModelProto:
     """An ONNX file, its external data brought in and its functions inlined; nothing of it has been run.
 
-    Raises:  CannotImport if it is missing or not whole, or its weights are not all there
+    Raises:  CannotImport if it is missing or not whole, its weights are not all there, or its nodes are out of order
     """
     try:
         size = path.stat().st_size
@@ -83,6 +83,7 @@ def read(path: Path) -> ModelProto:
     # Old files list weights as inputs that a caller may replace.
     weights = {tensor.name for tensor in model.graph.initializer}
     keep(model.graph.input, [value for value in model.graph.input if value.name not in weights])
+    _require_order(model.graph, path)
     return model
 
 
@@ -127,7 +128,8 @@ def axes(value: ValueInfoProto, *, path: Path) -> tuple[int | None, ...]:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         raise CannotImport(f"{path}: {value.name} has no shape, expected one, with a name for each free axis")
-    return tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim)
+    # Some writers say -1 or 0 of a free axis, in place of nothing or a name; without a value it is 0 too.
+    return tuple(axis.dim_value if axis.dim_value > 0 else None for axis in tensor.shape.dim)
 
 
 def require_floats(value: ValueInfoProto, *, path: Path) -> None:
@@ -231,6 +233,16 @@ def _bring_in_weights(model: ModelProto, path: Path) -> None:
             numpy_helper.to_array(tensor)  # the check lets more bytes pass than there should be
         except (OSError, ValueError, checker.ValidationError) as error:
             raise CannotImport(f"{path}: {tensor.name or 'a constant'}: {one_line(error)}") from error
+
+
+def _require_order(graph: GraphProto, path: Path) -> None:
+    """Nothing, if every node stands after those that give what it reads: what feeds an output is found that way."""
+    later = {name for node in graph.node for name in node.output}
+    for node in graph.node:
+        if to_come := later.intersection(node.input) - {""}:
+            told = f"{_told(node)} stands before what gives {min(to_come)}"
+            raise CannotImport(f"{path}: {told}, expected nodes in the order in which they compute")
+        later -= set(node.output)
 
 
 def _itemsize(tensor: TensorProto, path: Path) -> int:

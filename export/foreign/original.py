@@ -1,6 +1,6 @@
 """A stranger's ONNX file as it came, run by onnxruntime: what the bundle made of it is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,8 @@ _DTYPES: dict[str, Any] = {
 
 
 class Original:
-    """A graph that takes one array of rows; inputs beside it, which the kept outputs do not need, are zeros.
+    """A graph that takes one array of rows; inputs beside it, which the kept outputs do not need, are zeros of as many
+    rows.
 
     Raises:  CannotImport if onnxruntime refuses the file
     """
@@ -45,7 +46,7 @@ class Original:
         for name, node in inputs.items():
             if node.type not in _DTYPES:
                 raise CannotImport(f"{path}: the input {name} is {node.type}, expected numbers")
-        self._unneeded = {name: _zeros(node) for name, node in inputs.items()}
+        self._unneeded = list(inputs.values())
         rows = self._takes.shape[0] if self._takes.shape else None
         self._rows = rows if isinstance(rows, int) else None
 
@@ -61,8 +62,11 @@ class Original:
     def _run(self, x: NDArray[Any], rows: int) -> list[NDArray[Any]]:
         padded = np.zeros((rows, *x.shape[1:]), _DTYPES[self._takes.type])
         padded[: len(x)] = x
+        axes = zip(self._takes.shape, padded.shape, strict=False)
+        named = {axis: length for axis, length in axes if isinstance(axis, str)}
+        unneeded = {node.name: _zeros(node, named, rows=rows) for node in self._unneeded}
         try:
-            given = self._session.run(self._gives, {self._takes.name: padded} | self._unneeded)
+            given = self._session.run(self._gives, {self._takes.name: padded} | unneeded)
         except Exception as error:  # as in __init__
             raise CannotImport(f"{self._path}: onnxruntime fails on {padded.shape} ({one_line(error)})") from error
         for name, array in zip(self._gives, given, strict=True):
@@ -71,5 +75,11 @@ class Original:
         return [array[: len(x)] for array in cast("list[NDArray[Any]]", given)]
 
 
-def _zeros(node: Any) -> NDArray[Any]:
-    return np.zeros([axis if isinstance(axis, int) else 1 for axis in node.shape], _DTYPES[node.type])
+def _zeros(node: Any, named: Mapping[str, int], *, rows: int) -> NDArray[Any]:
+    """What an input takes, all of it 0: free axes have the length of their name, or else the first as many as there are
+    rows, which exporters may name anew at each input, and others 1.
+    """
+    free = [rows, *(1 for _ in node.shape)]
+    axes = zip(node.shape, free, strict=False)
+    shape = [axis if isinstance(axis, int) else named.get(axis, length) for axis, length in axes]
+    return np.zeros(shape, _DTYPES[node.type])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ def _open_sizes(pair: Pair, sides: Sides, channels: int) -> Sizes:
     path, layout = pair.encoder.path, pair.pixels_in.layout
     if sides.max_side is None:
         raise CannotImport(f"{path}: height and width are free, expected --max-side to bound them")
+    _require_room(path, sides.max_side, stride=sides.stride or 1)
     tried = (2 * sides.stride, 3 * sides.stride) if sides.stride else _MEASURED
     mu, _ = pair.encode(pictures(1, (*tried, channels)))
     if mu.ndim != 4 or not mu.size:
@@ -88,8 +90,7 @@ def _open_sizes(pair: Pair, sides: Sides, channels: int) -> Sizes:
     if tuple(stride * place for place in places) != tried:
         found = f"pictures of {tried[0]}×{tried[1]} pixels have latents of {places[0]}×{places[1]} places"
         raise CannotImport(f"{path}: {found}, expected one to {sides.stride or 'a whole number of'} pixels (--stride)")
-    if sides.max_side < stride:
-        raise CannotImport(f"{path}: --max-side is {sides.max_side}, expected {stride}, the stride, or more")
+    _require_room(path, sides.max_side, stride=stride)
     _require_way_back(pair, mu, (*tried, channels))
     image = ImageSpec(
         height=None,
@@ -100,6 +101,12 @@ def _open_sizes(pair: Pair, sides: Sides, channels: int) -> Sizes:
         max_side=sides.max_side // stride * stride,
     )
     return Sizes(image, (depth, None, None), tried=tried, channels_move=layout == "nhwc")
+
+
+def _require_room(path: Path, max_side: int, *, stride: int) -> None:
+    """Nothing, if the largest side has room for one place of a latent."""
+    if max_side < stride:
+        raise CannotImport(f"{path}: --max-side is {max_side}, expected {stride}, the stride, or more")
 
 
 def _require_way_back(pair: Pair, mu: NDArray[Any], shape: tuple[int, int, int]) -> None:

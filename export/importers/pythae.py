@@ -1,7 +1,6 @@
 """A folder that pythae saved as the source of a bundle: its own networks, known by their weights' keys and shapes."""
 
 import json
-import pickle
 import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from export.frozen import CannotImport, Described, Frozen
 from export.graphs import freeze, source
 from export.importers import pythae_networks
+from export.verify import finite
 from model.likelihoods import Bernoulli, FixedSigma, Gaussian, Levels
 from model.pixels import to_image, to_x
 from service.manifest import ImageSpec, Likelihood, Source
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """As the class says."""
-        return to_image(torch.sigmoid(self.network(z)))
+        return to_image(finite(torch.sigmoid(self.network(z))))
 
 
 class Scorer(nn.Module):
@@ -150,7 +150,7 @@ def networks(
 ) -> tuple[pythae_networks.Encoder, pythae_networks.Decoder, str]:
     """The encoder and decoder that these tensors belong to, and their names; an autoencoder's encoder has no log_var.
 
-    Raises:  CannotImport if pythae has none such, or a tensor is not finite
+    Raises:  CannotImport if pythae has none such, or a tensor is of other numbers or not finite
     """
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
     for key, tensor in tensors.items():
@@ -190,10 +190,14 @@ def _filled(
             f"{path}: the {role} has {_listed(found - expected)} where the nearest of pythae's own, {name}, has "
             f"{_listed(expected - found)}, expected one of {', '.join(known)}"
         )
+    own = known[name].state_dict()
     for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CannotImport(f"{path}: {role}.{key} holds NaN or infinity, expected finite weights")
+        if own[key].is_floating_point() and not tensor.is_floating_point():
+            raise CannotImport(f"{path}: {role}.{key} is of {tensor.dtype}, expected floats")
     in_float32 = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    for key, tensor in in_float32.items():
+        if not tensor.isfinite().all():
+            raise CannotImport(f"{path}: {role}.{key} holds NaN or infinity, expected finite weights in float32")
     known[name].load_state_dict(in_float32, assign=True)
     return name, known[name]
 
@@ -237,7 +241,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CannotImport(f"{path}: is {config!r:.100}, expected the config of a model of pythae")
     name, latent_dim, shape = (config.get(field) for field in ("name", "latent_dim", "input_dim"))
-    if name not in VAES | AUTOENCODERS:
+    if not isinstance(name, str) or name not in VAES | AUTOENCODERS:
         expected = "a diagonal Gaussian posterior and the prior N(0, I), or an autoencoder"
         raise CannotImport(
             f"{path}: name is {name!r:.100}, expected {expected}: {', '.join(sorted(VAES | AUTOENCODERS))}"
@@ -262,16 +266,29 @@ def _is_x_shape(value: object) -> bool:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """What pythae saved with torch.save, read by torch's own unpickler of nothing but tensors."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
-        size_bytes = path.stat().st_size
-        if unpacked_bytes > size_bytes:  # torch.save compresses nothing
-            raise CannotImport(f"{path}: unpacks to {unpacked_bytes} bytes, expected no more than its own {size_bytes}")
+        _require_uncompressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except CannotImport:
+        raise
+    except Exception as error:  # torch's unpickler trips in any way over a file that torch.save did not write
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CannotImport(f"{path}: {reason:.200}, expected tensors as torch.save writes them") from error
     tensors = content.get("model_state_dict") if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CannotImport(f"{path}: has no tensors under model_state_dict, expected those of a model of pythae")
+    if not isinstance(tensors, dict) or not all(_is_named_and_dense(key, tensors[key]) for key in tensors):
+        expected = "expected those of a model of pythae"
+        raise CannotImport(f"{path}: has no dense tensors by name under model_state_dict, {expected}")
     return tensors
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Nothing, if a zip unpacks to no more than it has: torch.save compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
+    size_bytes = path.stat().st_size
+    if unpacked_bytes > size_bytes:
+        raise CannotImport(f"{path}: unpacks to {unpacked_bytes} bytes, expected no more than its own {size_bytes}")
+
+
+def _is_named_and_dense(key: object, value: object) -> bool:
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return isinstance(key, str) and is_dense

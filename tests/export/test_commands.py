@@ -1,6 +1,7 @@
 """vae-export as a person calls it: what is printed, the exit code, and that nothing is written where it fails."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -8,16 +9,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
+from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 import export.make
 from export.__main__ import app
 from model import checkpoint, fingerprints
-from service.bundle import read
+from service.bundle import Bundle, read
 from service.errors import OutOfMemory
 from service.machine import BadEngine
+from tests.export import onnx_files
 from tests.service.broken import edit_manifest, flip_byte
 from tests.service.linear import linear, write_linear
 
@@ -241,6 +246,82 @@ def test_what_the_system_refuses_is_told_with_the_place(pair: list[str], tmp_pat
     assert refusal("onnx", *pair, "--name", "mine", place) == f"{place}: File name too long"
 
 
+# every option
+
+
+@pytest.fixture
+def every_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Each option that `make`, `onnx` and `torch` share, for a variant that would be refused without the last."""
+    monkeypatch.setattr("export.precision._SECONDS", 0.0)
+    monkeypatch.setattr("export.precision.LEAST_PSNR_DB", 100.0)
+    for name, count in (("photos", 20), ("others", 40)):
+        pictures = np.random.default_rng(count).integers(0, 256, (count, 9, 9, 3), dtype=np.uint8)
+        (tmp_path / name).mkdir()
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / name / f"{number}.png")
+    measured = ["--pictures", tmp_path / "photos", "--max-run-pixels", 500]
+    reduced = ["--precision", "int8", "--calibrate", tmp_path / "others", "--force"]
+    return ["--name", "named", "--licence", "MIT", *measured, *reduced]
+
+
+def obeyed(folder: Path, *, most_rows: int) -> Bundle:
+    """A bundle that was made with every option, so that no run has more than 500 pixels or `most_rows`."""
+    bundle = read(folder)
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.licence, manifest.precision) == ("named", "MIT", "int8")
+    assert manifest.parity.real_pictures == 2 * len({shape[1:] for shape in manifest.parity.shapes})  # the test part
+    assert max(rows for rows, *_ in manifest.parity.shapes) == most_rows
+    assert manifest.variant is not None
+    assert manifest.variant.batch_rows == max(1, min(16, 500 // math.prod(manifest.image.default_shape[:2])))
+    return bundle
+
+
+@pytest.mark.parametrize("kind", ["ours", "pythae"])
+def test_make_obeys_every_option(kind: str, untrained: Path, tmp_path: Path, every_option: list[object]) -> None:
+    source = untrained if kind == "ours" else Path(__file__).parent / "pythae" / "saved"
+    result = call("make", source, tmp_path / "mine", *every_option)
+    assert result.exit_code == 0, result.output
+    bundle = obeyed(tmp_path / "mine", most_rows=7 if kind == "ours" else 64)
+    assert bundle.manifest.source.kind == ("vaeserve" if kind == "ours" else "pythae")
+    refused = refusal("make", source, tmp_path / "again", *every_option[:-1])
+    assert refused.endswith("nothing was written, --force writes it")
+
+
+def test_onnx_obeys_every_option(tmp_path: Path, every_option: list[object]) -> None:
+    encoder = onnx_files.open_encoder(layout="nhwc", stride=5)
+    encoder.graph.node.append(helper.make_node("Exp", ["logvar"], ["spread"]))
+    encoder.graph.output.append(helper.make_tensor_value_info("spread", TensorProto.FLOAT, ["n", "p", "q", 2]))
+    onnx_files.saved(encoder, tmp_path / "first.onnx")
+    onnx_files.saved(onnx_files.open_decoder(layout="nhwc", stride=5), tmp_path / "second.onnx")
+    files = ["--encoder", tmp_path / "first.onnx", "--decoder", tmp_path / "second.onnx"]
+    told = ["--outputs", "mu, spread", "--scale-head", "variance", "--pixel-range=-1,1", "--layout", "nhwc"]
+    result = call("onnx", *files, *told, "--stride", 5, "--max-side", 32, *every_option, tmp_path / "mine")
+    assert result.exit_code == 0, result.output
+    bundle = obeyed(tmp_path / "mine", most_rows=7)
+    manifest = bundle.manifest
+    assert (manifest.image.stride, manifest.image.max_side) == (5, 30)
+    assert manifest.scale_head == "variance"
+    assert manifest.source.network.endswith(": mu from mu, variance from spread")
+    session = ort.InferenceSession(tmp_path / "first.onnx")
+    (mu,) = session.run(["mu"], {"picture": (bundle.probe.image / 127.5 - 1).astype(np.float32)})
+    np.testing.assert_allclose(bundle.probe.mu, mu.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+def test_torch_obeys_every_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_option: list[object]) -> None:
+    (tmp_path / "own_layers.py").write_text(OWN_LAYERS)
+    monkeypatch.chdir(tmp_path)
+    tensors = {
+        "codes.weight": np.full((2, 48), 0.5, np.float32),
+        "pictures.weight": np.full((48, 2), 0.01, np.float32),
+    }
+    save_file(tensors, tmp_path / "weights.safetensors")
+    result = call("torch", "own_layers:build", "mine", "--weights", tmp_path / "weights.safetensors", *every_option)
+    assert result.exit_code == 0, result.output
+    bundle = obeyed(tmp_path / "mine", most_rows=7)
+    expected = bundle.probe.image.reshape(-1, 48).sum(1) / 255 / 2
+    np.testing.assert_allclose(bundle.probe.mu, np.stack([expected] * 2, 1), rtol=1e-5)
+
+
 # onnx and torch
 
 
@@ -254,6 +335,16 @@ def test_onnx_hands_its_flags_on(pair: list[str], tmp_path: Path) -> None:
     assert "--scale-head is width" in refusal("onnx", *pair, "--scale-head", "width", tmp_path / "mine")
     assert "whchn" in refusal("onnx", *pair, "--layout", "whchn", tmp_path / "mine")
     assert "nothing_of_it" in refusal("onnx", *pair, "--outputs", "mu,nothing_of_it", tmp_path / "mine")
+
+
+@pytest.mark.parametrize("text", ["mu,", "", "mu, ,logvar"])
+def test_outputs_are_names(pair: list[str], tmp_path: Path, text: str) -> None:
+    sentence = refusal("onnx", *pair, "--outputs", text, tmp_path / "mine")
+    assert sentence == f"--outputs: got {text!r}, expected names of outputs between commas, as mu,logvar"
+
+
+def test_blanks_around_the_names_of_outputs_are_none_of_them(pair: list[str], tmp_path: Path) -> None:
+    assert call("onnx", *pair, "--outputs", " mu, logvar", tmp_path / "mine").exit_code == 0
 
 
 OWN = """
@@ -271,6 +362,26 @@ class Halves(torch.nn.Module):
 
     def decode(self, z):
         return (z / self.factor).reshape(-1, 1, 4, 4)
+"""
+
+
+OWN_LAYERS = """
+import torch
+
+class Layers(torch.nn.Module):
+    image_shape, latent_shape = (4, 4, 3), (2,)
+
+    def __init__(self):
+        super().__init__()
+        self.codes, self.pictures = torch.nn.Linear(48, 2, bias=False), torch.nn.Linear(2, 48, bias=False)
+
+    def encode(self, x):
+        return self.codes(x.flatten(1))
+
+    def decode(self, z):
+        return torch.sigmoid(self.pictures(z)).reshape(-1, 3, 4, 4)
+
+build = Layers
 """
 
 
@@ -342,6 +453,43 @@ def test_a_device_that_does_not_start_is_one_sentence(
 
     monkeypatch.setattr("export.__main__.make", failing)
     assert refusal("onnx", *pair, tmp_path / "mine") == "device cuda: no driver"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 168. GiB for an array\nof uint8"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+    ids=["numpy", "torch"],
+)
+def test_what_there_is_no_memory_for_is_one_sentence(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("export.__main__.make", failing)
+    told = " ".join(str(error).split())
+    advice = "fewer pixels in a run (--max-run-pixels) take less as a bundle is made"
+    assert refusal("onnx", *pair, tmp_path / "mine") == f"{told}; {advice}"
+
+
+def test_an_error_that_is_not_of_memory_is_none_of_a_person(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("export.__main__.make", failing)
+    assert isinstance(call("onnx", *pair, tmp_path / "mine").exception, RuntimeError)
+
+
+def test_without_torch_every_command_says_what_to_install() -> None:
+    lacking = "import runpy, sys\nsys.modules['torch'] = None\nrunpy.run_module('export', run_name='__main__')\n"
+    finished = subprocess.run([sys.executable, "-c", lacking], capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert finished.stderr == "vae-export: got no package `torch`, expected it: install vaeserve[train]\n"
 
 
 def test_without_onnxruntime_every_command_says_what_to_install(tmp_path: Path) -> None:

@@ -109,6 +109,27 @@ def test_a_reduced_precision_says_what_it_gains_and_costs(tmp_path: Path) -> Non
     }
 
 
+def test_no_text_of_a_bundle_forges_a_line_or_reaches_the_terminal_as_a_command(tmp_path: Path) -> None:
+    forged = "\x1b[2J\r\n  licence  MIT\x9b\u2028\u202e"
+    shown = r"\x1b[2J\r\n  licence  MIT\x9b\u2028\u202e"
+    source = {"kind": "onnx", "version": f"1{forged}", "network": f"café {forged}"}
+    variant = REDUCED["variant"] | {"machine": forged}  # type: ignore[operator]
+    write_linear(
+        tmp_path / "mine",
+        MODEL,
+        **REDUCED | {"variant": variant},
+        licence=forged,
+        source=source,
+        metrics={f"elbo{forged}": 1.5},
+    )
+    text = summary(read(tmp_path / "mine").manifest)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert f"  {shown}" in text
+    assert f"café {shown}, read with onnx 1{shown}" in text
+    assert f"64 rows, on {shown}" in text
+    assert f"elbo{shown}  1.5" in text
+
+
 @pytest.mark.parametrize(
     ("n_bytes", "words"),
     [(999, "999 bytes"), (775_307, "775 kB"), (999_999, "1.0 MB"), (331_200_000, "331.2 MB")],

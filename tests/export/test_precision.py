@@ -363,6 +363,51 @@ def test_without_a_device_that_runs_it_a_variant_has_no_figure(
     assert gained(frozen, frozen.graphs, precision="fp16") is None
 
 
+def test_a_run_that_fails_is_refused_with_a_sentence(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: Graph, *_: object) -> None:
+        raise OutOfMemory(f"{self.path}: the device has no memory for these rows now")
+
+    probe = probe_of(frozen.source, image=ImageSpec(height=8, width=8, channels=1), real=lambda *_: DIGITS.test)
+    nothing = Loss(Difference(max=0, mean=0), 60)
+    monkeypatch.setattr(precision.Graph, "run", failing)
+    with pytest.raises(
+        CannotReduce, match=r"^encoder\.onnx: fails on 5 rows in fewer bits \(encoder\.onnx: the device has"
+    ):
+        measure_reduced(frozen, frozen.graphs, pictures=DIGITS.test[:5])
+    with pytest.raises(BadBundle, match=r"^encoder\.onnx: fails on 4 rows \(encoder\.onnx: the device has no memory"):
+        tolerance(frozen, frozen.graphs, loss=nothing, probe=probe)
+    with pytest.raises(BadBundle, match=r"^encoder\.onnx: fails on 16 rows \(encoder\.onnx: the device has no memory"):
+        variant(frozen, frozen.graphs)
+    assert gained(frozen, frozen.graphs, precision="fp16") is None
+
+
+def test_a_decoder_that_fails_in_fewer_bits_is_refused_with_a_sentence(
+    frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Graph.run
+
+    def failing(self: Graph, *inputs: np.ndarray) -> object:
+        if self.path.name == "decoder.onnx":
+            raise RuntimeError("no kernel\nfor Range")
+        return run(self, *inputs)
+
+    probe = probe_of(frozen.source, image=ImageSpec(height=8, width=8, channels=1), real=lambda *_: DIGITS.test)
+    nothing = Loss(Difference(max=0, mean=0), 60)
+    monkeypatch.setattr(precision.Graph, "run", failing)
+    with pytest.raises(CannotReduce, match=r"^decoder\.onnx: fails on 10 rows in fewer bits \(no kernel for Range\)$"):
+        measure_reduced(frozen, frozen.graphs, pictures=DIGITS.test[:5])
+    with pytest.raises(BadBundle, match=r"^decoder\.onnx: fails on 4 rows \(no kernel"):
+        tolerance(frozen, frozen.graphs, loss=nothing, probe=probe)
+
+
+def test_where_there_is_no_memory_for_a_figure_there_is_none(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr(precision, "variant", failing)
+    assert gained(frozen, frozen.graphs, precision="fp16") is None
+
+
 def test_a_speedup_is_the_median_of_ratios_of_calls_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_SECONDS", 0)
     calls: list[str] = []

@@ -1,15 +1,19 @@
 """What a bundle proves by itself."""
 
-import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from export.proof import prove
 from service.bundle import BadBundle
-from tests.service.broken import edit_manifest, flip_byte, made, with_constant, with_last
+from service.manifest import DECODER, ENCODER, SCORER
+from tests.service.broken import edit_manifest, edited, flip_byte, made, with_constant
 from tests.service.linear import linear, open_linear, write_linear
+from tests.service.refusals import with_graph
 
 MODEL = linear((6, 5, 3), (4,))
 
@@ -44,13 +48,30 @@ def test_another_model_under_an_honest_digest_is_found_by_the_probe(tmp_path: Pa
         prove(tmp_path / "mine")
 
 
-def test_a_graph_that_takes_rows_by_the_four_alone_as_the_probe_has_them_is_found(tmp_path: Path) -> None:
-    model = dataclasses.replace(MODEL, family="autoencoder")
-    by_fours = with_constant(model.encoder(), "latent", np.array([-1, 4 * 4]))
-    made(tmp_path / "mine", model, encoder=with_last(by_fours, "mu", "Reshape", {"apart": np.array([-1, 4])}))
+def by_fours(graph: bytes, output: str, row: tuple[int, ...]) -> bytes:
+    """The graph with an output that goes through a shape of four rows in one, as none but multiples of four can."""
+
+    def edit(proto: onnx.GraphProto) -> None:
+        for node in proto.node:
+            node.output[:] = ["before" if name == output else name for name in node.output]
+        shapes = {"of_fours": [-1, 4 * math.prod(row)], "of_rows": [-1, *row]}
+        proto.initializer.extend(numpy_helper.from_array(np.array(shape), name) for name, shape in shapes.items())
+        proto.node.append(helper.make_node("Reshape", ["before", "of_fours"], ["fours"]))
+        proto.node.append(helper.make_node("Reshape", ["fours", "of_rows"], [output]))
+
+    return edited(graph, edit)
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "row"), [(ENCODER, "mu", (4,)), (DECODER, "image", (6, 5, 3)), (SCORER, "log_likelihood", ())]
+)
+def test_a_graph_that_takes_rows_by_the_four_alone_as_the_probe_has_them_is_found(
+    tmp_path: Path, name: str, output: str, row: tuple[int, ...]
+) -> None:
+    with_graph(tmp_path / "mine", MODEL, name, lambda graph: by_fours(graph, output, row))
     prove(tmp_path / "mine")
     edit_manifest(tmp_path / "mine", lambda plain: plain["parity"].update(shapes=[[4, 6, 5], [7, 6, 5]]))
-    with pytest.raises(BadBundle, match=r"encoder\.onnx: fails on 7 rows"):
+    with pytest.raises(BadBundle, match=rf"{name}: fails on 7 rows"):
         prove(tmp_path / "mine")
 
 

@@ -206,6 +206,7 @@ def test_a_pickle_inside_the_weights_is_refused_unread(tmp_path: Path, monkeypat
     ("changes", "told"),
     [
         ({"name": "VAMPConfig"}, r"model_config\.json: name is 'VAMPConfig', expected a diagonal Gaussian posterior"),
+        ({"name": ["VAEConfig"]}, r"model_config\.json: name is \['VAEConfig'\], expected a diagonal Gaussian"),
         ({"latent_dim": 0}, "latent_dim is 0, expected a whole number from 1 to 65536"),
         ({"latent_dim": 10**9}, "latent_dim is 1000000000, expected a whole number from 1 to 65536"),
         (
@@ -266,6 +267,27 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
         pythae.load(folder)
 
 
+def test_a_decoder_that_gives_nan_is_refused_though_rounded_it_is_black(tmp_path: Path) -> None:
+    huge = torch.full_like(saved()["decoder.layers.0.0.weight"], 3e38)
+    decode = pythae.load(with_tensors(tmp_path / "saved", decoder__layers__0__0__weight=huge)).source.decode
+    with pytest.raises(CannotImport, match="image: the source gives NaN or infinity, expected numbers"):
+        decode(np.full((1, 2), 10, np.float32))
+
+
+def test_weights_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
+    beyond = torch.tensor([0, 1e300], dtype=torch.float64)
+    folder = with_tensors(tmp_path / "saved", encoder__embedding__bias=beyond)
+    with pytest.raises(CannotImport, match="bias holds NaN or infinity, expected finite weights in float32"):
+        pythae.load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_weights_that_are_no_floats_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = with_tensors(tmp_path / "saved", encoder__embedding__bias=torch.ones(2, dtype=dtype))
+    with pytest.raises(CannotImport, match=rf"model\.pt: encoder\.embedding\.bias is of {dtype}, expected floats$"):
+        pythae.load(folder)
+
+
 def test_weights_in_half_precision_are_read() -> None:
     halves = {key: tensor.half() for key, tensor in saved().items()}
     encoder, decoder, _ = pythae.networks(config("VAEConfig"), halves, path=Path("model.pt"))
@@ -295,9 +317,34 @@ def test_a_file_that_would_unpack_to_far_more_than_it_has_is_refused(tmp_path: P
         pythae.load(folder)
 
 
-@pytest.mark.parametrize("content", [{"weights": {}}, {"model_state_dict": OrderedDict(a=1)}])
+@pytest.mark.parametrize(("place", "byte"), [(6, 241), (54, 143), (195, 104), (292, 40), (340, 4)])
+def test_a_malformed_pickle_of_weights_is_refused_whatever_torch_trips_over(
+    tmp_path: Path, place: int, byte: int
+) -> None:
+    folder = copied(tmp_path / "saved")
+    with zipfile.ZipFile(SAVED / "model.pt") as archive:
+        entries = {name: bytearray(archive.read(name)) for name in archive.namelist()}
+    entries["model/data.pkl"][place] = byte
+    with zipfile.ZipFile(folder / "model.pt", "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, bytes(content))
+    with pytest.raises(CannotImport, match=r"model\.pt: .*, expected tensors as torch\.save writes them$"):
+        pythae.load(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"weights": {}},
+        {"model_state_dict": OrderedDict(a=1)},
+        {"model_state_dict": {0: torch.zeros(1)}},
+        {"model_state_dict": {"encoder.a": torch.zeros(1).to_sparse()}},
+        {"model_state_dict": {"encoder.a": torch.zeros(1, device="meta")}},
+    ],
+    ids=["none", "number", "key", "sparse", "meta"],
+)
 def test_weights_that_are_none_of_pythaes_are_refused(tmp_path: Path, content: dict[str, object]) -> None:
     folder = copied(tmp_path / "saved")
     torch.save(content, folder / "model.pt")
-    with pytest.raises(CannotImport, match="has no tensors under model_state_dict"):
+    with pytest.raises(CannotImport, match="has no dense tensors by name under model_state_dict"):
         pythae.load(folder)

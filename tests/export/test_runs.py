@@ -8,10 +8,9 @@ from service.manifest import ImageSpec
 FIXED = ImageSpec(height=30, width=20, channels=1)
 
 
-def opened(default_side: int, stride: int = 8) -> ImageSpec:
-    return ImageSpec(
-        height=None, width=None, channels=3, stride=stride, default_side=default_side, max_side=2 * default_side
-    )
+def opened(default_side: int, *, max_side: int | None = None) -> ImageSpec:
+    most = max_side or 2 * default_side
+    return ImageSpec(height=None, width=None, channels=3, stride=8, default_side=default_side, max_side=most)
 
 
 def test_small_pictures_run_at_1_2_7_and_64_rows() -> None:
@@ -40,5 +39,7 @@ def test_of_sizes_above_the_budget_the_default_alone_runs() -> None:
     assert shapes(opened(256), max_run_pixels=1) == ((1, 256, 256),)
 
 
-def test_a_default_of_one_place_is_measured_once() -> None:
-    assert shapes(opened(8), max_run_pixels=MAX_RUN_PIXELS) == tuple((rows, 8, 8) for rows in (1, 2, 7, 64))
+def test_a_default_of_one_place_is_measured_once_and_beside_it_one_that_is_not_square() -> None:
+    square = tuple((rows, 8, 8) for rows in (1, 2, 7, 64))
+    assert shapes(opened(8), max_run_pixels=MAX_RUN_PIXELS) == (*square, (2, 8, 16))
+    assert shapes(opened(8, max_side=8), max_run_pixels=MAX_RUN_PIXELS) == square

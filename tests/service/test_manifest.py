@@ -110,3 +110,12 @@ def test_the_wrong_numbers_are_all_of_a_manifest(tmp_path: Path, kind: str) -> N
     size = {"image.default_side", "image.max_side"} if kind == "open" else {"image.height", "image.width"}
     files = {f"files.{name}.size_bytes" for name in (ENCODER, DECODER, PROBE)}
     assert places >= {"format", "image.stride", "image.channels", "latent_shape.0", "opset", *size, *files}
+
+
+@pytest.mark.parametrize(("runs", "told"), [(0, "should have at least 1 item"), (65, "should have at most 64 items")])
+def test_a_proof_of_nothing_or_of_endless_runs_is_refused(tmp_path: Path, runs: int, told: str) -> None:
+    write_linear(tmp_path / "mine", linear())
+    edit_manifest(tmp_path / "mine", lambda plain: plain["parity"].update(shapes=[[4, 6, 5]] * runs))
+    assert re.fullmatch(
+        rf"\S+/mine/manifest\.json: parity\.shapes is \[.*, tuple {told} .*", fault(tmp_path / "mine") or ""
+    )
