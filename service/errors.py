@@ -167,7 +167,9 @@ class Invalid(Problem):
 
 
 class QueueFull(Problem):
-    """More rows wait than the queue may hold, or more bodies have come in part; `Retry-After` says when to come back."""
+    """More rows wait than the queue may hold, or more of bodies that have come in part; `Retry-After` says when to come
+    back.
+    """
 
     status = 429
     kind = "queue-full"

@@ -48,7 +48,7 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
     deployment: Deployment = request.app.state.deployment
     settings = deployment.settings
     headers = _headers(request)
-    deadline = _deadline(headers, began, settings)
+    deadline = deadline_of(headers, began, settings)
     body = bodies.EMPTY
     if request.method == "POST":
         deployment.lane.require_room(1)  # or else nothing is gained from reading on
@@ -89,7 +89,7 @@ def _headers(request: Request) -> dict[str, str]:
     return headers
 
 
-def _deadline(headers: Mapping[str, str], began: float, settings: Settings) -> Deadline:
+def deadline_of(headers: Mapping[str, str], began: float, settings: Settings) -> Deadline:
     """When the request is to be answered: as it asks, within the server's bound, else by the server's own.
 
     Raises:  Invalid if it asks for no number of milliseconds

@@ -104,7 +104,7 @@ _OF_BODIES = (BadBody, SlowBody, UnsupportedType)
 
 Parts = dict[str, Any]
 
-_TIMEOUT = {
+TIMEOUT = {
     "name": "X-Timeout-Ms",
     "in": "header",
     "required": False,
@@ -143,13 +143,13 @@ def describe(verb: Verb[Options], *, answer: type[BaseModel], body: type[BaseMod
     kinds: tuple[type[Problem], ...] = (*_OF_VERBS, *_lacking(verb))
     answers: dict[int | str, Any] = {}
     if body is None:
-        extra: Parts = {"parameters": [*map(_parameter, options, options.values()), _TIMEOUT, HELD]}
+        extra: Parts = {"parameters": [*map(_parameter, options, options.values()), TIMEOUT, HELD]}
         sent |= _CACHING
         answers[304] = not_modified(_identity(verb) | _CACHING | (_DIMS if "dims" in options else {}))
     else:
         # They stand in the query and in the body, and a generated client sends what it has a default for in both.
         options = {name: _with_default_in_words(option) for name, option in options.items()}
-        extra = {"parameters": [*map(_parameter, options, options.values()), _TIMEOUT]}
+        extra = {"parameters": [*map(_parameter, options, options.values()), TIMEOUT]}
         extra["requestBody"] = _body(verb, body, options)
         kinds = (*kinds, *_OF_BODIES)
     answers[200] = {

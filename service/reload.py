@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 
 from starlette.datastructures import State
 
@@ -11,7 +12,7 @@ from service.bundle import BadBundle
 from service.deployment import Deployment, reloaded
 from service.errors import NotFound
 from service.machine import BadEngine
-from service.reload_log import log_served, logged_refusal
+from service.reload_log import LOAD_S, Turn, log_served, logged_refusal
 
 logger = logging.getLogger("vaeserve")
 
@@ -25,33 +26,47 @@ class Reload:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._turn = asyncio.Lock()
+        self.turn = Turn()
 
-    async def __call__(self, name: str | None) -> None:
+    async def __call__(self, name: str, asked_by: str) -> None:
+        """Take one model in its new version, for an admin.
+
+        Raises:  ReloadRefused if it is not proven
+        """
+        self.turn.asked(asked_by)
+        await self.in_turn(name, asked_by)
+
+    async def in_turn(self, name: str | None, asked_by: str) -> None:
         """Take one model in its new version, or without a name all that the settings name.
 
         Raises:  ReloadRefused if it is not proven
         """
-        async with self._turn:
+        async with self.turn.of(asked_by):
             try:
                 deployment = await proven(self._state.deployment, name)
             except NotProven as error:
+                self._state.metrics.reloaded(is_refused=True)
                 raise logged_refusal(str(error)) from error
             swap(self._state, deployment)
+            self._state.metrics.reloaded(is_refused=False)
             log_served(greeting.served(deployment, name))
 
 
 async def proven(deployment: Deployment, name: str | None) -> Deployment:
-    """One model in its new version, or without a name all that the settings name, loaded beside what serves.
+    """One model in its new version, or without a name all that the settings name, loaded beside what serves. A load
+    that does not end is left to its thread, and what becomes of it then is dropped.
 
     Raises:  NotProven
     """
     try:
-        return await aside(reloaded, deployment, name)
+        async with asyncio.timeout(LOAD_S) as limit:
+            return await aside(reloaded, deployment, name)
     except (BadBundle, BadEngine, NotFound) as error:
         raise NotProven(str(error)) from error
-    except Exception as error:  # a mistake of ours, or no memory: what was loaded serves on
-        logger.exception("reload failed")
+    except Exception as error:
+        if limit.expired():
+            raise NotProven(f"process {os.getpid()} has not loaded it within {LOAD_S} s") from error
+        logger.exception("reload failed")  # a mistake of ours, or no memory: what was loaded serves on
         raise NotProven(repr(error)) from error
 
 

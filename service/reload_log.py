@@ -1,11 +1,39 @@
-"""What is said of a reload, also by the parent of several workers, which has loaded no engine."""
+"""Whose turn it is to reload, and what is said of it, for the parent of several workers too, which loads no engine."""
 
+import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 from service.errors import ReloadRefused
 
 logger = logging.getLogger("vaeserve")
+
+# Who asks for a reload of all models, as the log calls it.
+SIGHUP = "SIGHUP"
+
+# A load that has not ended by then, in seconds, is given up. That of large models takes a minute; one from a disk or a
+# network that does not answer has no end.
+LOAD_S = 600
+
+
+class Turn:
+    """Who reloads, one after the other."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    def asked(self, asked_by: str) -> None:
+        """Tell of a reload that somebody asks for, if it has to wait."""
+        if self._lock.locked():
+            logger.info("reload: one is under way, another one waits for it (%s)", asked_by)
+
+    @asynccontextmanager
+    async def of(self, asked_by: str) -> AsyncIterator[None]:
+        """While somebody's reload is done; the log tells its beginning."""
+        async with self._lock:
+            logger.info("reload: begun (%s)", asked_by)
+            yield
 
 
 def log_served(lines: Iterable[str]) -> None:

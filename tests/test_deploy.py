@@ -39,6 +39,12 @@ def alerts() -> list[dict[str, Any]]:
     return rules
 
 
+def variables() -> list[dict[str, Any]]:
+    dashboard = json.loads((DEPLOY / "grafana/dashboards/vaeserve.json").read_text())
+    found: list[dict[str, Any]] = dashboard["templating"]["list"]
+    return found
+
+
 def panels() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((DEPLOY / "grafana/dashboards/vaeserve.json").read_text())["panels"]
     return found
@@ -131,11 +137,15 @@ def promtool(*arguments: str) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_prometheus_reads_the_alerts_of_the_job_that_they_are_about() -> None:
+def test_alerts_and_dashboard_look_at_nothing_but_the_job_that_prometheus_scrapes() -> None:
     config = read("deploy/prometheus/prometheus.yml")
     (job,) = config["scrape_configs"]
-    jobs = {name for alert in alerts() for name in re.findall(r'job="(\w+)"', alert["expr"])}
-    assert jobs == {job["job_name"]}
+    expressions = [alert["expr"] for alert in alerts()]
+    expressions += [target["expr"] for panel in panels() for target in panel["targets"]]
+    expressions += [variable["query"]["query"] for variable in variables() if variable["type"] == "query"]
+    selected = re.findall(r"\b(?:vaeserve_|process_|up\b)\w*(?:\{.*?\})?", " ".join(expressions))
+    assert len(selected) > 50
+    assert [each for each in selected if f'{{job="{job["job_name"]}"' not in each] == []
     assert all((DEPLOY / "prometheus" / name).is_file() for name in config["rule_files"])
 
 

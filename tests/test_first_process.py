@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,5 +112,7 @@ def test_a_process_whose_lines_nobody_reads_is_gone_in_time_too(inside: tuple[st
         fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
         next(line for line in process.stderr if "running on" in line)
         until(lambda: send(signal.SIGHUP) or is_full(process.stderr))  # it tells of each reload
+        send(signal.SIGHUP)
+        time.sleep(1)  # in which it comes to a line that has no room
         send(signal.SIGTERM)
         assert process.wait(20) == 1

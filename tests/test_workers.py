@@ -59,7 +59,8 @@ def holding_still(pids: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # where it was killed meanwhile
+                os.kill(pid, signal.SIGCONT)
 
 
 def answers_of_each(server: Server, pids: Sequence[int]) -> list[httpx.Response]:
@@ -292,6 +293,33 @@ def test_a_killed_worker_is_replaced_and_the_other_serves_on() -> None:
         for answer in answers_of_each(server, [other, workers(server)[2]]):
             assert answer.content == expected
         assert f"worker {old} ended by SIGKILL, another one takes its place" in "".join(server.said)
+
+
+def test_a_worker_that_does_not_move_is_killed_and_replaced() -> None:
+    with serving(["--workers", "2", "--wedge-timeout-s", "2"]) as server:
+        old, other = workers(server)
+        expected = httpx.get(server.url + ASKED, timeout=WITHIN_S).content
+        with holding_still([old]):
+            until(lambda: "".join(server.said).count("Application startup complete") == 3)
+        said = "".join(server.said)
+        assert f"worker {old} has not moved for more than 2 s and is killed" in said
+        assert f"worker {old} ended by SIGKILL, another one takes its place" in said
+        for answer in answers_of_each(server, [other, workers(server)[2]]):
+            assert answer.content == expected
+        assert len(workers(server)) == 3
+
+
+def test_what_a_parent_was_stopped_for_is_not_taken_of_the_time_of_its_workers() -> None:
+    """They are stopped ahead of it, for as long as it may see, and moved after it."""
+    with serving(["--workers", "2", "--wedge-timeout-s", "4"]) as server:
+        with holding_still(workers(server)):
+            time.sleep(1.5)
+            with holding_still([server.process.pid]):
+                time.sleep(4)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: "reload: serving" in "".join(server.said))  # by a parent that has looked at them
+        assert "has not moved" not in "".join(server.said)
+        assert len(workers(server)) == 2
 
 
 def test_workers_that_die_before_they_listen_end_the_service_with_a_sentence() -> None:

@@ -14,7 +14,7 @@ from prometheus_client.utils import floatToGoString
 
 from service.errors import PROBLEMS, Problem
 from service.observation.record import Record
-from service.observation.tally import ENDS, Tally
+from service.observation.tally import ENDS, LAST_REFUSED, RELOADS_DONE, RELOADS_REFUSED, Tally
 from service.observation.timing import STAGES
 
 # What stands for every path that is no route, files beneath /docs too, and for a status that we do not send ourselves.
@@ -171,6 +171,10 @@ class Metrics:
         # As a number that a cell holds to the last digit, and which is not 0.
         self._tally.cells[self._served] = 1 + int.from_bytes(sha256(repr(labels).encode()).digest()[:6])
 
+    def reloaded(self, *, is_refused: bool) -> None:
+        """Count a reload of a process that serves by itself."""
+        self._tally.reloaded(is_refused=is_refused)
+
     def refused(self, problem: Problem) -> None:
         """Count what was refused before it was a request."""
         self._rejected.add(problem.kind)
@@ -204,6 +208,13 @@ class Metrics:
         )
         yield GaugeMetricFamily("vaeserve_workers_wanted", "Processes that are to serve.", value=self._workers)
         yield CounterMetricFamily("vaeserve_worker_ends", "Workers that ended and were replaced.", value=sums[ENDS])
+        reloads = CounterMetricFamily("vaeserve_reloads", "Reloads by what came of them.", labels=["result"])
+        reloads.add_metric(["done"], sums[RELOADS_DONE])
+        reloads.add_metric(["refused"], sums[RELOADS_REFUSED])
+        yield reloads
+        yield GaugeMetricFamily(
+            "vaeserve_last_reload_refused", "Whether the last reload was refused: 1 or 0.", value=sums[LAST_REFUSED]
+        )
         yield from _of_processes(processes)
 
 

@@ -9,8 +9,12 @@ CELLS = 4096
 # The first cells hold what is true only while the process of a place lives; the others count on after its end.
 LIVE_CELLS = 16
 
-# The first of those others is its parent's: how many processes of a place have ended.
-ENDS = LIVE_CELLS
+# The first of them: how often the event loop of the process has come round since it serves, which its parent looks at.
+BEATS = 0
+
+# The first of those others are its parent's: how many processes of a place have ended, and in the first place how many
+# reloads were done and refused, and whether the last one was refused. A process that serves by itself counts those too.
+ENDS, RELOADS_DONE, RELOADS_REFUSED, LAST_REFUSED = range(LIVE_CELLS, LIVE_CELLS + 4)
 
 Memory = Array[c_double]
 
@@ -38,9 +42,14 @@ def bury(memory: Memory, place: int) -> None:
     memory[start + ENDS] += 1
 
 
+def beats(memory: Memory, place: int) -> float:
+    """How often the event loop of the process in a place has come round."""
+    return memory[place * CELLS + BEATS]
+
+
 class Tally:
-    """The cells of one place, of its own memory unless it shares some. One thread alone writes: a number is read, added
-    to and written back.
+    """The cells of one place, of its own memory unless it shares some. One thread alone writes a cell: a number is
+    read, added to and written back.
     """
 
     def __init__(self, memory: Memory | None = None, *, place: int = 0) -> None:
@@ -49,7 +58,7 @@ class Tally:
         self._places = [every[start : start + CELLS] for start in range(0, len(every), CELLS)]
         self.is_shared = len(self._places) > 1
         self.cells = self._places[place]
-        self._live, self._lasting = 0, ENDS + 1
+        self._live, self._lasting = BEATS + 1, LAST_REFUSED + 1
 
     def reserve(self, count: int) -> int:
         """The first of so many cells that count on after the end of the process."""
@@ -64,6 +73,15 @@ class Tally:
         if self._live > LIVE_CELLS:
             raise MemoryError(f"tally: {self._live} live cells are wanted, {LIVE_CELLS} are there")
         return cell
+
+    def beat(self) -> None:
+        """Note that the event loop has come round once more."""
+        self.cells[BEATS] += 1
+
+    def reloaded(self, *, is_refused: bool) -> None:
+        """Count a reload."""
+        self.cells[RELOADS_REFUSED if is_refused else RELOADS_DONE] += 1
+        self.cells[LAST_REFUSED] = is_refused
 
     def sums(self) -> list[float]:
         """Each cell that is reserved, added up over all places."""

@@ -14,6 +14,8 @@ from service.aside import abandon
 from service.errors import ReloadRefused
 from service.processes import ports
 from service.processes.server import Server
+from service.reload import Reload
+from service.reload_log import SIGHUP
 from service.settings import Settings
 
 logger = logging.getLogger("vaeserve")
@@ -35,18 +37,23 @@ def serve(settings: Settings, sockets: list[socket.socket], *, onnxruntime: str)
 
 
 async def _serve(server: Server, app: FastAPI, sockets: list[socket.socket]) -> None:
-    hangup = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
-    reloading = asyncio.create_task(_reload(hangup, app))
+    hangup, reload = asyncio.Event(), app.state.reload
+
+    def hang_up() -> None:
+        reload.turn.asked(SIGHUP)
+        hangup.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
+    reloading = asyncio.create_task(_reload_at(hangup, reload))
     try:
         await server.serve(sockets)
     finally:
         reloading.cancel()
 
 
-async def _reload(hangup: asyncio.Event, app: FastAPI) -> None:
+async def _reload_at(hangup: asyncio.Event, reload: Reload) -> None:
     """At every SIGHUP, serve what the settings name as it is by then, if it is proven."""
     while await hangup.wait():
         hangup.clear()
         with suppress(ReloadRefused):  # which the log has told
-            await app.state.reload(None)
+            await reload.in_turn(None, SIGHUP)

@@ -34,6 +34,7 @@ class Child:
         self.labels: tuple[str, ...] = ()
         self._answers: asyncio.Queue[Message | None] = asyncio.Queue()
         self._memory, self._place = memory, place
+        self._beats, self._still_looks = 0.0, 0
         self._pipe, theirs = _spawn.Pipe()
         given = {"workers": workers, "sockets": sockets, "pipe": theirs, "onnxruntime": onnxruntime}
         given |= {"memory": memory, "place": place}
@@ -87,12 +88,20 @@ class Child:
         with suppress(BrokenPipeError):
             self._pipe.send(message)
 
+    def look(self) -> int:
+        """How many looks at it in a row, with this one, have found its event loop where the one before had."""
+        beats = tally.beats(self._memory, self._place)
+        self._still_looks = self._still_looks + 1 if beats == self._beats else 0
+        self._beats = beats
+        return self._still_looks
+
     def leave(self) -> None:
         """Ask it to finish what it accepted and end."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """End it at once."""
+        """End it at once; from now on it counts as one that answers nobody."""
+        self.listening = False
         self._process.kill()
 
     def _reap(self) -> None:

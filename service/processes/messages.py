@@ -46,9 +46,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """From a worker: an admin asks for a model in its new version, by all of them; it waits for an `Answer`."""
+    """From a worker: an admin asks for a model in its new version, by all of them; it waits for an `Answer`. The log
+    calls the admin `asked_by`.
+    """
 
     name: str
+    asked_by: str
 
 
 @dataclass(frozen=True, slots=True)

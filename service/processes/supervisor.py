@@ -10,11 +10,24 @@ from math import ceil
 from service.errors import ReloadRefused
 from service.machine import available_cores
 from service.observation import tally
+from service.observation.tally import Tally
 from service.processes import ports, signals
 from service.processes.account import Account
 from service.processes.child import Child
-from service.processes.messages import Answer, Drop, Listening, Load, Loaded, Refused, Release, Swap, Workers
-from service.reload_log import log_served, logged_refusal
+from service.processes.messages import (
+    Answer,
+    Ask,
+    Drop,
+    Listening,
+    Load,
+    Loaded,
+    Message,
+    Refused,
+    Release,
+    Swap,
+    Workers,
+)
+from service.reload_log import LOAD_S, SIGHUP, Turn, log_served, logged_refusal
 from service.settings import AUTO, Settings
 
 logger = logging.getLogger("vaeserve")
@@ -26,6 +39,15 @@ _REQUEST_US = 100.0
 # long each time, up to a bound, as every try reads all bundles.
 _AGAIN_S = 10.0
 _LATEST_AGAIN_S = 600.0
+
+# Who asks for a reload where nobody else did, as the log calls it.
+_DIFFER = "workers differ"
+
+# When a worker that was told to load or to swap is not waited for any more, in seconds: it gives up a load before.
+_ANSWER_S = LOAD_S + 10
+
+# How often workers are looked after, in seconds.
+_LOOK_S = 1
 
 # What workers get beyond the time that they give themselves, before they are killed.
 _GRACE_S = 1.0
@@ -65,12 +87,14 @@ class Supervisor:
         self._onnxruntime = onnxruntime
         self._count = settings.workers
         self._memory = tally.shared(settings.workers or available_cores())
+        self._tally = Tally(self._memory)
         self._children: dict[int, Child] = {}
         self._labels: tuple[str, ...] = ()
         self._greeted = self._complete = self._is_limited = False
         self._leaving, self._hurried, self._hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._answering = asyncio.Event()  # whether any worker does
-        self._turn = asyncio.Lock()  # of reloads
+        self._turn = Turn()
+        self._asked_by = _DIFFER
 
     async def run(self) -> None:
         """Serve until told to end.
@@ -80,7 +104,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leaving.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         for number in (signal.SIGTERM, signal.SIGINT):
             signals.heed_at_once(number, self._limit)
         reason: BaseException | None = None
@@ -88,6 +112,7 @@ class Supervisor:
             async with asyncio.TaskGroup() as self._tasks:
                 self._tasks.create_task(self._wait_until_told())
                 self._tasks.create_task(self._reload_at_hangup())
+                self._tasks.create_task(self._watch())
                 self._fill(range(max(1, self._count)))
         except* Ended as reasons:
             reason = reasons.exceptions[0]
@@ -108,6 +133,12 @@ class Supervisor:
     def _interrupt(self) -> None:
         """The first Ctrl-C ends the service in its own time, a second one at once."""
         (self._hurried if self._leaving.is_set() else self._leaving).set()
+
+    def _hang_up(self) -> None:
+        """SIGHUP asks for a reload."""
+        self._turn.asked(SIGHUP)
+        self._asked_by = SIGHUP
+        self._hangup.set()
 
     async def _wait_until_told(self) -> None:
         await self._leaving.wait()
@@ -170,7 +201,7 @@ class Supervisor:
     async def _attend(self, child: Child) -> None:
         """Do what a worker asks for while it answers requests."""
         async for ask in child.asks():
-            self._tasks.create_task(self._reload_for(child, ask.name))
+            self._tasks.create_task(self._reload_for(child, ask))
 
     async def _listens(self, child: Child) -> bool:
         """Whether a worker that was just started comes to answer requests."""
@@ -210,6 +241,19 @@ class Supervisor:
             self._complete = True
             logger.info("vae-serve running on %s (%d workers, Ctrl-C ends them)", self._url, self._count)
 
+    async def _watch(self) -> None:
+        """End each worker that listens and whose event loop has stood still for too long; loading keeps none so, as it
+        is done by a thread. Looks are counted instead of seconds: while this process was stopped too, or the machine
+        asleep, there were none, so that workers have all the time that they need to move again.
+        """
+        timeout_s = self._settings.wedge_timeout_s
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            for child in self._listening:
+                if child.look() * _LOOK_S > timeout_s:
+                    logger.error("worker %s has not moved for more than %d s and is killed", child.pid, timeout_s)
+                    child.kill()
+
     async def _reload_at_hangup(self) -> None:
         """At every SIGHUP, let all workers take what the settings name by then; and again while they do not serve the
         same, as when one was replaced after another version had come to its place, which the others cannot read.
@@ -228,28 +272,30 @@ class Supervisor:
                 self._answering.clear()
                 continue
             self._hangup.clear()
+            asked_by, self._asked_by = self._asked_by, _DIFFER
             with suppress(ReloadRefused):  # which the log has told
-                await self._reload(None)
+                await self._reload(None, asked_by)
 
-    async def _reload_for(self, child: Child, name: str) -> None:
+    async def _reload_for(self, child: Child, ask: Ask) -> None:
         """Let all workers take a model in its new version, and tell the one that asked for it what came of it."""
         refusal = None
+        self._turn.asked(ask.asked_by)
         try:
-            await self._reload(name)
+            await self._reload(ask.name, ask.asked_by)
         except ReloadRefused as problem:
             refusal = problem.detail
         child.tell(Answer(refusal))
 
-    async def _reload(self, name: str | None) -> None:
+    async def _reload(self, name: str | None, asked_by: str) -> None:
         """Let all workers load one model anew, or without a name all of them, and serve it if all have proven the same.
 
         Raises:  ReloadRefused if not; then none does
         """
-        async with self._turn:
+        async with self._turn.of(asked_by):
             children = self._listening
             for child in children:
                 child.tell(Load(name))
-            said = [(child, await child.answer()) for child in children]
+            said = list(zip(children, await asyncio.gather(*map(_answer, children)), strict=True))
             loaded = [(child, answer) for child, answer in said if isinstance(answer, Loaded)]
             refusals = [answer.sentence for _, answer in said if isinstance(answer, Refused)]
             if not loaded:
@@ -259,12 +305,13 @@ class Supervisor:
             if refusals:
                 for child, _ in loaded:
                     child.tell(Drop())
+                self._tally.reloaded(is_refused=True)
                 raise logged_refusal(refusals[0])
             for child, answer in loaded:
                 child.tell(Swap())
                 self._labels = child.labels = answer.labels
-            for child, _ in loaded:
-                await child.answer()
+            await asyncio.gather(*[_answer(child) for child, _ in loaded])
+            self._tally.reloaded(is_refused=False)
             log_served(loaded[0][1].greeting)
             if self._differ:
                 self._hangup.set()  # for who began to listen meanwhile
@@ -288,6 +335,18 @@ class Supervisor:
             raise Ended("interrupted: requests were not finished", code=130)
         if not all(child.has_finished for child in answering):
             raise Ended("a worker did not finish in time what it had accepted", code=1)
+
+
+async def _answer(child: Child) -> Message | None:
+    """A worker's answer to what it was told for a reload, None once it has ended; for one that does not give any, and
+    is killed, that it is refused.
+    """
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            return await child.answer()
+    except TimeoutError:
+        child.kill()
+        return Refused(f"worker {child.pid} has not answered within {_ANSWER_S} s and is killed")
 
 
 async def _all_ended(children: list[Child]) -> None:

@@ -42,6 +42,9 @@ from service.settings import AUTO, Settings
 
 Pipe = Connection  # to the parent
 
+# How often a worker notes that its event loop comes round, in seconds: more often than its parent looks.
+_BEAT_S = 0.5
+
 
 def work(
     settings: Settings,
@@ -69,7 +72,7 @@ def work(
         pipe.send(_loaded(app.state.deployment, greeting=lines))
         server = Server(app, settings, on_listening=lambda: pipe.send(Listening()))
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(_serve(server, app, sockets=sockets, pipe=pipe))
+            runner.run(_serve(server, app, sockets=sockets, pipe=pipe, tally=Tally(memory, place=place)))
         abandon()
     except (BadBundle, BadEngine, BadAddress, BadKeys) as error:
         pipe.send(Refused(str(error)))
@@ -92,13 +95,21 @@ def _loaded(deployment: Deployment, *, greeting: tuple[str, ...] = ()) -> Loaded
     return Loaded(deployment.models.labels, greeting, row_us=deployment.row_us, on_cpu=on_cpu)
 
 
-async def _serve(server: Server, app: FastAPI, *, sockets: list[socket.socket], pipe: Pipe) -> None:
+async def _serve(server: Server, app: FastAPI, *, sockets: list[socket.socket], pipe: Pipe, tally: Tally) -> None:
     app.state.reload = parent = _Parent(pipe)
-    obeying = asyncio.create_task(_obey(server, app, parent))
+    beside = [asyncio.create_task(_obey(server, app, parent)), asyncio.create_task(_beat(tally))]
     try:
         await server.serve(sockets)
     finally:
-        obeying.cancel()
+        for task in beside:
+            task.cancel()
+
+
+async def _beat(tally: Tally) -> None:
+    """Note again and again that the event loop comes round."""
+    while True:
+        tally.beat()
+        await asyncio.sleep(_BEAT_S)
 
 
 class _Parent:
@@ -108,14 +119,14 @@ class _Parent:
         self.pipe = pipe
         self._answers: deque[asyncio.Future[str | None]] = deque()
 
-    async def __call__(self, name: str) -> None:
-        """Ask that every worker takes this model in its new version.
+    async def __call__(self, name: str, asked_by: str) -> None:
+        """Ask, for an admin, that every worker takes this model in its new version.
 
         Raises:  ReloadRefused if one of them has not proven it
         """
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._answers.append(answer)
-        self.pipe.send(Ask(name))
+        self.pipe.send(Ask(name, asked_by))
         if refusal := await answer:
             raise ReloadRefused(refusal)
 

@@ -19,6 +19,9 @@ from service.openapi import headers, operation_id
 
 router = APIRouter(tags=["health"], generate_unique_id_function=operation_id)
 
+# Looked up once: it stands in a file.
+_VERSION = version("vaeserve")
+
 _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {"text/plain": {"schema": {"type": "string"}}},
@@ -45,7 +48,7 @@ def _text(deployment: Deployment, counted: Metrics) -> bytes:
 def _identity(deployment: Deployment) -> Iterator[Metric]:
     """What serves: the service's version, and the models, each with where and how it runs."""
     build = GaugeMetricFamily("vaeserve_build_info", "The service's version.", labels=["version"])
-    build.add_metric([version("vaeserve")], 1)
+    build.add_metric([_VERSION], 1)
     yield build
     labels = ["model", "digest", "provider", "precision"]
     models = GaugeMetricFamily("vaeserve_model_info", "Each model that is loaded, and where it runs.", labels=labels)

@@ -8,11 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import addresses, cards, trust
+from service.access.keys import Key
 from service.deployment import Deployment
-from service.errors import KeysOff, NotFound, NotReady, ReloadRefused, found_at, unfinished
+from service.errors import DeadlinePassed, Invalid, KeysOff, NotFound, NotReady, ReloadRefused, found_at, unfinished
+from service.intake import deadline_of
 from service.manifest import CARD
 from service.models import Model
-from service.openapi import HELD, headers, not_modified, operation_id, problems
+from service.observation import record
+from service.openapi import HELD, TIMEOUT, headers, not_modified, operation_id, problems
 from service.schemas import Limits, ModelAnswer, ModelsAnswer, ModelSummary, ReloadAnswer
 
 router = APIRouter(tags=["models"], generate_unique_id_function=operation_id)
@@ -21,6 +24,7 @@ router = APIRouter(tags=["models"], generate_unique_id_function=operation_id)
 _NAME = {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]}
 
 _CARD_EXTRA = {"parameters": [*_NAME["parameters"], HELD]}
+_RELOAD_EXTRA = {"parameters": [*_NAME["parameters"], TIMEOUT]}
 _KEPT = {"Cache-Control": "`no-cache`, and `private` where keys are on"}
 _CARD_HEADERS = {
     **_KEPT,
@@ -86,22 +90,42 @@ async def show_card(request: Request) -> Response:
     return Response(model.card.content, media_type="text/html", headers=headers)
 
 
-@router.post("/models/{name}/reload", responses=problems(NotFound, ReloadRefused, NotReady), openapi_extra=_NAME)
+@router.post(
+    "/models/{name}/reload",
+    responses=problems(NotFound, ReloadRefused, Invalid, NotReady, DeadlinePassed),
+    openapi_extra=_RELOAD_EXTRA,
+)
 async def reload_model(request: Request) -> ReloadAnswer:
-    """Serve this model in the version that lies in its place by now, if it is proven; in all workers or in none."""
+    """Serve this model in the version that lies in its place by now, if it is proven; in all workers or in none. A
+    reload that has been asked for is done, also if its deadline passes before it is answered.
+    """
     state = request.app.state
-    if not state.deployment.settings.is_keyed:
+    settings = state.deployment.settings
+    if not settings.is_keyed:
         raise KeysOff("reload: got a service without keys, expected one with them and an admin's, or SIGHUP")
+    deadline = deadline_of(request.headers, record.of(request.scope).began, settings)
     before: Model = state.deployment.models.find(request.path_params["name"], where="path.name")
     name = before.manifest.name
+    key: Key = request.scope["state"]["key"]
+    reloading = asyncio.create_task(state.reload(name, f"key {key.name}"))
+    reloading.add_done_callback(_hear_out)
     try:
-        await state.reload(name)
+        await asyncio.wait({reloading}, timeout=deadline.left_s())
     except asyncio.CancelledError:
         if not state.draining:
             raise
         raise unfinished() from None
+    if not reloading.done():
+        raise deadline.passed()
+    reloading.result()
     now: Model = state.deployment.models.find(name)
     return ReloadAnswer(model=name, digest=now.manifest.digest, digest_before=before.manifest.digest)
+
+
+def _hear_out(reloading: "asyncio.Task[None]") -> None:
+    """Take what came of a reload, whose refusal the log has told: nobody may wait for it any more."""
+    if not reloading.cancelled():
+        reloading.exception()
 
 
 def _summary(deployment: Deployment, model: Model) -> ModelSummary:

@@ -217,6 +217,11 @@ def test_rows_that_wait_are_seen_without_waiting_for_them(app: FastAPI) -> None:
     assert value(after, "vaeserve_requests_in_progress") == 1
 
 
+def test_the_version_is_not_looked_up_again_by_each_scrape(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.routes.metrics.version", lambda _name: 1 / 0)
+    assert value(scraped(app), "vaeserve_build_info", version=app.version) == 1
+
+
 def test_each_model_is_told_with_its_digest_and_where_it_runs(client: httpx.Client) -> None:
     samples = parsed(client.get("/metrics").text)
     found = [dict(labels) for name, labels in samples if name == "vaeserve_model_info"]

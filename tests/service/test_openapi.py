@@ -311,7 +311,7 @@ def test_a_verb_lists_the_problems_that_it_can_come_to(document: dict[str, Any],
 def test_other_routes_list_the_problems_that_they_can_come_to(document: dict[str, Any]) -> None:
     own = {
         "list_models": set(), "show_model": {"not-found"}, "show_card": {"not-found"}, "metrics": set(),
-        "reload_model": {"not-found", "reload-refused", "not-ready", "keys-off"},
+        "reload_model": {"not-found", "reload-refused", "invalid", "not-ready", "deadline-passed", "keys-off"},
         "live": {"not-ready"}, "ready": {"not-ready"},
     }  # fmt: skip
     others = [operation for path, _, operation in operations(document) if path not in VERBS]

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import re
 import shutil
 import threading
@@ -73,8 +74,26 @@ def reload(app: FastAPI, name: str = "one") -> httpx.Response:
 
 
 def served_versions(app: FastAPI) -> float:
-    (family,) = [each for each in app.state.metrics.families() if each.name == "vaeserve_served_versions"]
-    return float(family.samples[0].value)
+    (count,) = counted(app, "vaeserve_served_versions")
+    return count
+
+
+def counted(app: FastAPI, name: str) -> list[float]:
+    """Each value of a metric."""
+    (family,) = [each for each in app.state.metrics.families() if each.name == name]
+    return [float(sample.value) for sample in family.samples]
+
+
+class Held:
+    """Loading anew, which waits until the test lets it go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go_on = threading.Event()
+        monkeypatch.setattr("service.reload.reloaded", self._load)
+
+    def _load(self, deployment: Deployment, name: str | None) -> Deployment:
+        assert self.go_on.wait(30)
+        return reloaded(deployment, name)
 
 
 def label(app: FastAPI, name: str) -> str:
@@ -104,6 +123,17 @@ def test_metrics_count_the_version_that_is_served(folder: Path, app: FastAPI) ->
     put(folder, "one", 2)
     reload(app)
     assert served_versions(app) == 1
+
+
+def test_metrics_count_reloads_and_tell_whether_the_last_one_was_refused(folder: Path, app: FastAPI) -> None:
+    assert (counted(app, "vaeserve_reloads"), counted(app, "vaeserve_last_reload_refused")) == ([0, 0], [0])
+    (folder / "one" / "encoder.onnx").write_bytes(b"no graph")
+    reload(app)
+    reload(app)
+    assert (counted(app, "vaeserve_reloads"), counted(app, "vaeserve_last_reload_refused")) == ([0, 2], [1])
+    put(folder, "one", 2)
+    reload(app)
+    assert (counted(app, "vaeserve_reloads"), counted(app, "vaeserve_last_reload_refused")) == ([1, 2], [0])
 
 
 def test_a_version_that_has_not_changed_stays_loaded(folder: Path, app: FastAPI) -> None:
@@ -163,14 +193,16 @@ def test_old_and_new_share_the_room_for_pixels_and_the_patience_of_callers(app: 
     assert (after.lane, after.picture_room, after.patience) == (before.lane, before.picture_room, before.patience)
 
 
-def test_the_log_says_what_is_served_and_what_runs_it(
+def test_the_log_says_who_asked_what_is_served_and_what_runs_it(
     folder: Path, app: FastAPI, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     now = put(folder, "one", 2)
     reload(app)
-    (said,) = [record.message for record in caplog.records if record.message.startswith("reload: ")]
-    assert said == f"reload: serving one@{now}: 6x5x3, latents 4, CPUExecutionProvider, fp32, 1 thread"
+    assert [record.message for record in caplog.records if record.message.startswith("reload: ")] == [
+        "reload: begun (key admin)",
+        f"reload: serving one@{now}: 6x5x3, latents 4, CPUExecutionProvider, fp32, 1 thread",
+    ]
 
 
 def test_a_version_that_is_not_proven_is_409_and_the_old_one_serves_on(
@@ -253,6 +285,70 @@ def test_reloads_are_done_one_after_the_other(folder: Path, app: FastAPI) -> Non
     answers = asyncio.run(ask())
     assert [answer.status_code for answer in answers] == [200] * 4
     assert answers[1].json()["digest"] == answers[3].json()["digest"] == now
+
+
+def test_a_caller_gets_504_at_the_deadline_and_the_reload_goes_on(
+    folder: Path, app: FastAPI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    held, now = Held(monkeypatch), put(folder, "one", 2)
+
+    async def scenario() -> httpx.Response:
+        async with in_process(app, headers=ADMIN) as client:
+            soon = {"x-timeout-ms": "20"}
+            late = [await client.post("/models/one/reload", headers=soon) for _ in range(2)]
+            for answer in late:
+                detail = problem(answer, 504, "deadline-passed")["detail"]
+                assert detail == "deadline: 20 ms passed before the answer could be made"
+            assert caplog.messages.count("reload: begun (key admin)") == 1
+            assert caplog.messages.count("reload: one is under way, another one waits for it (key admin)") == 1
+            held.go_on.set()
+            return await client.post("/models/one/reload")
+
+    assert asyncio.run(scenario()).json()["digest"] == now
+    assert counted(app, "vaeserve_reloads") == [3, 0]
+
+
+def test_a_refusal_that_nobody_waits_for_any_more_is_told_by_the_log_alone(
+    folder: Path, app: FastAPI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = Held(monkeypatch)
+    (folder / "one" / "encoder.onnx").write_bytes(b"no graph")
+
+    async def scenario() -> httpx.Response:
+        async with in_process(app, headers=ADMIN) as client:
+            late = await client.post("/models/one/reload", headers={"x-timeout-ms": "20"})
+            held.go_on.set()
+            await client.post("/models/one/reload")
+            gc.collect()
+            return late
+
+    problem(asyncio.run(scenario()), 504, "deadline-passed")
+    assert counted(app, "vaeserve_reloads") == [0, 2]
+    assert [record.name for record in caplog.records if record.levelno >= logging.ERROR] == ["vaeserve"] * 2
+
+
+def test_a_deadline_that_is_none_is_422_and_nothing_is_loaded(app: FastAPI) -> None:
+    async def ask() -> httpx.Response:
+        async with in_process(app, headers=ADMIN | {"x-timeout-ms": "soon"}) as client:
+            return await client.post("/models/one/reload")
+
+    assert problem(asyncio.run(ask()), 422, "invalid")["errors"][0]["where"] == "X-Timeout-Ms"
+    assert counted(app, "vaeserve_reloads") == [0, 0]
+
+
+def test_a_load_that_does_not_end_is_given_up_and_the_next_one_is_not_kept_from_it(
+    folder: Path, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, now = label(app, "one"), put(folder, "one", 2)
+    with monkeypatch.context() as patched:
+        held = Held(patched)
+        patched.setattr("service.reload.LOAD_S", 0.05)
+        detail = problem(reload(app), 409, "reload-refused")["detail"]
+    assert detail == f"reload: process {os.getpid()} has not loaded it within 0.05 s; what was loaded serves on"
+    assert label(app, "one") == before
+    assert reload(app).json()["digest"] == now
+    held.go_on.set()
 
 
 def test_what_has_begun_is_finished_on_the_version_that_it_began_with(
