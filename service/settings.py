@@ -80,7 +80,7 @@ class Settings(BaseSettings):
         60,
         ge=1,
         description="A run of a graph that takes longer than this, in seconds, and 20 times what was expected, "
-        "is taken for stuck: the process says that it is not alive, and ends. So does a worker that stands still so long.",
+        "is taken for stuck: the process says that it is not alive, and ends. A worker that stands still so long too.",
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body, in bytes.")
     max_json_bytes: int = Field(8 * 2**20, ge=1, description="Largest request body of JSON, in bytes.")
