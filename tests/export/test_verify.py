@@ -95,6 +95,11 @@ def test_open_sizes_are_measured_at_several() -> None:
     assert found.real == 0
 
 
+def test_real_pictures_are_counted_over_all_sizes() -> None:
+    found = measured(model=OPEN, real=lambda height, width: noise(2, (height, width, 3)))
+    assert found.real == 2 * len({shape[1:] for shape in found.shapes})
+
+
 def test_an_autoencoder_has_no_logvar_to_differ() -> None:
     model = dataclasses.replace(MODEL, family="autoencoder")
     found = measured(model=model)

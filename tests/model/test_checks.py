@@ -107,6 +107,22 @@ def test_a_figure_that_asks_for_a_look_gets_one_with_its_number(path: str, value
     assert said in next(check.found for check in checks(_config(), metrics, history=HISTORY) if check.name == name)
 
 
+@pytest.mark.parametrize(
+    ("path", "within", "beyond"),
+    [
+        ("aggregate/logvar_at_clamp", 0.001, 0.0011),
+        ("aggregate/mean", [0.0, -0.5, 0.0], [0.0, -0.51, 0.0]),
+        ("aggregate/variance", [0.5, 2.0, 1.0], [0.49, 2.0, 1.0]),
+        ("aggregate/variance", [0.5, 2.0, 1.0], [0.5, 2.01, 1.0]),
+        ("samples/standard/neighbour_distance", 2.1, 2.09),
+        ("samples/standard/near_training", 0.05, 0.051),
+    ],
+)
+def test_a_figure_asks_for_a_look_beyond_its_bound_and_not_at_it(path: str, within: Any, beyond: Any) -> None:
+    assert _looks(_with(path, within)) == []
+    assert len(_looks(_with(path, beyond))) == 1
+
+
 def test_a_run_that_stopped_early_or_overfits_is_named() -> None:
     assert _looks(GOOD, epochs=3) == ["Training"]
     worse = [*HISTORY[:1], _line(2.0, -60.0, -95.0)]

@@ -8,9 +8,11 @@ from time import perf_counter
 import pytest
 
 from service import budget
-from service.budget import LOOP_BUDGET_US, in_turns, spend
+from service.budget import LOOP_BUDGET_US, in_turns, spend, spend_with_room
+from service.callers import CallerGone
 from service.deadline import Deadline
 from service.errors import DeadlinePassed
+from service.room import Room
 
 LATER = Deadline(perf_counter(), timeout_ms=10**9)
 
@@ -63,6 +65,23 @@ def test_a_caller_who_is_cancelled_is_not_told_of_a_deadline(monkeypatch: pytest
         gate.set()
 
     asyncio.run(scenario())
+
+
+def test_room_that_came_when_nobody_waited_any_more_goes_to_the_next() -> None:
+    async def gone() -> None:
+        raise CallerGone
+
+    async def there() -> None:
+        pass
+
+    async def scenario() -> str:
+        room = Room(10)
+        with pytest.raises(CallerGone):
+            await spend_with_room(room, 10, LATER, lambda: "never", require_caller=gone)
+        next_one = spend_with_room(room, 10, LATER, lambda: "done", require_caller=there)
+        return await asyncio.wait_for(next_one, 20)
+
+    assert asyncio.run(scenario()) == "done"
 
 
 def test_pieces_of_work_are_done_in_order_with_turns_for_others_in_between() -> None:
