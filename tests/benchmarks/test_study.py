@@ -96,6 +96,12 @@ def test_a_study_that_has_not_come_to_its_end_is_told(
     assert not (tmp_path / "results").exists()
 
 
+def test_the_page_has_both_tables_of_the_study_that_was_kept() -> None:
+    kept = json.loads((results.FOLDER / "study.json").read_text(encoding="utf-8"))
+    assert study.claims(kept) in PAGE
+    assert study.numbers(kept) in PAGE
+
+
 def test_every_row_is_a_number_of_a_study_and_the_page_names_the_command() -> None:
     assert study.ROWS.keys() <= QUANTITIES.keys()
     assert "python -m benchmarks.study study" in PAGE.split("## On Fashion-MNIST")[1].split("| claim |")[0]
