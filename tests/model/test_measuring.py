@@ -4,10 +4,12 @@ import dataclasses
 import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from model import checkpoint, fingerprints, measuring, run
@@ -16,6 +18,7 @@ from model.data import Dataset
 from model.errors import BadData, BadSetting
 from model.log import read_history
 from model.measuring import NllRequest
+from model.prior import FittedPrior
 
 
 def test_a_run_ends_as_a_checkpoint_with_metrics_and_pictures(
@@ -110,6 +113,27 @@ def test_metrics_come_last_so_that_where_they_are_all_else_is_of_the_same_weight
         metrics = measuring.measure(tmp_path, dataset=dataset)
     assert not (tmp_path / "state" / "metrics.json").exists()
     assert metrics["protocol"]["model_sha256"] == fingerprints.of_model(checkpoint.read(tmp_path).vae)
+
+
+def test_a_fitted_prior_is_kept_and_goes_with_the_weights_that_it_belonged_to(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
+    monkeypatch.setattr(measuring, "_report", lambda *_arguments, **_options: None)
+    d = config.model.latent_dim
+    fitted = FittedPrior(torch.ones(1), torch.arange(d, dtype=torch.float32)[None], torch.eye(d)[None])
+
+    def found(kept: FittedPrior | None) -> None:
+        generation = SimpleNamespace(metrics={}, fitted=kept)
+        monkeypatch.setattr(measuring, "generate", lambda *_arguments, **_options: generation)
+        measuring.measure(tmp_path, dataset=dataset)
+
+    found(fitted)
+    kept = safetensors.torch.load_file(tmp_path / "prior.safetensors")
+    assert kept.keys() == fitted.tensors().keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in fitted.tensors().items())
+    found(None)
+    assert not (tmp_path / "prior.safetensors").exists()
 
 
 def test_pictures_of_another_size_cannot_measure_a_run(

@@ -169,6 +169,15 @@ def test_each_draw_binarises_anew(bernoulli: VAE, images: np.ndarray) -> None:
     assert (found.log_likelihood != other_seed.log_likelihood).all()
 
 
+def test_what_a_draw_binarises_is_its_own(bernoulli: VAE) -> None:
+    """z differs from draw to draw too, so that estimates alone would not tell."""
+    grey = np.full((1, 9, 6, 1), 128, np.uint8)
+    first, second, again = (nll._observed(bernoulli, grey, draw=draw, index=0, seed=0) for draw in (0, 1, 0))  # noqa: SLF001
+    assert set(first.unique().tolist()) == {0, 1}
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+
+
 def test_standard_errors_are_those_of_means_over_pictures_and_over_draws() -> None:
     protocol = nll.NllProtocol((10,), 2, 0, 3, 3, "fp32", "", "")
     log_likelihood = -np.array([[1.0, 2.0, 6.0], [3.0, 2.0, 4.0]])[..., None]

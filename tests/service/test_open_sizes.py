@@ -640,3 +640,11 @@ async def until(true: Any) -> None:
     async with asyncio.timeout(20):
         while not true():  # noqa: ASYNC110  other tasks and threads make it true
             await asyncio.sleep(0.005)
+
+
+def test_a_row_counts_and_takes_by_its_pixels(app: FastAPI) -> None:
+    model = app.state.deployment.models.default
+    default, largest, smallest = (model.encoder._load((side, side, 3)) for side in (16, 64, 4))  # noqa: SLF001
+    assert (default.engine_rows, largest.engine_rows, smallest.engine_rows) == (1, 16, 1 / 16)
+    assert largest.row_us == pytest.approx(16 * default.row_us)
+    assert largest.run_us == default.run_us

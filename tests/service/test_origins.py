@@ -61,7 +61,7 @@ def test_a_page_that_may_ask_reads_answers_and_problems(
     assert answer.headers["access-control-allow-origin"] == origin
     assert "Origin" in answer.headers.get_list("vary")
     shown = answer.headers["access-control-expose-headers"].split(", ")
-    assert {"x-model", "x-seed", "x-request-id", "x-warnings", "retry-after", "etag"} <= set(shown)
+    assert {"x-model", "x-seed", "x-dims", "x-request-id", "x-warnings", "retry-after", "etag"} <= set(shown)
     assert "access-control-allow-credentials" not in answer.headers
 
 
@@ -107,7 +107,9 @@ def test_what_a_browser_asks_ahead_is_answered_without_a_key(bundles: Bundles, t
     assert (ahead.status_code, ahead.content) == (204, b"")
     assert ahead.headers["access-control-allow-origin"] == HERE
     assert ahead.headers["access-control-allow-methods"] == "GET, HEAD, POST"
-    assert {"authorization", "content-type"} <= set(ahead.headers["access-control-allow-headers"].split(", "))
+    assert {"authorization", "content-type", "x-timeout-ms"} <= set(
+        ahead.headers["access-control-allow-headers"].split(", ")
+    )
     assert ahead.headers["access-control-max-age"] == "600"
     assert "x-request-id" in ahead.headers
     # The request itself shows its key, and a refusal can be read.
