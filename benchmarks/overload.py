@@ -24,8 +24,8 @@ from benchmarks.connections import as_bytes
 from benchmarks.refusals import refused
 from benchmarks.servers import HOST, Server, running, serve_command
 
-QUEUE_ROWS = 128  # twice a batch's, so that one waits while another runs
-CONNECTIONS = 256  # idle ones answer refusals while as many as the queue has rows wait for their answers
+QUEUE_ROWS = 64
+CONNECTIONS = 192  # idle ones answer refusals while as many as the queue has rows wait for their answers
 TICK_S = 0.004  # a generator that woke up for each request would take away the cores that the service is measured on
 REFUSED_AT_A_TIME = 16  # where there is nothing but refusals, so that they follow each other closely
 PROBE_EVERY_S, PROBES = 0.05, ("/health/live", "/health/ready")
