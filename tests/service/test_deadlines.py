@@ -384,7 +384,7 @@ def test_long_animations_keep_no_picture_from_being_read(app: FastAPI, monkeypat
         asyncio.run(scenario())
 
 
-def test_all_pictures_of_a_request_together_have_a_bound(bundles: Bundles) -> None:
+def test_all_pictures_of_a_request_together_have_a_bound_but_plain_ones_which_cost_little(bundles: Bundles) -> None:
     app = create_app(Settings(bundles=(bundles.colour,), max_picture_pixels=1200))
 
     async def scenario() -> None:
@@ -392,6 +392,8 @@ def test_all_pictures_of_a_request_together_have_a_bound(bundles: Bundles) -> No
             assert (await encoded(client, *[alpha(40)] * 16)).status_code == 200
             document = problem(await encoded(client, *[alpha(40)] * 17), 413, "too-large")
             assert document["detail"] == "pictures: got 20,400 pixels, the limit is 19,200"
+            plain = png(np.zeros((30, 40, 3), np.uint8))
+            assert (await encoded(client, *[plain] * 17)).status_code == 200
 
     asyncio.run(scenario())
 
