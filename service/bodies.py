@@ -4,21 +4,20 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from io import BytesIO
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
 from service import images, multipart, tensors
+from service.arriving import Arriving
 from service.budget import spend
 from service.deadline import Deadline
 from service.errors import (
     BadBody,
-    QueueFull,
     SlowBody,
     TooLarge,
     UnsupportedType,
@@ -32,10 +31,6 @@ from service.settings import Settings
 
 # What a byte of JSON takes to read, by `python -m benchmarks.wire`, with room for base64 and for lists of nothing.
 JSON_BYTE_US = 0.01
-
-# Bodies that have come in part hold memory for as long as their senders like to take. Those of a process together have
-# as many bytes at most as so many of the largest.
-_MOST_UNFINISHED = 8
 
 _JSON = "application/json"
 
@@ -82,7 +77,9 @@ class Body(NamedTuple):
 EMPTY = Body()
 
 
-async def receive(request: Request, headers: Mapping[str, str], *, settings: Settings, deadline: Deadline) -> bytes:
+async def receive(
+    request: Request, headers: Mapping[str, str], *, settings: Settings, deadline: Deadline, arriving: Arriving
+) -> bytes:
     """The whole body. The server sends an empty piece from time to time while none comes (`protocol`).
 
     Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, QueueFull if others on their
@@ -102,7 +99,7 @@ async def receive(request: Request, headers: Mapping[str, str], *, settings: Set
     if not more and len(chunk) <= max_bytes:
         return chunk
     pace = _Pace(settings, since=began)
-    with _Unfinished(settings) as whole:
+    with arriving.begin() as whole:
         while True:
             size = whole.size + len(chunk)
             if size > max_bytes:
@@ -125,47 +122,6 @@ async def _piece(request: Request) -> tuple[bytes, bool]:
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
     return message.get("body", b""), message.get("more_body", False)
-
-
-class _Unfinished:
-    """A body that has come in part, counted among all such of this process until it has ended in one way or another.
-
-    None may have more than it leaves to others. So a few that are large and do not end never take all the room: smaller
-    ones still come in, and what these take the large ones may not have any more.
-    """
-
-    all_bytes: ClassVar[int] = 0
-
-    def __init__(self, settings: Settings) -> None:
-        self._room_bytes = _MOST_UNFINISHED * settings.max_body_bytes
-        self._content = BytesIO()  # grows with what arrives, whatever is declared, and gives it away without a copy
-        self.size = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        _Unfinished.all_bytes -= self.size
-
-    def write(self, chunk: bytes) -> None:
-        """Take the next of it.
-
-        Raises:  QueueFull
-        """
-        size, others = self.size + len(chunk), _Unfinished.all_bytes - self.size
-        most = (self._room_bytes - others) // 2
-        if size > most:
-            expected = f"at most {most:,} bytes while {others:,} bytes of others are on their way"
-            refusal = found_at("body", QueueFull, got=f"{size:,} bytes", expected=expected)
-            refusal.headers["retry-after"] = "1"
-            raise refusal
-        self._content.write(chunk)
-        _Unfinished.all_bytes += len(chunk)
-        self.size = size
-
-    def content(self) -> bytes:
-        """All of it that has come."""
-        return self._content.getvalue()
 
 
 class _Pace:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from service.arriving import Arriving
 from service.bundle import BadBundle, Bundle, read
 from service.callers import Patience
 from service.engine import start
@@ -18,14 +19,15 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class Deployment:
-    """What every request can see: the settings, the models, the lane they share, the patience of their callers, and
-    the room for the pixels of large pictures that are decoded, and of large answers that are written at a time: as many
-    in all as one may have.
+    """What every request can see: the settings, the models, the lane they share, the patience of their callers, the
+    bodies that are on their way, and the room for the pixels of large pictures that are decoded, and of large answers
+    that are written at a time: as many in all as one may have.
     """
 
     settings: Settings
     models: Models
     lane: Lane
+    arriving: Arriving
     picture_room: Room
     answer_room: Room
     patience: Patience = field(default_factory=Patience)
@@ -52,6 +54,7 @@ def deploy(settings: Settings, *, metrics: Metrics, cores: int | None = None) ->
         settings,
         _loaded(settings, lane),
         lane,
+        arriving=Arriving(max_body_bytes=settings.max_body_bytes),
         picture_room=Room(settings.max_picture_pixels),
         answer_room=Room(settings.max_answer_pixels),
     )
@@ -90,7 +93,7 @@ def _kept(bundle: Bundle, beside: Iterable[Model]) -> Model | None:
 def reloaded(deployment: Deployment, name: str | None) -> Deployment:
     """What the settings name as it is by now, beside what is there: the bundle of one model, or without a name all. A
     model that has not changed stays. All share lane and room with what is there, so that a run which does not end is
-    still noticed, and pixels are bounded while requests of both are answered.
+    still noticed, and bytes and pixels are bounded while requests of both are answered.
 
     Raises:  BadBundle, BadEngine, NotFound if there is no such model
     """

@@ -52,7 +52,9 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
     body = bodies.EMPTY
     if request.method == "POST":
         deployment.lane.require_room(1)  # or else nothing is gained from reading on
-        content = await bodies.receive(request, headers, settings=settings, deadline=deadline)
+        content = await bodies.receive(
+            request, headers, settings=settings, deadline=deadline, arriving=deployment.arriving
+        )
         body = await bodies.parse(
             content, headers, takes=verb.takes, max_parts=settings.max_request_rows, deadline=deadline
         )

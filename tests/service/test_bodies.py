@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from service import bodies
+from service.arriving import Arriving
 from service.deadline import Deadline
 from service.errors import DeadlinePassed, QueueFull, SlowBody, TooLarge, UnsupportedType
 from service.settings import Settings
@@ -34,9 +35,18 @@ def _chunks(*chunks: bytes) -> list[Message]:
     return [{"type": "http.request", "body": chunk, "more_body": place < last} for place, chunk in enumerate(chunks)]
 
 
-def _received(request: Request, max_bytes: int = MEGABYTE, *, timeout_ms: int = 60_000, **limits: int) -> bytes:
+def _received(
+    request: Request,
+    max_bytes: int = MEGABYTE,
+    *,
+    timeout_ms: int = 60_000,
+    arriving: Arriving | None = None,
+    **limits: int,
+) -> bytes:
     settings = Settings(max_body_bytes=max_bytes, **limits)
-    return asyncio.run(bodies.receive(request, request.headers, settings=settings, deadline=_in(timeout_ms)))
+    arriving = arriving or Arriving(max_body_bytes=max_bytes)
+    coming = bodies.receive(request, request.headers, settings=settings, deadline=_in(timeout_ms), arriving=arriving)
+    return asyncio.run(coming)
 
 
 def _in(timeout_ms: int) -> Deadline:
@@ -139,7 +149,16 @@ def test_the_deadline_holds_for_a_body_too() -> None:
         _received(_request([begun]), timeout_ms=0)
 
 
-async def _begun(size: int, *, settings: Settings) -> "asyncio.Task[bytes]":
+LARGEST = 100
+"""Bytes of a body, in the tests of several at a time."""
+
+
+async def _coming(request: Request, arriving: Arriving) -> bytes:
+    settings = Settings(max_body_bytes=LARGEST)
+    return await bodies.receive(request, {}, settings=settings, deadline=_in(60_000), arriving=arriving)
+
+
+async def _begun(size: int, arriving: Arriving) -> "asyncio.Task[bytes]":
     """A body of which so much has come, and no more does, though it ends some day."""
     came = asyncio.Event()
 
@@ -150,7 +169,7 @@ async def _begun(size: int, *, settings: Settings) -> "asyncio.Task[bytes]":
         return {"type": "http.request", "body": bytes(size), "more_body": True}
 
     request = Request({"type": "http", "method": "POST", "path": "/encode", "headers": []}, receive)
-    coming = asyncio.create_task(bodies.receive(request, {}, settings=settings, deadline=_in(60_000)))
+    coming = asyncio.create_task(_coming(request, arriving))
     await came.wait()
     await asyncio.sleep(0)
     return coming
@@ -162,20 +181,20 @@ async def _left(*tasks: "asyncio.Task[bytes]") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _require_room() -> None:
+async def _require_room(arriving: Arriving) -> None:
     """Nothing, if no body is on its way any more."""
-    largest = [await _begun(100, settings=Settings(max_body_bytes=100)) for _ in range(7)]
+    largest = [await _begun(LARGEST, arriving) for _ in range(7)]
     assert not any(each.done() for each in largest)
     await _left(*largest)
 
 
 def test_bodies_on_their_way_have_room_for_eight_of_the_largest_and_none_more_than_it_leaves() -> None:
-    settings = Settings(max_body_bytes=100)
+    arriving = Arriving(max_body_bytes=LARGEST)
 
     async def main() -> None:
-        large = [await _begun(100, settings=settings) for _ in range(7)]
+        large = [await _begun(LARGEST, arriving) for _ in range(7)]
         assert not any(each.done() for each in large)
-        refused = await _begun(51, settings=settings)
+        refused = await _begun(51, arriving)
         assert refused.done()
         refusal = refused.exception()
         assert isinstance(refusal, QueueFull)
@@ -183,21 +202,20 @@ def test_bodies_on_their_way_have_room_for_eight_of_the_largest_and_none_more_th
         assert refusal.detail == f"body: {sentence}"
         assert [fault["where"] for fault in refusal.faults] == ["body"]
         assert refusal.headers == {"retry-after": "1"}
-        small = [await _begun(size, settings=settings) for size in (50, 25, 12, 6)]
+        small = [await _begun(size, arriving) for size in (50, 25, 12, 6)]
         assert not any(each.done() for each in small)
         await _left(*large, *small)
-        await _require_room()
+        await _require_room(arriving)
 
     asyncio.run(main())
 
 
 def test_a_body_that_is_whole_at_once_needs_no_room() -> None:
-    settings = Settings(max_body_bytes=100)
+    arriving = Arriving(max_body_bytes=LARGEST)
 
     async def main() -> None:
-        large = [await _begun(100, settings=settings) for _ in range(7)]
-        request = _request(_chunks(bytes(100)))
-        assert await bodies.receive(request, {}, settings=settings, deadline=_in(60_000)) == bytes(100)
+        large = [await _begun(LARGEST, arriving) for _ in range(7)]
+        assert await _coming(_request(_chunks(bytes(LARGEST))), arriving) == bytes(LARGEST)
         await _left(*large)
 
     asyncio.run(main())
@@ -222,9 +240,10 @@ def test_a_body_that_has_ended_takes_no_room_any_more(
 ) -> None:
     if ends is SlowBody:
         monkeypatch.setattr(bodies, "perf_counter", _passing(0, 0, 9))
+    arriving = Arriving(max_body_bytes=LARGEST)
     with nullcontext() if ends is None else pytest.raises(ends):
-        _received(_request(messages), **limits)
-    asyncio.run(_require_room())
+        _received(_request(messages), arriving=arriving, **limits)
+    asyncio.run(_require_room(arriving))
 
 
 def _peak_bytes(request: Request) -> tuple[int, int]:
@@ -237,7 +256,10 @@ def _peak_bytes(request: Request) -> tuple[int, int]:
         tracemalloc.start()
         try:
             settings = Settings(max_body_bytes=100 * MEGABYTE)
-            body = await bodies.receive(request, request.headers, settings=settings, deadline=_in(60_000))
+            arriving = Arriving(max_body_bytes=settings.max_body_bytes)
+            body = await bodies.receive(
+                request, request.headers, settings=settings, deadline=_in(60_000), arriving=arriving
+            )
             return len(body), tracemalloc.get_traced_memory()[1]
         except ClientDisconnect:
             return 0, tracemalloc.get_traced_memory()[1]

@@ -190,7 +190,8 @@ def test_old_and_new_share_the_room_for_pixels_and_the_patience_of_callers(app: 
     before: Deployment = app.state.deployment
     after = reloaded(before, name)
     assert after.models is not before.models
-    assert (after.lane, after.picture_room, after.patience) == (before.lane, before.picture_room, before.patience)
+    for shared in ("lane", "picture_room", "answer_room", "patience", "arriving"):
+        assert getattr(after, shared) is getattr(before, shared)
 
 
 def test_the_log_says_who_asked_what_is_served_and_what_runs_it(
