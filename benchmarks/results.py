@@ -34,7 +34,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.now().astimezone().date().isoformat(),
         "commit": _commit(),
-        "cpu": _cpu_model(),
+        "cpu": cpu(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "kernel": platform.release(),
@@ -47,6 +47,17 @@ def on_machine() -> str:
     """The machine in a line."""
     found = machine()
     return f"{found['cpu']}, {found['cores']} cores, Python {found['python']}, {found['date']}"
+
+
+def cpu(cpuinfo: str) -> str:
+    """The processor's name with its family and model: what is rented goes by one name over generations of them, of
+    which one computes twice as fast as another.
+    """
+    first = cpuinfo.partition("\n\n")[0].splitlines()
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
+    if "model name" not in told:
+        return platform.machine()
+    return f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -66,13 +77,6 @@ def _commit() -> str | None:
         return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _version(package: str) -> str | None:

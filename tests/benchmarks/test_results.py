@@ -1,6 +1,7 @@
 """What was measured is kept, and a run of a part takes nothing away from what a whole one has kept."""
 
 import json
+import platform
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ def test_figures_are_kept_with_the_machine_and_those_of_the_next_run_in_their_pl
         assert results.keep("start", {"ready_s": figure}) == "Kept in start.json"
         document = json.loads((folder / "start.json").read_text())
         assert document == {"machine": results.machine(), "ready_s": figure}
+
+
+def test_a_processor_is_told_from_others_that_go_by_its_name() -> None:
+    cpuinfo = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
+    of_two_cores = f"{cpuinfo}\n{cpuinfo.replace('17', '18')}"
+    assert results.cpu(of_two_cores) == "AMD EPYC (family 25, model 17)"
+
+
+def test_a_processor_without_a_name_is_told_by_its_architecture() -> None:
+    assert results.cpu("processor\t: 0\nCPU architecture: 8\n") == platform.machine()
 
 
 def test_a_run_of_a_part_leaves_what_is_kept_as_it_is(folder: Path) -> None:
