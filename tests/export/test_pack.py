@@ -7,6 +7,7 @@ from zipfile import ZIP_STORED, ZipFile
 
 import pytest
 
+from export import pack as packing
 from export.bundle import CannotWrite
 from export.pack import pack
 from export.proof import prove
@@ -48,6 +49,20 @@ def test_packing_twice_gives_equal_bytes_whatever_the_times_and_modes_of_files(f
     (folder / "encoder.onnx").chmod(0o600)
     pack(folder, tmp_path / "second.zip")
     assert (tmp_path / "first.zip").read_bytes() == (tmp_path / "second.zip").read_bytes()
+
+
+@pytest.mark.parametrize("refused", ["mine", "its zip"])
+def test_neither_a_folder_nor_its_zip_gets_a_name_without_proof(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    def proved(place: Path) -> None:
+        if (place == folder) == (refused == "mine"):
+            raise BadBundle("not equal")
+
+    monkeypatch.setattr(packing, "prove", proved)
+    with pytest.raises(BadBundle, match="not equal"):
+        pack(folder, tmp_path / "mine.zip")
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_bundle_without_a_licence_is_not_packed(tmp_path: Path) -> None:

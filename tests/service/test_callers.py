@@ -75,6 +75,18 @@ def test_a_reply_that_does_not_come_in_time_is_taken_back(timeout_ms: int) -> No
     asyncio.run(main())
 
 
+def test_a_deadline_that_comes_before_anyone_looks_needs_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "PATIENCE_S", 3_600.0)
+
+    async def main() -> None:
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        with pytest.raises(DeadlinePassed):
+            async with asyncio.timeout(20):
+                await Patience().attended(reply, Caller().receive, deadline=deadline(1))
+
+    asyncio.run(main())
+
+
 def test_a_task_that_is_cancelled_by_others_says_so() -> None:
     async def main() -> None:
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
