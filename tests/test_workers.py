@@ -11,9 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -293,6 +295,29 @@ def test_a_killed_worker_is_replaced_and_the_other_serves_on() -> None:
         for answer in answers_of_each(server, [other, workers(server)[2]]):
             assert answer.content == expected
         assert f"worker {old} ended by SIGKILL, another one takes its place" in "".join(server.said)
+
+
+def test_callers_who_stay_come_to_a_worker_that_was_started_after_them() -> None:
+    """Those who are busy when it listens are let go by the others with the answer that they wait for."""
+    released, is_over = threading.Event(), threading.Event()
+    with serving(["--workers", "2"]) as server:
+
+        def call() -> None:
+            with httpx.Client(timeout=WITHIN_S) as caller:
+                while not is_over.is_set():
+                    answer = caller.get(server.url + "/sample?n=256&seed=1")
+                    if answer.headers.get("connection") == "close":
+                        released.set()
+
+        _, old = workers(server)
+        os.kill(old, signal.SIGKILL)
+        until(lambda: is_gone(old))
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(call) for _ in range(8)]
+            is_released = released.wait(WITHIN_S)
+            is_over.set()
+        assert is_released
+        assert [each.result() for each in calls] == [None] * 8
 
 
 def test_a_worker_that_does_not_move_is_killed_and_replaced() -> None:
