@@ -175,11 +175,11 @@ def test_two_workers_answer_with_the_same_bytes_and_share_the_cores() -> None:
         assert "(2 workers, Ctrl-C ends them)" in told
 
 
-def test_auto_asks_the_first_worker_what_a_row_costs() -> None:
-    with serving(["--workers", "auto"]) as server:
-        count = len(workers(server))
-        assert 1 <= count <= available_cores()
-        assert f"({count} workers, Ctrl-C ends them)" in "".join(server.said)
+def test_auto_has_a_worker_on_each_core_for_rows_that_cost_next_to_nothing(tmp_path: Path) -> None:
+    write_linear(tmp_path / "small", linear((4, 4, 1), (2,)))
+    with serving([str(tmp_path / "small"), "--workers", "auto"]) as server:
+        assert len(workers(server)) == available_cores()
+        assert f"({available_cores()} workers, Ctrl-C ends them)" in "".join(server.said)
 
 
 # Start

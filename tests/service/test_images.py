@@ -212,7 +212,9 @@ def test_a_turned_photograph_is_upright() -> None:
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
 def test_exif_of_a_megabyte_is_read_and_of_more_refused(file_format: str) -> None:
     def with_exif(n_bytes: int) -> bytes:
-        return saved(picture(np.zeros(COLOUR, np.uint8)), file_format, exif=b"Exif\0\0MM\0*\0\0\0\x08".ljust(n_bytes, b"\0"))
+        return saved(
+            picture(np.zeros(COLOUR, np.uint8)), file_format, exif=b"Exif\0\0MM\0*\0\0\0\x08".ljust(n_bytes, b"\0")
+        )
 
     assert row(with_exif(2**20 - 6), COLOUR).shape == COLOUR
     with pytest.raises(BadBody, match=r"got 10485\d\d bytes of EXIF, expected at most 1048576"):
