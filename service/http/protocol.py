@@ -177,7 +177,7 @@ class Protocol(HttpToolsProtocol):
         if self._farewell is not None:
             return
         self._piece_bytes = len(data)
-        self._head_bytes = len(data) + (self._head_bytes if self._reads_head or self._reads_body else 0)
+        self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -193,6 +193,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a head."""
+        self._head_bytes = self._piece_bytes
         self._connections.stir(self)
         super().on_message_begin()
 

@@ -190,7 +190,7 @@ def test_rows_that_wait_are_seen_without_waiting_for_them(app: FastAPI) -> None:
     go_on = threading.Event()
 
     def held(*rows: np.ndarray) -> Any:
-        go_on.wait(30)
+        assert go_on.wait(30)
         return run(*rows)
 
     async def scenario() -> tuple[str, str]:

@@ -27,6 +27,7 @@ from tests.service.keyring import bearer, lines, tokens, write
 from tests.service.linear import linear, write_linear
 from tests.service.test_errors import problem
 from tests.serving import in_process
+from tests.waiting import WITHIN_S
 
 HELD = tokens("admin", "reader")
 ADMIN, READER = bearer(HELD["admin"]), bearer(HELD["reader"])
@@ -47,6 +48,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def app(folder: Path) -> FastAPI:
+    return serving(folder)
+
+
+def serving(folder: Path) -> FastAPI:
     settings = Settings(bundles=(folder / "one", folder / "other"), api_keys_file=folder / "keys.toml")
     return create_app(settings, cores=1)
 
@@ -353,17 +358,18 @@ def test_a_load_that_does_not_end_is_given_up_and_the_next_one_is_not_kept_from_
 
 
 def test_what_has_begun_is_finished_on_the_version_that_it_began_with(
-    folder: Path, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine of the old version holds still while the new one is loaded."""
-    monkeypatch.setattr(lane, "loop_budget_us", lambda _cores: -1.0)
+    monkeypatch.setattr(lane, "loop_budget_us", lambda _cores: -1.0)  # a run on the loop would hold that still too
+    app = serving(folder)
     before = label(app, "one")
     decoder = app.state.deployment.models.default.decoder
     run, began, go_on = decoder.run, threading.Event(), threading.Event()
 
     def held(*rows: np.ndarray) -> Any:
         began.set()
-        go_on.wait(30)
+        assert go_on.wait(WITHIN_S)
         return run(*rows)
 
     decoder.run = held
@@ -372,8 +378,9 @@ def test_what_has_begun_is_finished_on_the_version_that_it_began_with(
     async def scenario() -> tuple[str, str]:
         async with in_process(app, headers=ADMIN) as client:
             first = asyncio.create_task(client.get("/sample?seed=1"))
-            await asyncio.to_thread(began.wait, 30)
+            assert await asyncio.to_thread(began.wait, WITHIN_S)
             assert (await client.post("/models/one/reload")).status_code == 200
+            assert not first.done()
             go_on.set()
             return (await first).headers["x-model"], (await client.get("/sample?seed=1")).headers["x-model"]
 

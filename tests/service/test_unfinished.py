@@ -72,7 +72,7 @@ def test_a_request_whose_rows_still_run_is_503_at_once_and_counted(
 
     def held(*rows: np.ndarray) -> Any:
         began.set()
-        go_on.wait(WITHIN_S)
+        assert go_on.wait(WITHIN_S)
         return run(*rows)
 
     decoder.run = held
