@@ -42,7 +42,11 @@ def test_every_key_of_the_file_is_found_by_its_name(path: Path) -> None:
     assert names(Keys(path, workers=1)) == ["first", "second", "third"]
 
 
-@pytest.mark.parametrize("token", ["", "vae_", HELD["first"][:-1], HELD["first"] + "x", HELD["first"].upper(), "é"])
+@pytest.mark.parametrize(
+    "token",
+    ["", "vae_", HELD["first"][:-1], HELD["first"] + "x", HELD["first"].upper(), "é"],
+    ids=["nothing", "the beginning", "too short", "too long", "upper case", "no ASCII"],
+)
 def test_what_is_not_a_key_is_none(path: Path, token: str) -> None:
     assert found(Keys(path, workers=1), token) is None
 
@@ -54,7 +58,7 @@ def test_the_hash_that_the_file_holds_is_no_key(path: Path) -> None:
     assert Keys(path, workers=1).find(digest.digest()) is None
 
 
-@pytest.mark.parametrize("token", [*HELD.values(), "vae_of_nobody", ""])
+@pytest.mark.parametrize("token", [*HELD.values(), "vae_of_nobody", ""], ids=[*HELD, "of nobody", "nothing"])
 def test_a_key_is_compared_with_all_keys_whichever_it_is(
     path: Path, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
