@@ -31,8 +31,9 @@ export ORT_DISABLE_TELEMETRY := 1
 serve: $(SERVE)/stamp
 	@$(SERVE)/bin/vae-serve $(ARGS)
 
+# Two files at a time, as most tests have one core at work or wait; with ARGS='-n 0' one, as --pdb needs it.
 test: $(DEV)/stamp
-	$(DEV)/bin/pytest $(ARGS)
+	$(DEV)/bin/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # bf16, which `make test` leaves out: its onnxruntime has no OpenVINO.
 test-openvino: $(OPENVINO)/stamp
