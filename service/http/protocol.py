@@ -44,7 +44,7 @@ class _Flow(FlowControl):
 
     def resume_reading(self) -> None:
         """Read on, if nothing waits."""
-        if not self._protocol.pipeline:
+        if self.read_paused and not self._protocol.pipeline:
             super().resume_reading()
 
 
@@ -245,9 +245,14 @@ class Protocol(HttpToolsProtocol):
         elif not self.transport.is_closing():
             if self.pipeline:
                 self._start_asgi_task(*self.pipeline.pop())
-            elif not self._reads_head and not self._reads_body:
+            elif self._is_between:
                 self._connections.rest(self)
             self.flow.resume_reading()
+
+    @property
+    def _is_between(self) -> bool:
+        """Whether all of a request has come, and nothing of another one."""
+        return self.cycle.scope is self.scope and not self.cycle.more_body
 
     @property
     def _reads_head(self) -> bool:
@@ -274,11 +279,14 @@ class Protocol(HttpToolsProtocol):
 
         Source:  RFC 9112, sections 3.2 and 6.1
         """
-        names = [name for name, _ in self.headers]
-        if b"transfer-encoding" in names and self.headers[names.index(b"transfer-encoding")][1].lower() != b"chunked":
-            return False
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.lower() != b"chunked":
+                return False
         version = self.parser.get_http_version()
-        return version in _VERSIONS and (names.count(b"host") == 1 or (version == "1.0" and b"host" not in names))
+        return version in _VERSIONS and (hosts == 1 or (version == "1.0" and hosts == 0))
 
     @property
     def _is_probe(self) -> bool:

@@ -86,6 +86,8 @@ def _check_draws(call: Call[EncodeOptions], image: NDArray[np.uint8], draws: int
 
     Raises:  TooLarge
     """
+    if draws == 0:
+        return
     height, width = image.shape[1:3]
     numbers = len(image) * draws * prod(call.model.manifest.latent_shape_of(height, width))
     limit = call.deployment.settings.max_answer_pixels
