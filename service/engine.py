@@ -24,7 +24,7 @@ _HELD_TWICE_BYTES = 64 * 2**20
 
 # Where each core runs rows of its own, a run is no longer than this: a large graph gains nothing by more rows, its
 # caches lose, and answers that leave one after the other keep the event loop as busy as the cores.
-_DEALT_RUN_US = 15_000.0
+_DEALT_RUN_US = 30_000.0
 
 # Costs are measured on a few rows, in a few quick runs or one long one. Not every long run is one: other processes may
 # have had the core.

@@ -187,7 +187,7 @@ def test_where_each_core_has_rows_of_its_own_a_run_takes_some_milliseconds(
     engine = Engine(read(made(tmp_path / "b", colour)), device="cpu", threads=0, cores=2)
     engine.warm(8, 10**6)
     assert engine.singles
-    for row_us, rows in ((4_000.0, 3), (25_000.0, 1), (0.0, sys.maxsize)):
+    for row_us, rows in ((4_000.0, 7), (35_000.0, 1), (0.0, sys.maxsize)):
         engine.costs[ENCODER] = Cost(0.0, row_us, row_us)
         assert engine.most_rows(ENCODER) == rows
     del engine.singles[ENCODER]
