@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent / "results"
+_KEPT = "benchmarks/results"  # the same, as git knows it
 
 _PACKAGES = ("vaeserve", "onnxruntime", "onnxruntime-openvino", "numpy", "fastapi", "starlette", "uvicorn", "uvloop",
              "httptools", "orjson", "pillow", "isal", "torch")  # fmt: skip
@@ -71,12 +72,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _commit() -> str | None:
-    """Of the code that was measured, "-dirty" behind it where that was not all committed; None outside a checkout."""
-    described = ["git", "-C", str(FOLDER.parent), "describe", "--always", "--dirty", "--exclude=*"]
+    """Of the code that was measured, "-dirty" behind it where that was not all committed; None outside a checkout.
+
+    What earlier commands have kept is no code.
+    """
     try:
-        return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", f":(exclude,top){_KEPT}")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _version(package: str) -> str | None:

@@ -106,9 +106,9 @@ def _report(subject: Subject, kind: str, rounds: Sequence[Round], *, seconds: in
     found = (outcome(bar, rounds, subject=subject.name) for bar in BARS if bar.kind == kind)
     outcomes = [one for one in found if one is not None]
     print(f"\n{subject.name}, {kind}\n")
-    print(results.table(("what", "bar", "measured", "ratio", "rounds", "met"), [_bar_row(one) for one in outcomes]))
+    print(results.table(("what", "bar", "measured", "ratio", "rounds", "met"), [bar_row(one) for one in outcomes]))
     measured = {key: [each.loads[key] for each in rounds] for key in rounds[0].loads if key[1] == kind}
-    rows = [_load_row(server, loads) for (server, _, _), loads in measured.items()]
+    rows = [load_row(server, loads) for (server, _, _), loads in measured.items()]
     print("\n" + results.table(_HEAD, sorted(rows, key=lambda row: -int(row[1]))))
     content = {
         "subject": {"name": subject.name, "digest": subject.digest},
@@ -121,14 +121,17 @@ def _report(subject: Subject, kind: str, rounds: Sequence[Round], *, seconds: in
     print("\n" + results.keep(f"serving-{subject.name}-{kind}", content, lacks=lacks))
 
 
-def _bar_row(found: Outcome) -> tuple[str, ...]:
+def bar_row(found: Outcome) -> tuple[str, ...]:
+    """A bar in a table: what, the bar, both sides, the ratio, that of each round, and whether it is met."""
     limit = "" if found.limit is None else f"{found.sign} {found.limit:g}"
     measured = _number(found.ours) if found.theirs is None else f"{_number(found.ours)} : {_number(found.theirs)}"
     met = {None: "", True: "yes", False: "no"}[found.is_met]
     return found.what, limit, measured, _number(found.ratio), ", ".join(map(_number, found.ratios)), met
 
 
-def _load_row(server: str, loads: Sequence[Load]) -> tuple[str, ...]:
+def load_row(server: str, loads: Sequence[Load]) -> tuple[str, ...]:
+    """A server under one kind of load in a table, in the medians of its rounds."""
+
     def middle(figure: str) -> Any:
         return median(getattr(each, figure) for each in loads)
 
