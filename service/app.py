@@ -80,7 +80,8 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
     app.state.traces = tracing
     app.state.deployment = deploy(settings, metrics=app.state.metrics, cores=cores)
     app.state.reload = Reload(app.state)
-    app.state.access_log = AccessLog(settings.log_format) if settings.access_log else None
+    are_many = settings.workers != 1
+    app.state.access_log = AccessLog(settings.log_format, is_shared=are_many) if settings.access_log else None
     app.add_middleware(
         Observed,
         routes=table,

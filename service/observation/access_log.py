@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import stat
 import sys
 from collections.abc import Callable
 from errno import EAGAIN
@@ -23,8 +24,10 @@ logger = logging.getLogger("vaeserve")
 # How long a line is held at most.
 _HELD_S = 0.02
 
-# What POSIX promises to write to a pipe as one piece, also where several workers share it.
-_PIECE_BYTES = 4096
+# What is written at a time: the thread that writes wants the interpreter back after each piece. Of small ones POSIX
+# promises that a pipe takes them as one piece, or not at all where it does not wait.
+_PIECE_BYTES = 2**16
+_WHOLE_PIECE_BYTES = 4096
 
 # What waits for a reader that does not read: some 15,000 lines.
 _MOST_WAITING_BYTES = 2**22
@@ -46,9 +49,13 @@ class AccessLog:
     (method, route, model, problem), the name of the key, and figures. Paths, queries, headers and bodies are not in it.
     """
 
-    def __init__(self, form: Literal["text", "json"], *, stream: BinaryIO | None = None) -> None:
+    def __init__(
+        self, form: Literal["text", "json"], *, stream: BinaryIO | None = None, is_shared: bool = False
+    ) -> None:
         # Without a buffer, whose lock nobody would have at the end where a write does not come back.
-        self._writer = _Writer(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer) if stream is None else stream)
+        stream = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer) if stream is None else stream
+        self._writer = _Writer(stream)
+        self._piece_bytes = _PIECE_BYTES if _keeps_lines_whole(stream, is_shared=is_shared) else _WHOLE_PIECE_BYTES
         self._form: Callable[[Line], bytes] = _json if form == "json" else _text
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -89,7 +96,7 @@ class AccessLog:
             self._writer.put(b"".join(held))
 
     def _write(self, line: bytes) -> None:
-        if self._bytes + len(line) > _PIECE_BYTES:
+        if self._bytes + len(line) > self._piece_bytes:
             self._flush()
         if not self._lines:
             asyncio.get_running_loop().call_later(_HELD_S, self._flush)
@@ -148,6 +155,12 @@ class _Writer:
                 raise BlockingIOError(EAGAIN, os.strerror(EAGAIN))
             rest = rest[written:]
         self._stream.flush()
+
+
+def _keeps_lines_whole(stream: BinaryIO, *, is_shared: bool) -> bool:
+    """Whether long pieces stay in one: in a regular file, and where nobody else writes and there is room some time."""
+    file = stream.fileno()
+    return stat.S_ISREG(os.fstat(file).st_mode) or (os.get_blocking(file) and not is_shared)
 
 
 def _tell_lost(lines: int, reason: str) -> None:

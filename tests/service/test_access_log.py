@@ -5,7 +5,9 @@ import fcntl
 import logging
 import os
 import re
+from collections.abc import Iterator, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -45,7 +47,7 @@ def ask(app: FastAPI, *requests: tuple[str, str, dict[str, Any]]) -> None:
     asyncio.run(all_of_them())
 
 
-def test_a_line_as_json_holds_what_became_of_the_request(bundles: Bundles, capsysbinary: Captured) -> None:
+def test_a_line_as_json_holds_what_became_of_the_request(bundles: Bundles, capfdbinary: Captured) -> None:
     app = logging_app(bundles, "json")
     label = app.state.deployment.models.default.label
     mine = {"x-request-id": 'a"b\\c', "traceparent": TRACEPARENT}
@@ -55,7 +57,7 @@ def test_a_line_as_json_holds_what_became_of_the_request(bundles: Bundles, capsy
         ("GET", "/sample?n=0", {}),
         ("GET", "/nothing", {}),
     )
-    answered, refused, unknown = map(orjson.loads, capsysbinary.readouterr().out.splitlines())
+    answered, refused, unknown = map(orjson.loads, capfdbinary.readouterr().out.splitlines())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", answered.pop("time"))
     assert answered.pop("ms") >= answered.pop("run_ms") > 0
     assert answered.pop("queue_ms") >= 0
@@ -75,20 +77,20 @@ def test_a_line_as_json_holds_what_became_of_the_request(bundles: Bundles, capsy
     assert len(refused["request_id"]) == 32
 
 
-def test_a_line_for_people_holds_the_same(bundles: Bundles, capsysbinary: Captured) -> None:
+def test_a_line_for_people_holds_the_same(bundles: Bundles, capfdbinary: Captured) -> None:
     app = logging_app(bundles, "text")
     label = app.state.deployment.models.default.label
     ask(app, ("GET", "/sample?seed=1&n=2", {"headers": {"x-request-id": "mine"}}))
     assert re.fullmatch(
         r"\S+Z info     GET /sample 200 ms=[\d.]+ queue_ms=[\d.]+ run_ms=[\d.]+ rows=2 "
         rf"model={re.escape(label)} request_id=mine\n",
-        capsysbinary.readouterr().out.decode(),
+        capfdbinary.readouterr().out.decode(),
     )
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_nothing_that_a_caller_sent_is_in_a_line_but_its_ids(
-    bundles: Bundles, capsysbinary: Captured, log_format: str
+    bundles: Bundles, capfdbinary: Captured, log_format: str
 ) -> None:
     sent = "5ecre7"
     picture = base64_png(pixels(1, (6, 5, 3))[0])
@@ -102,58 +104,93 @@ def test_nothing_that_a_caller_sent_is_in_a_line_but_its_ids(
         ("POST", "/encode", {"json": {"images": [picture], "model": sent}, "headers": headers}),
         ("POST", "/encode", {"json": {"images": [picture]}, "headers": headers}),
     )
-    said = capsysbinary.readouterr().out.decode()
+    said = capfdbinary.readouterr().out.decode()
     assert len(said.splitlines()) == 5
     assert sent not in said
     assert picture[:12] not in said
 
 
-def test_a_failure_is_a_line_of_level_error(bundles: Bundles, capsysbinary: Captured) -> None:
+def test_a_failure_is_a_line_of_level_error(bundles: Bundles, capfdbinary: Captured) -> None:
     def broken(*_rows: object) -> Any:
         raise RuntimeError("broken")
 
     app = logging_app(bundles, "json")
     app.state.deployment.models.default.decoder.run = broken
     ask(app, ("GET", "/sample?seed=1", {}))
-    line = orjson.loads(capsysbinary.readouterr().out)
+    line = orjson.loads(capfdbinary.readouterr().out)
     assert (line["level"], line["status"], line["problem"]) == ("error", 500, "internal")
 
 
-def test_no_line_is_written_unless_asked_for(bundles: Bundles, capsysbinary: Captured) -> None:
+def test_no_line_is_written_unless_asked_for(bundles: Bundles, capfdbinary: Captured) -> None:
     ask(create_app(Settings(bundles=(bundles.colour,))), ("GET", "/sample?seed=1", {}))
-    assert capsysbinary.readouterr().out == b""
+    assert capfdbinary.readouterr().out == b""
 
 
 class Pieces(BytesIO):
-    """What is written, piece by piece."""
+    """What is written to a file of the system, piece by piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: int) -> None:
         super().__init__()
+        self._file = file
         self.pieces: list[bytes] = []
+
+    def fileno(self) -> int:
+        return self._file
 
     def write(self, piece: Any) -> int:
         self.pieces.append(bytes(piece))
         return len(piece)
 
 
-def test_lines_of_one_moment_leave_together_in_pieces_that_a_pipe_takes_whole() -> None:
-    pieces = Pieces()
-    log = AccessLog("json", stream=pieces)
+@pytest.fixture
+def pipe() -> Iterator[Pieces]:
+    reading, writing = os.pipe()
+    yield Pieces(writing)
+    os.close(reading)
+    os.close(writing)
 
-    async def turn(count: int) -> None:
+
+def noted(log: AccessLog, pieces: Pieces, count: int) -> list[bytes]:
+    """The pieces in which so many lines of one moment are written."""
+    pieces.pieces.clear()
+
+    async def turn() -> None:
         for number in range(count):
             log.note(SCOPE, Record(f"{number}", began=0), route="/encode", status=200, seconds=0.001)
         while b"".join(pieces.pieces).count(b"\n") < count:  # noqa: ASYNC110  # it is written by itself, a moment later
             await asyncio.sleep(0.001)
 
-    asyncio.run(turn(3))
-    assert [piece.count(b"\n") for piece in pieces.pieces] == [3]
-    pieces.pieces.clear()
-    asyncio.run(turn(100))
-    assert len(pieces.pieces) > 1
-    assert all(len(piece) <= 4096 and piece.endswith(b"}\n") for piece in pieces.pieces)
+    asyncio.run(turn())
     lines = b"".join(pieces.pieces).splitlines()
-    assert [orjson.loads(line)["request_id"] for line in lines] == [str(number) for number in range(100)]
+    assert [orjson.loads(line)["request_id"] for line in lines] == [str(number) for number in range(count)]
+    return pieces.pieces
+
+
+def assert_small(pieces: Sequence[bytes]) -> None:
+    assert len(pieces) > 1
+    assert all(len(piece) <= 4096 and piece.endswith(b"}\n") for piece in pieces)
+
+
+def test_lines_of_one_moment_leave_together(pipe: Pieces) -> None:
+    log = AccessLog("json", stream=pipe)
+    assert len(noted(log, pipe, 3)) == 1
+    assert len(noted(log, pipe, 100)) == 1
+    assert max(map(len, noted(log, pipe, 1_000))) in range(60_000, 65_537)
+
+
+def test_lines_of_several_workers_leave_in_pieces_that_a_pipe_takes_whole(pipe: Pieces) -> None:
+    assert_small(noted(AccessLog("json", stream=pipe, is_shared=True), pipe, 100))
+
+
+def test_where_a_pipe_does_not_wait_a_piece_is_taken_whole_or_not_at_all(pipe: Pieces) -> None:
+    os.set_blocking(pipe.fileno(), False)
+    assert_small(noted(AccessLog("json", stream=pipe), pipe, 100))
+
+
+def test_a_file_takes_long_pieces_of_several_workers(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        pieces = Pieces(file.fileno())
+        assert len(noted(AccessLog("json", stream=pieces, is_shared=True), pieces, 100)) == 1
 
 
 def test_lines_that_cannot_be_written_are_counted_in_the_log_and_stop_nothing(
@@ -177,7 +214,7 @@ def test_lines_that_cannot_be_written_are_counted_in_the_log_and_stop_nothing(
 def test_a_reader_that_does_not_read_keeps_nobody_waiting_and_costs_lines(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.observation.access_log._MOST_WAITING_BYTES", 100_000)
+    monkeypatch.setattr("service.observation.access_log._MOST_WAITING_BYTES", 200_000)
     reading, writing = os.pipe()
     caplog.set_level(logging.ERROR)
     with os.fdopen(writing, "wb", buffering=0) as stream, os.fdopen(reading, "rb") as reader:
