@@ -24,7 +24,7 @@ from service.schemas import Options, PathOptions, PictureOptions
 from service.seeds import ChosenSeed
 
 # What a number takes to be rounded to another dtype, by `python -m benchmarks.wire`.
-CONVERTED_NUMBER_US = 0.002
+CONVERTED_NUMBER_US = 0.004
 
 # What a value of a picture takes to be put above another one.
 _STACKED_VALUE_US = 0.001
