@@ -63,8 +63,8 @@ class Begun:
         Raises:  QueueFull
         """
         self._among.hold(self.size, more=len(chunk))
+        self.size += len(chunk)  # before there may be no memory for it: what is held is let go in the end
         self._content.write(chunk)
-        self.size += len(chunk)
 
     def content(self) -> bytes:
         """All of it that has come."""
