@@ -55,7 +55,7 @@ class AccessLog:
         # Without a buffer, whose lock nobody would have at the end where a write does not come back.
         stream = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer) if stream is None else stream
         self._writer = _Writer(stream)
-        self._piece_bytes = _PIECE_BYTES if _keeps_lines_whole(stream, is_shared=is_shared) else _WHOLE_PIECE_BYTES
+        self._piece_bytes = _PIECE_BYTES if _takes_long_pieces(stream, is_shared=is_shared) else _WHOLE_PIECE_BYTES
         self._form: Callable[[Line], bytes] = _json if form == "json" else _text
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -157,10 +157,16 @@ class _Writer:
         self._stream.flush()
 
 
-def _keeps_lines_whole(stream: BinaryIO, *, is_shared: bool) -> bool:
-    """Whether long pieces stay in one: in a regular file, and where nobody else writes and there is room some time."""
-    file = stream.fileno()
-    return stat.S_ISREG(os.fstat(file).st_mode) or (os.get_blocking(file) and not is_shared)
+def _takes_long_pieces(stream: BinaryIO, *, is_shared: bool) -> bool:
+    """Whether a long piece stays in one: in a regular file, and where nobody else writes, our own log least of all, and
+    there is room some time.
+    """
+    try:
+        file, log = os.fstat(stream.fileno()), os.fstat(2)
+        waits = os.get_blocking(stream.fileno())
+    except (OSError, ValueError):  # of what is no file of the system, or is closed
+        return False
+    return stat.S_ISREG(file.st_mode) or (waits and not is_shared and not os.path.samestat(file, log))
 
 
 def _tell_lost(lines: int, reason: str) -> None:

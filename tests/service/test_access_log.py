@@ -187,6 +187,24 @@ def test_where_a_pipe_does_not_wait_a_piece_is_taken_whole_or_not_at_all(pipe: P
     assert_small(noted(AccessLog("json", stream=pipe), pipe, 100))
 
 
+def test_lines_that_go_where_our_own_log_goes_leave_in_pieces_that_a_pipe_takes_whole(pipe: Pieces) -> None:
+    kept = os.dup(2)
+    os.dup2(pipe.fileno(), 2)
+    try:
+        log = AccessLog("json", stream=pipe)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert_small(noted(log, pipe, 100))
+
+
+def test_a_stream_that_is_no_file_of_the_system_takes_lines(pipe: Pieces) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pipe, "fileno", BytesIO().fileno)
+        log = AccessLog("json", stream=pipe)
+    assert_small(noted(log, pipe, 100))
+
+
 def test_a_file_takes_long_pieces_of_several_workers(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         pieces = Pieces(file.fileno())
@@ -221,7 +239,7 @@ def test_a_reader_that_does_not_read_keeps_nobody_waiting_and_costs_lines(
         log = AccessLog("json", stream=stream)
 
         async def turn() -> None:
-            for number in range(2_000):
+            for number in range(3_000):  # more bytes than a pipe and what may wait have room for
                 log.note(SCOPE, Record(f"{number}", began=0), route="/encode", status=200, seconds=0.001)
 
         asyncio.run(turn())  # comes to its end
