@@ -175,11 +175,12 @@ def test_two_workers_answer_with_the_same_bytes_and_share_the_cores() -> None:
         assert "(2 workers, Ctrl-C ends them)" in told
 
 
-def test_auto_has_a_worker_on_each_core_for_rows_that_cost_next_to_nothing(tmp_path: Path) -> None:
+def test_auto_has_several_workers_for_rows_that_cost_next_to_nothing(tmp_path: Path) -> None:
     write_linear(tmp_path / "small", linear((4, 4, 1), (2,)))
     with serving([str(tmp_path / "small"), "--workers", "auto"]) as server:
-        assert len(workers(server)) == available_cores()
-        assert f"({available_cores()} workers, Ctrl-C ends them)" in "".join(server.said)
+        count = len(workers(server))
+        assert min(2, available_cores()) <= count <= available_cores()
+        assert f"({count} workers, Ctrl-C ends them)" in "".join(server.said)
 
 
 # Start
@@ -299,21 +300,24 @@ def test_a_killed_worker_is_replaced_and_the_other_serves_on() -> None:
 
 def test_callers_who_stay_come_to_a_worker_that_was_started_after_them() -> None:
     """Those who are busy when it listens are let go by the others with the answer that they wait for."""
-    released, is_over = threading.Event(), threading.Event()
+    released, is_over, called = threading.Event(), threading.Event(), threading.Semaphore(0)
     with serving(["--workers", "2"]) as server:
 
         def call() -> None:
             with httpx.Client(timeout=WITHIN_S) as caller:
                 while not is_over.is_set():
-                    answer = caller.get(server.url + "/sample?n=256&seed=1")
-                    if answer.headers.get("connection") == "close":
-                        released.set()
+                    with suppress(httpx.TransportError):  # of the worker that is killed; another one takes the next
+                        answer = caller.get(server.url + "/sample?n=256&seed=1")
+                        if answer.headers.get("connection") == "close":
+                            released.set()
+                        called.release()
 
         _, old = workers(server)
-        os.kill(old, signal.SIGKILL)
-        until(lambda: is_gone(old))
         with ThreadPoolExecutor(8) as pool:
             calls = [pool.submit(call) for _ in range(8)]
+            for _ in range(8):
+                called.acquire(timeout=WITHIN_S)
+            os.kill(old, signal.SIGKILL)
             is_released = released.wait(WITHIN_S)
             is_over.set()
         assert is_released
