@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent / "results"
-_KEPT = "benchmarks/results"  # the same, as git knows it
+_KEPT = FOLDER.relative_to(FOLDER.parents[1]).as_posix()  # the same, as git knows it
 
 _PACKAGES = ("vaeserve", "onnxruntime", "onnxruntime-openvino", "numpy", "fastapi", "starlette", "uvicorn", "uvloop",
              "httptools", "orjson", "pillow", "isal", "torch")  # fmt: skip
@@ -58,6 +58,8 @@ def cpu(cpuinfo: str) -> str:
     told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
     if "model name" not in told:
         return platform.machine()
+    if not {"cpu family", "model"} <= told.keys():  # which some architectures do not know
+        return told["model name"]
     return f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
 
 

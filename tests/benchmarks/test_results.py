@@ -28,6 +28,10 @@ def test_a_processor_is_told_from_others_that_go_by_its_name() -> None:
     assert results.cpu(of_two_cores) == "AMD EPYC (family 25, model 17)"
 
 
+def test_a_processor_without_a_family_is_told_by_its_name() -> None:
+    assert results.cpu("processor\t: 0\nmodel name\t: ARMv7 Processor rev 3 (v7l)\n") == "ARMv7 Processor rev 3 (v7l)"
+
+
 def test_a_processor_without_a_name_is_told_by_its_architecture() -> None:
     assert results.cpu("processor\t: 0\nCPU architecture: 8\n") == platform.machine()
 
