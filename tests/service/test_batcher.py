@@ -807,14 +807,20 @@ def test_the_rate_is_measured_from_the_runs() -> None:
     on_a_lane(scenario)
 
 
-def test_the_rate_is_that_of_engine_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cores", "of_a_run", "rows_per_s"), [(1, 1, 10), (2, 1, 20), (2, 2, 10)])
+def test_the_rate_is_that_of_engine_rows_on_all_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, of_a_run: int, rows_per_s: float
+) -> None:
     """A second passes each time that the clock is read, so every run takes one."""
     clock = itertools.count()
     monkeypatch.setattr(lanes, "perf_counter", lambda: float(next(clock)))
 
-    async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=lambda _row_shape: Load(8, 2.5, run_us=LONG_US, row_us=0.0))
+    async def main() -> None:
+        lane = Lane(max_queue_rows=100, cores=cores, metrics=Metrics())
+        load = Load(8, 2.5, run_us=LONG_US, row_us=0.0)
+        queue = Queue(lambda rows: (rows,), lane=lane, load=lambda _row_shape: load, cores=of_a_run)
         assert (await queue.submit(np.zeros((4, 1)))).run_s == 1
-        assert lane._rows_per_s == 10  # noqa: SLF001
+        assert lane._rows_per_s == rows_per_s  # noqa: SLF001
+        lane.close()
 
-    on_a_lane(scenario)
+    asyncio.run(main())
