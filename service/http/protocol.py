@@ -75,6 +75,7 @@ class Protocol(HttpToolsProtocol):
         self._answered: RequestResponseCycle | None = None  # of those that came the one whose turn it is
         self._heard_all = False  # the other side says no more
         self._has_probed = False  # whether it still listens
+        self._is_released = False  # with the next answer it ends
 
     @property
     def is_busy(self) -> bool:
@@ -120,6 +121,12 @@ class Protocol(HttpToolsProtocol):
     def close(self) -> None:
         """Close, whatever goes on."""
         self.transport.abort()
+
+    def release(self) -> None:
+        """End with the answer to what is asked, or to what will be: closed now, it could meet a request on its way."""
+        self._is_released = True
+        if self.is_busy:
+            self.cycle.keep_alive = False
 
     def _hears_out(self) -> bool:
         """Whether, in place of closing after an answer, what is still on its way of the body is read and dropped:
@@ -216,7 +223,7 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if not self._reads_head:
             self.headers = []  # for trailers, which no application sees: a proxy that guards headers looks at none
-            if self._turned_away is not None:
+            if self._turned_away is not None or self._is_released:
                 self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:

@@ -39,9 +39,7 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """To a worker beside which another one has begun to listen: let go of one in so many connections."""
-
-    one_in: int
+    """To a worker beside which another one has begun to listen: let go of all connections, so that it has its share."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,13 +68,13 @@ class Server(uvicorn.Server):
         self._limit()
         asyncio.get_running_loop().call_later(self._settings.shutdown_pause_s, self._close_port)
 
-    def release(self, *, one_in: int) -> None:
-        """Close one in so many of the busy connections with the answer that it waits for: callers who keep theirs open
-        would never come to a worker that was started after them.
+    def release(self) -> None:
+        """End each connection with its next answer: callers who keep theirs open would never come to a worker that was
+        started after them. All, since those who come anew are spread over all workers.
         """
-        connections = [each for each in self.server_state.connections if isinstance(each, Protocol)]
-        for connection in [each for each in connections if each.is_busy][::one_in]:
-            connection.shutdown()
+        for connection in self.server_state.connections:
+            if isinstance(connection, Protocol):
+                connection.release()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

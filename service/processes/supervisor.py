@@ -233,7 +233,7 @@ class Supervisor:
         listening = self._listening
         for other in listening:
             if other is not child:
-                other.tell(Release(len(listening)))
+                other.tell(Release())
         self._labels = self._labels or child.labels
         if child.labels != self._labels:
             self._hangup.set()  # what it has read is not what the others serve

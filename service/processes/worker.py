@@ -160,6 +160,6 @@ async def _obey(server: Server, app: FastAPI, parent: _Parent) -> None:
                     spare = None
                 case Answer(refusal):
                     parent.answer(refusal)
-                case Release(one_in):
-                    server.release(one_in=one_in)
+                case Release():
+                    server.release()
     server.leave()

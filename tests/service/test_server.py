@@ -1,6 +1,7 @@
 """The server of one process, beside what tests/test_workers.py asks of whole ones."""
 
 import asyncio
+import re
 import threading
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,7 +59,9 @@ def test_requests_that_were_accepted_one_behind_the_other_are_all_answered_by_a_
     assert answers.count(b"connection: close") == 1
 
 
-def test_one_in_two_busy_connections_is_let_go_with_its_answer(app: FastAPI) -> None:
+def test_each_connection_is_let_go_with_its_next_answer(app: FastAPI) -> None:
+    """Of those that are released some wait for an answer, others have had one; one that comes later stays."""
+
     async def ask(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A request whose headers the server has read."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -66,22 +69,36 @@ def test_one_in_two_busy_connections_is_let_go_with_its_answer(app: FastAPI) -> 
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         return reader, writer
 
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Whether the connection ends with the answer."""
+        writer.write(BODY)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        (length,) = re.findall(rb"content-length: (\d+)", head)
+        await reader.readexactly(int(length))
+        is_last = b"\r\nconnection: close" in head
+        assert not is_last or await reader.read() == b""
+        return is_last
+
     async def scenario() -> list[bool]:
         sockets = ports.take("127.0.0.1", 0)
         listening = asyncio.Event()
         server = Server(app, Settings(), on_listening=listening.set)
         serving = asyncio.create_task(server.serve(sockets))
         await listening.wait()
-        callers = [await ask(urlsplit(ports.url(sockets)).port or 0) for _ in range(4)]
-        server.release(one_in=2)
-        heads = []
-        for reader, writer in callers:
-            writer.write(BODY)
-            heads.append(await reader.readuntil(b"\r\n\r\n"))
+        port = urlsplit(ports.url(sockets)).port or 0
+        resting, busy = [await ask(port), await ask(port)]
+        assert not await answer(*resting)
+        server.release()
+        later = await ask(port)
+        resting[1].write(HEAD)
+        assert await resting[0].readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        are_last = [await answer(*caller) for caller in (resting, busy, later)]
+        for _, writer in (resting, busy, later):
             writer.close()
+            await writer.wait_closed()
         server.should_exit = True
         await serving
-        assert all(head.startswith(b"HTTP/1.1 200 ") for head in heads)
-        return [b"\r\nconnection: close" in head for head in heads]
+        return are_last
 
-    assert sorted(asyncio.run(scenario())) == [False, False, True, True]
+    assert asyncio.run(scenario()) == [True, True, False]
