@@ -80,8 +80,7 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
     app.state.traces = tracing
     app.state.deployment = deploy(settings, metrics=app.state.metrics, cores=cores)
     app.state.reload = Reload(app.state)
-    are_many = settings.workers != 1
-    app.state.access_log = AccessLog(settings.log_format, is_shared=are_many) if settings.access_log else None
+    app.state.access_log = _access_log(settings)
     app.add_middleware(
         Observed,
         routes=table,
@@ -104,6 +103,13 @@ def _guards(settings: Settings) -> list[Middleware]:
         keys = Keys(settings.api_keys_file, workers=settings.workers)
         guards.append(Middleware(Gate, keys=keys, metrics_open=settings.open_metrics))
     return guards
+
+
+def _access_log(settings: Settings) -> AccessLog | None:
+    """The log of requests, where one is asked for; other workers write to the same output."""
+    if not settings.access_log:
+        return None
+    return AccessLog(settings.log_format, is_shared=settings.workers != 1)
 
 
 @asynccontextmanager

@@ -807,11 +807,11 @@ def test_the_rate_is_measured_from_the_runs() -> None:
     on_a_lane(scenario)
 
 
-@pytest.mark.parametrize(("cores", "of_a_run", "rows_per_s"), [(1, 1, 10), (2, 1, 20), (2, 2, 10)])
+@pytest.mark.parametrize(("cores", "of_a_run", "wait_s"), [(1, 1, 10), (2, 1, 5), (2, 2, 10)])
 def test_the_rate_is_that_of_engine_rows_on_all_cores(
-    monkeypatch: pytest.MonkeyPatch, cores: int, of_a_run: int, rows_per_s: float
+    monkeypatch: pytest.MonkeyPatch, cores: int, of_a_run: int, wait_s: int
 ) -> None:
-    """A second passes each time that the clock is read, so every run takes one."""
+    """A second passes each time that the clock is read, so every run takes one: ten engine rows a second and core."""
     clock = itertools.count()
     monkeypatch.setattr(lanes, "perf_counter", lambda: float(next(clock)))
 
@@ -820,7 +820,9 @@ def test_the_rate_is_that_of_engine_rows_on_all_cores(
         load = Load(8, 2.5, run_us=LONG_US, row_us=0.0)
         queue = Queue(lambda rows: (rows,), lane=lane, load=lambda _row_shape: load, cores=of_a_run)
         assert (await queue.submit(np.zeros((4, 1)))).run_s == 1
-        assert lane._rows_per_s == rows_per_s  # noqa: SLF001
+        with lane.admit(100), pytest.raises(QueueFull) as refused, lane.admit(1):
+            pass
+        assert refused.value.headers == {"Retry-After": str(wait_s)}
         lane.close()
 
     asyncio.run(main())
