@@ -57,6 +57,20 @@ def test_a_dimension_that_follows_the_picture_is_active(constant: VAE) -> None:
     assert found["mu"]["variance"] == pytest.approx([2.25, 0.0])
 
 
+@pytest.mark.parametrize(("difference", "n_active"), [(0.205, 1), (0.195, 0)])
+def test_a_dimension_is_active_where_mu_has_a_variance_above_a_hundredth(
+    constant: VAE, difference: float, n_active: int
+) -> None:
+    with torch.no_grad():
+        constant.encoder.down[0].weight[0, 0, 1, 1] = 1.0
+        constant.encoder.bottom.weight[0, 0, 1, 1] = 1.0
+        constant.encoder.head.weight[0, 0] = difference
+    black, white = np.zeros((2, 3, 1), np.uint8), np.full((2, 3, 1), 255, np.uint8)
+    found = evaluate(constant, np.stack([black, white]), data="two")
+    assert found["mu"]["variance"] == pytest.approx([difference**2 / 4, 0.0], rel=1e-4)
+    assert found["active_units"] == n_active
+
+
 def test_figures_are_repeatable_plain_json_and_free_of_the_batch_size(
     vae: VAE, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,19 @@ def test_many_clusters_are_given_many_components_and_few_draws_few() -> None:
     assert len(fit(clusters(60, 2, count=40), seed=0).weights) == 1
 
 
+@pytest.mark.parametrize(("n", "components"), [(111, 1), (112, 10)])
+def test_ten_components_take_a_hundred_draws_of_two_dimensions(n: int, components: int) -> None:
+    # A tenth, rounded up, is held back: 99 and 100 draws are left.
+    assert len(fit(clusters(n, 2, count=4), seed=0).weights) == components
+
+
+def test_no_component_is_narrower_than_a_hundredth_of_the_whole() -> None:
+    z = torch.tensor([-1.0, 1.0]).repeat(1000)[:, None]
+    found = fit(z, seed=0)
+    assert len(found.weights) == 10
+    torch.testing.assert_close(found.cholesky, torch.full((10, 1, 1), 0.01), rtol=1e-3, atol=0)
+
+
 def test_a_fit_follows_codes_of_any_scale_and_offset() -> None:
     z = clusters(1500, 3, count=4).double()
     scale = torch.tensor([1e-2, 1.0, 1e3], dtype=torch.float64)
