@@ -10,13 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from service.lane import Lane
 
 Rows = NDArray[Any]
 Run = Callable[..., tuple[Rows, ...]]
@@ -169,16 +166,17 @@ class Batch:
 
 
 class Queue:
-    """The jobs that wait for one graph, whose run takes `cores` of the lane's; `load` is told the shape of a row of the
-    graph's first input. Where the graph can also run on one core, by `run_single`, its rows are dealt to the cores once
-    there are enough for all: cores that each do their own wait for nobody.
+    """The jobs that wait for one graph, whose run takes `cores` of the lane's; `wake` is called when there is one more,
+    and `load` is told the shape of a row of the graph's first input. Where the graph can also run on one core, by
+    `run_single`, its rows are dealt to the cores once there are enough for all: cores that each do their own wait for
+    nobody.
     """
 
     def __init__(
         self,
         run: Run,
         *,
-        lane: "Lane",
+        wake: Callable[["Queue"], None],
         load: Callable[[RowShape], Load],
         cores: int = 1,
         run_single: Run | None = None,
@@ -186,7 +184,7 @@ class Queue:
         self.run = run
         self._cores = cores
         self._run_single = run_single
-        self._lane = lane
+        self._wake = wake
         self._load = load
         self._jobs: deque[Job] = deque()
         self._cap: int | None = None
@@ -201,7 +199,7 @@ class Queue:
         """
         reply: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._jobs.append(Job(inputs, reply))
-        self._lane.wake(self)
+        self._wake(self)
         return reply
 
     def cores(self, *, free: int) -> int:

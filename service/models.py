@@ -73,7 +73,7 @@ def _queue(name: str, *, engine: Engine, lane: Lane, settings: Settings) -> Queu
     loads = _Loads(engine.manifest, engine.costs[name], pixels, most, settings.max_run_pixels)
     return Queue(
         graph.run,
-        lane=lane,
+        wake=lane.wake,
         load=loads.of_latents if name == DECODER else loads.of_images,
         cores=graph.threads if engine.device == "cpu" else lane.cores,  # a GPU takes one run at a time
         run_single=single.run if single else None,

@@ -120,7 +120,7 @@ def test_every_caller_gets_its_own_rows_at_any_mix_of_sizes(counts: list[int], l
     jobs = jobs_of(counts)
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(limit))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(limit))
         replies = await asyncio.gather(*(queue.submit(rows) for rows in jobs))
         for reply, rows in zip(replies, jobs, strict=True):
             assert_own(reply, rows)
@@ -135,7 +135,7 @@ def test_every_caller_gets_its_own_rows_at_any_mix_of_sizes(counts: list[int], l
 @given(waves=st.lists(sizes, min_size=1, max_size=4), limit=most)
 def test_callers_that_arrive_while_others_run_get_their_own_rows(waves: list[list[int]], limit: int) -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(limit))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(limit))
         awaited: list[tuple[Rows, asyncio.Future[Done]]] = []
         for wave in waves:
             awaited += [(rows, queue.submit(rows)) for rows in jobs_of(wave)]
@@ -165,7 +165,7 @@ def test_two_graphs_of_one_lane_never_run_at_once_and_keep_their_rows_apart(
         return run
 
     async def scenario(lane: Lane, _engine: Engine) -> None:
-        encoder, decoder = (Queue(alone(name), lane=lane, load=at_most(limit)) for name in (10**6, 2 * 10**6))
+        encoder, decoder = (Queue(alone(name), wake=lane.wake, load=at_most(limit)) for name in (10**6, 2 * 10**6))
         replies = [(rows, encoder.submit(rows), 10**6) for rows in jobs_of(encoding)]
         replies += [(rows, decoder.submit(rows), 2 * 10**6) for rows in jobs_of(decoding)]
         for rows, reply, name in replies:
@@ -179,7 +179,7 @@ def test_a_lone_job_that_needs_several_batches_is_answered_whole(rows: int, limi
     (job,) = jobs_of([rows])
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        done = await Queue(engine.run, lane=lane, load=at_most(limit)).submit(job)
+        done = await Queue(engine.run, wake=lane.wake, load=at_most(limit)).submit(job)
         assert_own(done, job)
         assert done.batch_rows == min(rows, limit)
 
@@ -189,7 +189,7 @@ def test_a_lone_job_that_needs_several_batches_is_answered_whole(rows: int, limi
 
 def test_a_batch_is_what_is_waiting_when_the_engine_is_free() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(16))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(16))
         async with engine.held(queue):
             replies = []
             for rows in jobs_of([1, 2, 1, 3]):
@@ -203,7 +203,7 @@ def test_a_batch_is_what_is_waiting_when_the_engine_is_free() -> None:
 
 def test_those_who_arrive_in_one_turn_of_the_loop_share_a_batch() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(16))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(16))
         await asyncio.gather(*(queue.submit(rows) for rows in jobs_of([1] * 16)))
 
     assert list(map(len, on_a_lane(scenario).batches)) == [16]
@@ -213,7 +213,7 @@ def test_those_who_arrive_in_one_turn_of_the_loop_share_a_batch() -> None:
 @given(counts=st.lists(st.integers(1, 60), min_size=2, max_size=10), limit=st.integers(2, 16))
 def test_no_job_fills_more_than_half_a_batch_while_others_wait(counts: list[int], limit: int) -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(limit))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(limit))
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs_of(counts)]
             await turn()
@@ -242,7 +242,7 @@ def test_a_lone_row_is_in_the_next_batch_while_jobs_are_fewer_than_its_rows(
     counts.insert(lone, 1)
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(limit))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(limit))
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs_of(counts)]
             await turn()
@@ -255,7 +255,7 @@ def test_a_lone_row_behind_a_crowd_waits_its_turn_and_no_longer() -> None:
     """Forty jobs of ten rows for batches of eight: whoever was not served comes first in the next batch."""
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(8))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(8))
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs_of([10] * 40 + [1])]
             await turn()
@@ -268,7 +268,7 @@ def test_a_lone_row_behind_a_crowd_waits_its_turn_and_no_longer() -> None:
 
 def test_a_row_that_arrives_late_is_not_kept_behind_a_long_request() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(4))
         long, late = jobs_of([400, 1])
         async with engine.held(queue):
             whole = queue.submit(long)
@@ -284,7 +284,7 @@ def test_a_row_that_arrives_late_is_not_kept_behind_a_long_request() -> None:
 
 def test_a_caller_who_left_is_dropped_as_the_batch_forms() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(16))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(16))
         jobs = jobs_of([2, 3, 2])
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs]
@@ -298,7 +298,7 @@ def test_a_caller_who_left_is_dropped_as_the_batch_forms() -> None:
 
 def test_a_caller_who_leaves_half_way_takes_back_what_no_batch_has_taken() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(4))
         engine.open.clear()
         leaving = queue.submit(np.arange(100).reshape(-1, 1))
         await engine.running()
@@ -311,7 +311,7 @@ def test_a_caller_who_leaves_half_way_takes_back_what_no_batch_has_taken() -> No
 
 def test_a_lane_whose_callers_all_left_runs_nothing_and_goes_on() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(4))
         for reply in [queue.submit(rows) for rows in jobs_of([3, 3])]:
             reply.cancel()
         await turn()
@@ -323,7 +323,7 @@ def test_a_lane_whose_callers_all_left_runs_nothing_and_goes_on() -> None:
 
 def test_a_run_that_fails_fails_its_own_batch_alone() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(4))
         engine.failing = True
         first = await asyncio.gather(*(queue.submit(rows) for rows in jobs_of([1, 1])), return_exceptions=True)
         assert [str(error) for error in first] == ["the engine failed"] * 2
@@ -336,7 +336,7 @@ def test_a_run_that_fails_fails_its_own_batch_alone() -> None:
 
 def test_a_long_job_that_failed_is_not_run_any_further() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(4))
         engine.failing = True
         with pytest.raises(RuntimeError, match="the engine failed"):
             await queue.submit(np.zeros((100, 1)))
@@ -391,9 +391,9 @@ def test_runs_of_one_core_go_side_by_side_and_one_of_all_cores_alone() -> None:
 
     async def main() -> None:
         lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
-        narrow = Queue(small, lane=lane, load=at_most(4), cores=1)
-        other = Queue(small, lane=lane, load=at_most(4), cores=1)
-        broad = Queue(wide, lane=lane, load=at_most(4), cores=2)
+        narrow = Queue(small, wake=lane.wake, load=at_most(4), cores=1)
+        other = Queue(small, wake=lane.wake, load=at_most(4), cores=1)
+        broad = Queue(wide, wake=lane.wake, load=at_most(4), cores=2)
         replies = [queue.submit(np.zeros((4, 1))) for queue in (narrow, other, broad, narrow, other)]
         await asyncio.wait_for(asyncio.gather(*replies), 30)
         lane.close()
@@ -424,7 +424,7 @@ def test_a_lone_row_has_all_cores_and_more_rows_are_dealt_to_them() -> None:
 
     async def main() -> None:
         lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
-        queue = Queue(ran.together, lane=lane, load=at_most(4), cores=2, run_single=ran.single)
+        queue = Queue(ran.together, wake=lane.wake, load=at_most(4), cores=2, run_single=ran.single)
         await queue.submit(np.array([[0]]))
         await asyncio.gather(*(queue.submit(np.array([[number]])) for number in range(1, 4)))
         await queue.submit(np.arange(4, 12)[:, None])
@@ -444,8 +444,8 @@ def test_a_row_that_comes_while_one_core_is_busy_gets_the_other() -> None:
 
     async def main() -> None:
         lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
-        busy = Queue(ran.single, lane=lane, load=at_most(4), cores=1)
-        queue = Queue(ran.together, lane=lane, load=at_most(4), cores=2, run_single=ran.single)
+        busy = Queue(ran.single, wake=lane.wake, load=at_most(4), cores=1)
+        queue = Queue(ran.together, wake=lane.wake, load=at_most(4), cores=2, run_single=ran.single)
         await asyncio.gather(busy.submit(np.array([[0]])), queue.submit(np.array([[1]])))
         lane.close()
 
@@ -468,7 +468,7 @@ def test_one_more_long_run_than_cores_goes_on_and_no_more_short_ones(run_us: flo
     async def main() -> None:
         lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
         load = Load(1, 1.0, run_us=run_us, row_us=0.0)
-        queue = Queue(refused, lane=lane, load=lambda _: load, cores=2, run_single=run)
+        queue = Queue(refused, wake=lane.wake, load=lambda _: load, cores=2, run_single=run)
         replies = [queue.submit(np.array([[number]])) for number in range(5)]
         for _ in range(at_once):
             assert await asyncio.to_thread(begun.acquire, timeout=20)
@@ -497,8 +497,8 @@ def test_a_run_of_all_cores_waits_until_those_ahead_are_over() -> None:
 
     async def main() -> None:
         lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
-        narrow = Queue(single, lane=lane, load=at_most(1), cores=1)
-        broad = Queue(wide, lane=lane, load=at_most(1), cores=2)
+        narrow = Queue(single, wake=lane.wake, load=at_most(1), cores=1)
+        broad = Queue(wide, wake=lane.wake, load=at_most(1), cores=2)
         replies = [narrow.submit(np.array([[number]])) for number in range(3)]
         await turn()
         await asyncio.gather(*replies, broad.submit(np.array([[3]])))
@@ -529,7 +529,7 @@ def test_as_many_rows_as_a_run_takes_also_get_the_core_that_another_process_leav
     async def main() -> None:
         metrics = Metrics(tally=Tally(memory, place=0))
         lane = Lane(max_queue_rows=100, cores=1, machine_cores=2, metrics=metrics)
-        queue = Queue(run, lane=lane, load=at_most(4))
+        queue = Queue(run, wake=lane.wake, load=at_most(4))
         replies = [queue.submit(rows_of(0, 4)), queue.submit(rows_of(1, rows))]
         for _ in range(at_once):
             assert await asyncio.to_thread(begun.acquire, timeout=20)
@@ -556,7 +556,7 @@ def test_a_run_that_costs_next_to_nothing_is_done_on_the_event_loop() -> None:
 
     async def main() -> None:
         lane = Lane(max_queue_rows=100, cores=2, metrics=Metrics())
-        queue = Queue(run, lane=lane, load=load)
+        queue = Queue(run, wake=lane.wake, load=load)
         await queue.submit(np.zeros((4, 1)))
         await queue.submit(np.zeros((5, 1)))
         lane.close()
@@ -571,7 +571,7 @@ def test_a_run_on_the_event_loop_that_fails_is_told_to_its_callers_alone() -> No
 
     async def main() -> None:
         lane = Lane(max_queue_rows=100, metrics=Metrics())
-        queue = Queue(engine.run, lane=lane, load=lambda _row_shape: Load(2, 1.0, run_us=0.0, row_us=0.0))
+        queue = Queue(engine.run, wake=lane.wake, load=lambda _row_shape: Load(2, 1.0, run_us=0.0, row_us=0.0))
         engine.failing = True
         with pytest.raises(RuntimeError, match="the engine failed"):
             await queue.submit(np.zeros((2, 1)))
@@ -591,7 +591,7 @@ def test_the_loop_has_its_turn_between_runs_that_it_does_itself() -> None:
 
     async def main() -> None:
         lane = Lane(max_queue_rows=100, metrics=Metrics())
-        queue = Queue(run, lane=lane, load=lambda _row_shape: Load(1, 1.0, run_us=0.0, row_us=0.0))
+        queue = Queue(run, wake=lane.wake, load=lambda _row_shape: Load(1, 1.0, run_us=0.0, row_us=0.0))
         reply = queue.submit(np.zeros((3, 1)))
         while not reply.done():
             await asyncio.sleep(0)
@@ -619,7 +619,7 @@ def test_callers_get_their_own_rows_at_any_mix_of_shapes_and_a_budget_bounds_eac
     jobs: list[tuple[int, int]], budget: int
 ) -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=by_width(budget))
+        queue = Queue(engine.run, wake=lane.wake, load=by_width(budget))
         asked = [rows_of(job, count, width=width) for job, (count, width) in enumerate(jobs)]
         replies = await asyncio.gather(*(queue.submit(rows) for rows in asked))
         for reply, rows in zip(replies, asked, strict=True):
@@ -636,7 +636,7 @@ def test_the_rows_of_two_inputs_stay_together(jobs: list[tuple[int, int]], limit
     """The first input has rows of one shape here, the second of several: both must be alike to share a batch."""
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(limit))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(limit))
         asked = [(rows_of(job, count), rows_of(job, count, width=width)) for job, (count, width) in enumerate(jobs)]
         replies = await asyncio.gather(*(queue.submit(*inputs) for inputs in asked))
         for reply, inputs in zip(replies, asked, strict=True):
@@ -647,7 +647,7 @@ def test_the_rows_of_two_inputs_stay_together(jobs: list[tuple[int, int]], limit
 
 def test_a_run_holds_rows_of_one_shape_as_many_as_wait() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(16))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(16))
         async with engine.held(queue):
             shapes = enumerate([1, 2, 1, 3, 2, 1])
             replies = [queue.submit(rows_of(job, 1, width=width)) for job, width in shapes]
@@ -666,7 +666,7 @@ def test_a_lone_row_of_a_rare_shape_is_in_the_second_batch_while_jobs_are_fewer_
     lone = len(counts)
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(limit))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(limit))
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs_of(counts)]
             replies.append(queue.submit(rows_of(lone, 1, width=2)))
@@ -680,7 +680,7 @@ def test_a_rare_shape_is_not_starved_by_a_crowd_that_keeps_coming() -> None:
     """A caller of the common shape is back as soon as it is answered, eight of them for batches of four."""
 
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(4))
         answered = asyncio.Event()
 
         async def crowd(job: int) -> None:
@@ -701,7 +701,7 @@ def test_a_rare_shape_is_not_starved_by_a_crowd_that_keeps_coming() -> None:
 
 def test_long_jobs_of_two_shapes_take_turns() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(4))
         async with engine.held(queue):
             replies = [queue.submit(rows_of(job, 12, width=job + 1)) for job in range(2)]
             await turn()
@@ -712,7 +712,7 @@ def test_long_jobs_of_two_shapes_take_turns() -> None:
 
 def test_jobs_of_rows_too_large_to_share_a_run_take_turns() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(1))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(1))
         async with engine.held(queue):
             replies = [queue.submit(rows) for rows in jobs_of([2, 2, 1])]
             await turn()
@@ -728,7 +728,7 @@ def test_a_run_that_fails_leaves_the_jobs_of_other_shapes_alone() -> None:
                 raise RuntimeError("the engine failed")
             return engine.run(rows)
 
-        queue = Queue(run, lane=lane, load=at_most(4))
+        queue = Queue(run, wake=lane.wake, load=at_most(4))
         replies = [queue.submit(rows_of(job, 1, width=width)) for job, width in enumerate([1, 2, 1])]
         first, failed, last = await asyncio.gather(*replies, return_exceptions=True)
         assert str(failed) == "the engine failed"
@@ -800,7 +800,7 @@ def test_retry_after_is_a_second_at_least_and_before_anything_was_measured() -> 
 
 def test_the_rate_is_measured_from_the_runs() -> None:
     async def scenario(lane: Lane, engine: Engine) -> None:
-        queue = Queue(engine.run, lane=lane, load=at_most(4))
+        queue = Queue(engine.run, wake=lane.wake, load=at_most(4))
         await queue.submit(np.zeros((12, 1)))
         assert lane._rows_per_s > 0  # noqa: SLF001
 
@@ -818,7 +818,7 @@ def test_the_rate_is_that_of_engine_rows_on_all_cores(
     async def main() -> None:
         lane = Lane(max_queue_rows=100, cores=cores, metrics=Metrics())
         load = Load(8, 2.5, run_us=LONG_US, row_us=0.0)
-        queue = Queue(lambda rows: (rows,), lane=lane, load=lambda _row_shape: load, cores=of_a_run)
+        queue = Queue(lambda rows: (rows,), wake=lane.wake, load=lambda _row_shape: load, cores=of_a_run)
         assert (await queue.submit(np.zeros((4, 1)))).run_s == 1
         with lane.admit(100), pytest.raises(QueueFull) as refused, lane.admit(1):
             pass

@@ -62,7 +62,7 @@ def test_only_the_job_that_fails_alone_is_told_so(run_us: float) -> None:
     engine = Failing(3)
 
     async def scenario(lane: Lane) -> None:
-        queue = Queue(engine.run, lane=lane, load=load(run_us=run_us))
+        queue = Queue(engine.run, wake=lane.wake, load=load(run_us=run_us))
         replies = [queue.submit(job(number)) for number in range(6)]
         done = await asyncio.gather(*replies, return_exceptions=True)
         assert [str(answer) for answer in done if isinstance(answer, Exception)] == ["the engine failed"]
@@ -87,7 +87,7 @@ def test_a_process_of_one_core_does_longer_runs_on_its_event_loop(cores: int, ru
         return (rows,)
 
     async def scenario(lane: Lane) -> None:
-        await Queue(run, lane=lane, load=load(run_us=run_us)).submit(job(1))
+        await Queue(run, wake=lane.wake, load=load(run_us=run_us)).submit(job(1))
 
     on_a_lane(scenario, cores=cores)
     assert (threads == [threading.main_thread()]) == is_here
@@ -102,7 +102,7 @@ def test_threads_that_compute_do_not_interrupt_the_event_loop() -> None:
         return (rows,)
 
     async def scenario(lane: Lane) -> None:
-        await Queue(run, lane=lane, load=load()).submit(job(1))
+        await Queue(run, wake=lane.wake, load=load()).submit(job(1))
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
     on_a_lane(scenario)
@@ -117,7 +117,7 @@ def test_a_sandbox_that_forbids_the_policy_changes_nothing_else(monkeypatch: pyt
     engine = Failing()
 
     async def scenario(lane: Lane) -> None:
-        done = await Queue(engine.run, lane=lane, load=load()).submit(job(1))
+        done = await Queue(engine.run, wake=lane.wake, load=load()).submit(job(1))
         assert done.outputs[0].tolist() == [[2]]
 
     on_a_lane(scenario)
@@ -127,7 +127,7 @@ def test_a_batch_that_failed_once_is_answered_all_the_same() -> None:
     engine = Failing(times=1)
 
     async def scenario(lane: Lane) -> None:
-        queue = Queue(engine.run, lane=lane, load=load())
+        queue = Queue(engine.run, wake=lane.wake, load=load())
         done = await asyncio.gather(*(queue.submit(job(number, rows=2)) for number in range(3)))
         assert [answer.outputs[0][:, 0].tolist() for answer in done] == [[0, 0], [2, 2], [4, 4]]
 
@@ -153,7 +153,7 @@ def test_a_job_that_was_alone_is_not_tried_again() -> None:
     engine = Failing(times=1)
 
     async def scenario(lane: Lane) -> None:
-        queue = Queue(engine.run, lane=lane, load=load())
+        queue = Queue(engine.run, wake=lane.wake, load=load())
         with pytest.raises(RuntimeError, match="the engine failed"):
             await queue.submit(job(1))
         assert (await queue.submit(job(2))).outputs[0].tolist() == [[4]]
@@ -180,7 +180,7 @@ def test_who_has_left_meanwhile_is_not_tried_again() -> None:
                 assert cancelled.wait(20)
             return engine.run(rows)
 
-        queue = Queue(run, lane=lane, load=load())
+        queue = Queue(run, wake=lane.wake, load=load())
         replies = [queue.submit(job(number)) for number in range(3)]
         left.append(replies[1])
         await asyncio.gather(*replies, return_exceptions=True)
@@ -191,7 +191,7 @@ def test_who_has_left_meanwhile_is_not_tried_again() -> None:
 
 def test_a_larger_batch_that_fails_later_lets_none_grow() -> None:
     async def scenario(lane: Lane) -> None:
-        queue = Queue(Failing().run, lane=lane, load=load(64))
+        queue = Queue(Failing().run, wake=lane.wake, load=load(64))
         queue.shrink(4)
         queue.shrink(64)
         assert queue._cap == 2  # noqa: SLF001
@@ -212,7 +212,7 @@ def test_out_of_memory_halves_the_batches_until_many_runs_went_well(monkeypatch:
         return (rows,)
 
     async def scenario(lane: Lane) -> None:
-        queue = Queue(run, lane=lane, load=load(8))
+        queue = Queue(run, wake=lane.wake, load=load(8))
         with pytest.raises(OutOfMemory, match="no memory for 8 rows"):
             await queue.submit(job(0, rows=8))
         with pytest.raises(OutOfMemory, match="no memory for 4 rows"):
@@ -235,7 +235,7 @@ def test_a_device_out_of_memory_is_logged_with_its_own_words_as_long_as_runs_gro
         raise OutOfMemory("encoder.onnx: no memory") from RuntimeError("BFCArena: 1024 bytes\nat line 7")
 
     async def scenario(lane: Lane) -> None:
-        queue = Queue(run, lane=lane, load=load(4))
+        queue = Queue(run, wake=lane.wake, load=load(4))
         for _ in range(5):
             with pytest.raises(OutOfMemory):
                 await queue.submit(job(0, rows=4))
@@ -252,7 +252,7 @@ def test_several_jobs_that_were_too_many_together_are_answered_one_by_one() -> N
         return (rows,)
 
     async def scenario(lane: Lane) -> None:
-        queue = Queue(run, lane=lane, load=load(8))
+        queue = Queue(run, wake=lane.wake, load=load(8))
         done = await asyncio.gather(*(queue.submit(job(number)) for number in range(6)))
         assert [int(answer.outputs[0][0, 0]) for answer in done] == list(range(6))
 
@@ -270,7 +270,7 @@ def test_a_long_run_that_nobody_waits_for_is_ended() -> None:
         raise RuntimeError("stopped")
 
     async def scenario(lane: Lane) -> None:
-        queue = Queue(run, lane=lane, load=load(run_us=lanes._STOPPABLE_US))  # noqa: SLF001
+        queue = Queue(run, wake=lane.wake, load=load(run_us=lanes._STOPPABLE_US))  # noqa: SLF001
         first, second = queue.submit(job(1)), queue.submit(job(2))
         await asyncio.to_thread(running.wait, 20)
         first.cancel()
@@ -300,7 +300,7 @@ def test_only_runs_that_somebody_waited_for_count_as_failed_and_a_good_one_clear
         return float(sample.value)
 
     async def scenario(lane: Lane) -> None:
-        queue = Queue(run, lane=lane, load=load(run_us=lanes._STOPPABLE_US))  # noqa: SLF001
+        queue = Queue(run, wake=lane.wake, load=load(run_us=lanes._STOPPABLE_US))  # noqa: SLF001
         deserted = queue.submit(job(1))
         await asyncio.to_thread(running.wait, 20)
         deserted.cancel()
@@ -335,7 +335,7 @@ def test_a_run_that_does_not_end_is_a_wedge_once_it_is_late_by_both_measures(mon
 
     async def scenario(lane: Lane) -> None:
         assert not lane.is_wedged(0)
-        reply = Queue(run, lane=lane, load=load(run_us=2e6)).submit(job(1))
+        reply = Queue(run, wake=lane.wake, load=load(run_us=2e6)).submit(job(1))
         await asyncio.to_thread(running.wait, 20)
         assert not lane.is_wedged(30)
         now[0] = 139.0
