@@ -73,35 +73,18 @@ async def pictures(
     Shapes:  image, inputs (n, h, w, c); z (n, *latent_shape)
     """
     began = perf_counter()
-    options = call.options
     named = {"images": image} if inputs is None else {"images": image, "inputs": inputs}
     if call.form is Form.SAFETENSORS:
         content = tensors.write({**named, "z": z})
     elif call.form is Form.JSON:
-        document = _told(seed)
-        for name, rows in named.items():
-            cost_us = len(rows) * rendering.cost_us(rows[:1], "png", options.scale)
-            work = partial(_base64_pngs, rows, options.scale)
-            document[name] = await call.spend_on_answer(_pixels(rows, options.scale), cost_us, work)
+        encoded = {name: await _base64_pngs(call, rows) for name, rows in named.items()}
         warned = {"warnings": [warning.model_dump() for warning in call.warnings]} if call.warnings else {}
-        content = await _json(call, document | warned | {"z": np.ascontiguousarray(z)})
+        content = await _json(call, _told(seed) | encoded | warned | {"z": np.ascontiguousarray(z)})
     else:
         shown = image
         if inputs is not None:
             shown = await call.spend(_STACKED_VALUE_US * image.size, np.concatenate, (inputs, image), axis=1)
-        encoding = cast("rendering.Encoding", call.form.label)
-        cost_us = rendering.cost_us(shown, encoding, options.scale)
-        render = partial(
-            rendering.render,
-            shown,
-            encoding=encoding,
-            columns=columns,
-            scale=options.scale,
-            quality=options.quality,
-            frame_ms=options.frame_ms if isinstance(options, PathOptions) else 0,
-        )
-        file = await call.spend_on_answer(_pixels(shown, options.scale), cost_us, render)
-        content = (file,)
+        content = (await _file(call, shown, columns=columns),)
     return _response(call, content, seed=seed, runs=runs, decoded_at=decoded_at, encoding_at=began)
 
 
@@ -147,8 +130,32 @@ def _pixels(image: NDArray[np.uint8], scale: int) -> int:
     return image[..., 0].size * scale**2
 
 
-def _base64_pngs(image: NDArray[np.uint8], scale: int) -> list[str]:
-    return [base64.b64encode(png.encode(picture)).decode("ascii") for picture in rendering.enlarge(image, scale)]
+async def _file(call: Call[PictureOptions], image: NDArray[np.uint8], *, columns: int) -> bytes:
+    """All pictures (n, h, w, c) as one file of the form that the request asked for."""
+    options = call.options
+    encoding = cast("rendering.Encoding", call.form.label)
+    render = partial(
+        rendering.render,
+        image,
+        encoding=encoding,
+        columns=columns,
+        scale=options.scale,
+        quality=options.quality,
+        frame_ms=options.frame_ms if isinstance(options, PathOptions) else 0,
+    )
+    cost_us = rendering.cost_us(image, encoding, options.scale)
+    return await call.spend_on_answer(_pixels(image, options.scale), cost_us, render)
+
+
+async def _base64_pngs(call: Call[PictureOptions], image: NDArray[np.uint8]) -> list[str]:
+    """Each picture (n, h, w, c) as a file of its own, in base64."""
+    scale = call.options.scale
+
+    def encode() -> list[str]:
+        return [base64.b64encode(png.encode(picture)).decode("ascii") for picture in rendering.enlarge(image, scale)]
+
+    cost_us = len(image) * rendering.cost_us(image[:1], "png", scale)
+    return await call.spend_on_answer(_pixels(image, scale), cost_us, encode)
 
 
 async def _json(call: Call[Options], members: dict[str, Any]) -> tuple[bytes, ...]:
