@@ -1,6 +1,5 @@
 """vae-train: flags to configs, and what goes wrong to one sentence."""
 
-import dataclasses
 import json
 import re
 import signal
@@ -12,18 +11,18 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from model import checkpoint, data, lock, measuring, memory, run
-from model.checkpoint import DataConfig, RunConfig
+from model import checkpoint, data, measuring, memory, run
 from model.errors import BadCheckpoint, BadData, BadSetting, Died, NotANumber
 from model.gaussian import SCALE_HEADS
 from model.machine import DEVICES, join
 from model.measuring import NllRequest
 from model.nll import Precision
+from model.plan import Asked, to_resume, to_start
 from model.presets import PRESETS
 from model.schedules import BETA_SCHEDULES
 from model.study.plan import Settings as StudySettings
 from model.study.plan import plan as plan_study
-from model.training import PRECISIONS, Learner, TrainConfig, require_compatible
+from model.training import PRECISIONS, Learner, TrainConfig
 from model.vae import FAMILIES, LIKELIHOODS, ModelConfig
 
 app = typer.Typer(
@@ -32,9 +31,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-# What an autoencoder has no use for: its point has no scale, and its loss no KL term.
-_OF_A_DENSITY = ("scale_head", "beta", "beta_schedule", "kl_warmup_epochs", "free_bits")
 
 # What torch says of memory, on a CPU and on a GPU, and numpy.
 _IS_OF_MEMORY = re.compile(r"(?i)MemoryError|out of memory|not enough memory|allocate memory|bad_alloc")
@@ -152,73 +148,50 @@ def fit(
     seed: Annotated[int | None, _of(TrainConfig, "seed", "Where all randomness of the run starts.")] = None,
 ) -> None:
     """Train a VAE into a checkpoint; Ctrl-C saves, --resume goes on."""
-    model_options = _given(
-        family=family,
-        preset=preset,
-        features=features,
-        depth=depth,
-        latent_dim=latent_dim,
-        likelihood=likelihood,
-        sigma=None if sigma is None else _parse_sigma(sigma),
-        dequantised=dequantised,
-        scale_head=scale_head,
-    )
-    training_options = _given(
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        lr_warmup_steps=lr_warmup_steps,
-        weight_decay=weight_decay,
-        beta=beta,
-        beta_schedule=beta_schedule,
-        kl_warmup_epochs=kl_warmup_epochs,
-        free_bits=free_bits,
-        iw_samples=iw_samples,
-        iw_epochs=iw_epochs,
-        grad_clip=grad_clip,
-        average_decay=average_decay,
-        precision=precision,
-        compile=compiled,
-        processes=processes,
-        seed=seed,
-    )
     with _sentences():
-        others = _given(size=size, channels=channels, start_from=start_from and start_from.resolve().name)
-        given = model_options | training_options | others
-        stored = checkpoint.read_config(out) if resume else None
-        origin = checkpoint.read(start_from) if start_from and not resume else None
-        base = stored.model if stored else origin.config.model if origin else None
-        height, width, channels = _asked(size, channels, base)
-        model = base or ModelConfig(height or 1, width or 1, channels or 1, **_of_likelihood(model_options))
-        training = stored.training if stored else TrainConfig(**training_options)
-        _require_possible(out, given, model=model, training=training, stored=stored, has_origin=origin is not None)
-        machine = join(device, processes=training.processes)
-        if stored is not None:
-            validation = stored.data.n_validation if validation is None else validation
-            validation_seed = stored.data.validation_seed if validation_seed is None else validation_seed
-        dataset = data.with_validation(
-            _read(data_path, size=(height, width) if height and width else None, channels=channels),
-            validation or 0,
-            seed=validation_seed or 0,
+        asked = Asked(
+            model=_given(
+                family=family,
+                preset=preset,
+                features=features,
+                depth=depth,
+                latent_dim=latent_dim,
+                likelihood=likelihood,
+                sigma=None if sigma is None else _parse_sigma(sigma),
+                dequantised=dequantised,
+                scale_head=scale_head,
+            ),
+            training=_given(
+                epochs=epochs,
+                batch_size=batch_size,
+                accumulate=accumulate,
+                learning_rate=learning_rate,
+                lr_warmup_steps=lr_warmup_steps,
+                weight_decay=weight_decay,
+                beta=beta,
+                beta_schedule=beta_schedule,
+                kl_warmup_epochs=kl_warmup_epochs,
+                free_bits=free_bits,
+                iw_samples=iw_samples,
+                iw_epochs=iw_epochs,
+                grad_clip=grad_clip,
+                average_decay=average_decay,
+                precision=precision,
+                compile=compiled,
+                processes=processes,
+                seed=seed,
+            ),
+            size=None if size is None else _parse_size(size),
+            channels=channels,
+            n_validation=validation,
+            validation_seed=validation_seed,
+            start_from=start_from,
         )
-        height, width, channels = dataset.image_shape
-        config = RunConfig(
-            model=dataclasses.replace(model, height=height, width=width, channels=channels),
-            training=training,
-            data=DataConfig.of(dataset, validation_seed=validation_seed or 0),
-            origin=stored.origin if stored else None,
-        )
-        if resume:
-            learner = run.resume(out, config, machine=machine)
-            warnings = [
-                f"{change}; the last digits may differ from now on" for change in run.changed_machine(out, learner)
-            ]
-        else:
-            if start_from is not None and origin is not None:
-                config = dataclasses.replace(config, origin=run.origin_of(start_from, origin, dataset=dataset))
-            learner = run.start(out, config, dataset=dataset, origin=origin, machine=machine)
-            warnings = run.cut_warm_ups(learner)
+        plan = to_resume(out, asked) if resume else to_start(out, asked)
+        machine = join(device, processes=plan.training.processes)
+        pictures = _read(data_path, size=plan.size, channels=plan.channels)
+        dataset = data.with_validation(pictures, plan.n_validation, seed=plan.validation_seed)
+        learner, warnings = plan.learner(out, dataset, machine=machine)
         if machine.is_main:
             for warning in warnings:
                 print(f"vae-train: warning: {warning}", file=sys.stderr)
@@ -340,48 +313,6 @@ def _read(path: Path | None, *, size: tuple[int, int] | None, channels: int | No
     return dataset
 
 
-def _asked(
-    size: str | None, channels: int | None, base: ModelConfig | None
-) -> tuple[int | None, int | None, int | None]:
-    """Height, width and channels as they were asked for, else those of the model that a run goes on with."""
-    was: tuple[int | None, int | None, int | None] = base.image_shape if base else (None, None, None)
-    height, width = was[:2] if size is None else _parse_size(size)
-    return height, width, channels or was[2]
-
-
-def _require_possible(
-    out: Path,
-    given: dict[str, Any],
-    *,
-    model: ModelConfig,
-    training: TrainConfig,
-    stored: RunConfig | None,
-    has_origin: bool,
-) -> None:
-    """Nothing, if options make a run, as far as it does not depend on pictures, whose reading may take hours.
-
-    Raises:  BadSetting that names one of the options given
-    """
-    was = vars(model) | {"size": f"{model.height}x{model.width}"}
-    if stored is not None:
-        was |= vars(training) | {"start_from": stored.origin and stored.origin.name}
-        _require_same(given, was, why=f"with which {out} was started")
-        lock.require_free(out)
-    else:
-        run.require_free(out)
-        if has_origin:
-            _require_same(given, was, why="as the run has that it is to start from")
-    if model.family == "autoencoder":
-        _require_none_of_a_density(given)
-    require_compatible(model, training)
-
-
-def _require_same(given: dict[str, Any], was: dict[str, Any], *, why: str) -> None:
-    for name, value in given.items():
-        if name in was and value != was[name]:
-            raise BadSetting(f"{name}: got {value}, expected {was[name]}, {why}")
-
-
 def _train(out: Path, learner: Learner, dataset: data.Dataset, *, save_every_s: float) -> None:
     """The run to its end, where the main process measures it, or to the signal that stops it."""
     outcome = run.train(out, learner, dataset, save_every_s=save_every_s)
@@ -398,22 +329,8 @@ def _train(out: Path, learner: Learner, dataset: data.Dataset, *, save_every_s: 
     _report(measuring.measure(out, dataset=dataset, machine=learner.machine), folder=out)
 
 
-def _of_likelihood(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given; only a gaussian has a sigma by default."""
-    return {"sigma": None, **given} if given.get("likelihood", "gaussian") != "gaussian" else given
-
-
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _require_none_of_a_density(options: dict[str, Any]) -> None:
-    for name in _OF_A_DENSITY:
-        if name in options:
-            got = f"got {options[name]} with an autoencoder"
-            raise BadSetting(
-                f"{name}: {got}, expected none: its posterior is a point, which has no scale and no KL term"
-            )
 
 
 def _parse_sigma(text: str) -> float | str:
