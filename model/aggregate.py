@@ -29,12 +29,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """Squared maximum mean discrepancy of two samples, with the yardstick to read it by."""
+    """Squared maximum mean discrepancy of two samples, with two yardsticks: one to tell it from 0, one from another."""
 
     mmd: float
     """The estimate; without bias, so it may be a little below 0."""
     spread: float
     """Standard deviation that the estimate would have if both samples had one distribution."""
+    standard_error: float
+    """Standard deviation that it has, whatever their distributions are: far from 0, many times the spread."""
     n: int
     """Rows of each sample."""
 
@@ -84,7 +86,8 @@ def discrepancy(z: Tensor, other: Tensor) -> Discrepancy:
     Shapes:  z, other (n, d) -> scalars
     Raises:  ValueError if the shapes differ or n is below 2
     Source:  Tolstikhin et al. 2018, algorithm 2 and section 4 (sigma = 1), arXiv:1711.01558; spread: Gretton et al.
-             2012, lemma 6 and appendix B.3, jmlr.org/papers/v13/gretton12a.html
+             2012, lemma 6 and appendix B.3, jmlr.org/papers/v13/gretton12a.html; standard error: Hoeffding 1948,
+             equation 5.13 (the variance of a U-statistic), doi:10.1214/aoms/1177730196
     """
     if other.shape != z.shape or len(z) < 2:
         raise ValueError(f"samples: got {tuple(z.shape)} and {tuple(other.shape)}, expected one shape and n above 1")
@@ -94,8 +97,14 @@ def discrepancy(z: Tensor, other: Tensor) -> Discrepancy:
     mmd = _off_diagonal_mean(within) - 2 * across.mean()
     # The terms of the U-statistic; with equal distributions its variance is that of one term over n (n - 1) / 2.
     terms = within - across - across.T
-    spread = (_off_diagonal_mean(terms.square()) * 2 / (n * (n - 1))).sqrt()
-    return Discrepancy(mmd=float(mmd), spread=float(spread), n=n)
+    mean_square = _off_diagonal_mean(terms.square())
+    spread = (mean_square * 2 / (n * (n - 1))).sqrt()
+    # Elsewhere that of one row's mean over all others counts too; as it was measured, it has a share of that of terms.
+    of_terms = mean_square - _off_diagonal_mean(terms).square()
+    row_means = (terms.sum(1) - terms.diagonal()) / (n - 1)
+    of_rows = (row_means.var() - of_terms / (n - 1)).clamp(min=0)
+    variance = (4 * (n - 2) * of_rows + 2 * of_terms) / (n * (n - 1))
+    return Discrepancy(mmd=float(mmd), spread=float(spread), standard_error=float(variance.clamp(min=0).sqrt()), n=n)
 
 
 def clamp_share(logvar: Tensor, logvar_range: tuple[float, float]) -> ClampShare:

@@ -166,7 +166,7 @@ def save(folder: Path, learner: Learner) -> None:
 
     A disk that is full leaves the save before. The state alone is what resuming reads, and it gets its name last: a run
     whose last state is there has nothing left to do, so its weights have to be there too. All processes of a run come
-    here together; one writes.
+    here together; one writes. What was told of the weights before is withdrawn.
     """
     state = learner.state()
     if learner.machine.is_main:
@@ -177,6 +177,7 @@ def save(folder: Path, learner: Learner) -> None:
                 folder / _STATE: _tensors(state),
             }
         )
+        withdraw_metrics(folder)
 
 
 def saved_step(folder: Path) -> int | None:

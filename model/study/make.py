@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from model import checkpoint, run, sheets
+from model import checkpoint, lock, run, sheets
 from model.errors import BadSetting
 from model.files import write_whole
-from model.machine import join
+from model.machine import Machine, join
 from model.study import codes as latent
 from model.study import page, runs
 from model.study.claims import CLAIMS, decide
@@ -27,11 +27,15 @@ _PAGE = "index.html"
 def make(folder: Path, plan: Plan, *, device: str) -> Found | int:
     """What the study has found, written into its folder; or the number of the signal that stopped it, all being saved.
 
-    Raises:  BadSetting if the folder holds something else, or a study with other settings or pictures; NotANumber if
-             a run stops being finite
+    Raises:  BadSetting if the folder holds something else, or a study with other settings or pictures, or one that
+             another process is making; NotANumber if a run stops being finite
     """
-    machine = join(device, processes=1)
     _require_ours(folder, plan)
+    with lock.held(folder, what="a study that another process is making"):
+        return _made(folder, plan, machine=join(device, processes=1))
+
+
+def _made(folder: Path, plan: Plan, *, machine: Machine) -> Found | int:
     stored, began = _stored(folder), time.monotonic()
     _write(folder, stored)
     try:

@@ -136,7 +136,7 @@ def _mmd(z: Tensor) -> Found:
     if len(z) < 2:
         return {"mmd": None}
     found = discrepancy_to_prior(z, _generator(1))
-    return {"mmd": found.mmd, standard_error_of("mmd"): found.spread}
+    return {"mmd": found.mmd, standard_error_of("mmd"): found.standard_error}
 
 
 def _plane(mu: Tensor) -> Found:

@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Self
@@ -37,23 +39,27 @@ _TICK_S = 0.5
 _TRAINED, _EVALUATED, _MEASURED = 0.86, 0.09, 0.05
 
 # Counts up where numbers are measured in another way, so that none of the old way is kept beside them.
-_EDITION = 3
+_EDITION = 4
 
 _plan: Plan
 _stopping: Event
+_at_work = threading.Lock()
 
 
-def has_ended(folder: Path, member: Member) -> bool:
-    """Whether a run has been trained and evaluated to its end, of which its metrics are the last part."""
+def is_trained(folder: Path, member: Member) -> bool:
+    """Whether a run has come to its last step."""
     training = member.config.training
     steps = -(-member.config.data.n_train // training.batch_size) * training.epochs
-    return (folder / "metrics.json").exists() and checkpoint.saved_step(folder) == steps
+    return checkpoint.saved_step(folder) == steps
 
 
 def is_measured_on(folder: Path, dataset: Dataset) -> bool:
-    """Whether the figures of a run are of a data set's test pictures: whoever has the run may measure it on others."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return bool(metrics["protocol"].get("data_sha256") == fingerprints.of_images(dataset.test))
+    """Whether the figures of a run are of its weights and of a data set's test pictures: whoever has the run may have
+    measured it before its end, or on others.
+    """
+    found = checkpoint.read(folder)
+    expected = {"model_sha256": fingerprints.of_model(found.vae), "data_sha256": fingerprints.of_images(dataset.test)}
+    return found.metrics is not None and expected.items() <= found.metrics["protocol"].items()
 
 
 class Work:
@@ -108,7 +114,7 @@ class Work:
 
         Raises:  Died if a process does; whatever a job raises, once the others have been stopped
         """
-        futures = {self._pool.submit(job) for job in jobs}
+        futures = {self._pool.submit(_work, job) for job in jobs}
         waiting: set[Future[object]] = futures
         while waiting:
             done, waiting = wait(waiting, timeout=_TICK_S, return_when=FIRST_EXCEPTION)
@@ -160,12 +166,38 @@ def _begin(plan: bytes, arrays: Path, stopping: Event) -> None:
     _plan, _stopping = stored.load(plan, arrays), stopping
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process where its parent was killed, once its job has been stopped as a signal stops it."""
+    _parent().join()
+    while not _at_work.acquire(timeout=_TICK_S):
+        os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(1)
+
+
+def _parent() -> BaseProcess:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a process of a study asks"  # noqa: S101
+    return parent
+
+
+def _is_stopping() -> bool:
+    """Whether no job shall begin any more."""
+    return _stopping.is_set() or not _parent().is_alive()
+
+
+def _work(job: Callable[[], object]) -> object:
+    """A job, in one of the processes."""
+    with _at_work:
+        return job()
 
 
 def _classify(folder: Path) -> None:
     described = {"data": _plan.dataset.sha256, "labels": _plan.dataset.labels_sha256}
     path = folder / "classifier.json"
-    if _stopping.is_set() or not classifiers.has_classes(_plan.dataset) or _is_of(path, described):
+    if _is_stopping() or not classifiers.has_classes(_plan.dataset) or _is_of(path, described):
         return
     trained = classifiers.train(_plan.dataset)
     write_whole(folder / "classifier.safetensors", safetensors.torch.save(trained.state_dict()))
@@ -174,10 +206,10 @@ def _classify(folder: Path) -> None:
 
 def _train(folder: Path, member: Member, device: str) -> None:
     place, dataset = run_folder(folder, member.name), _plan.dataset_of(member)
-    if _stopping.is_set():
+    if _is_stopping():
         return
     machine = join(device, processes=1)
-    if has_ended(place, member):
+    if is_trained(place, member):
         if not is_measured_on(place, dataset):
             measuring.measure(place, dataset=dataset, machine=machine)
         return
@@ -191,7 +223,7 @@ def _train(folder: Path, member: Member, device: str) -> None:
         outcome = run.train(place, learner, dataset, has_bar=False)
     except NotANumber as error:
         raise NotANumber(f"{member.name}: {error}") from error
-    if outcome.signal_number is None and not _stopping.is_set():
+    if outcome.signal_number is None and not _is_stopping():
         measuring.measure(place, dataset=dataset, machine=machine)
 
 
@@ -204,7 +236,7 @@ def _measure(folder: Path, member: Member, device: str) -> None:
         "labels": _plan.dataset.labels_sha256,
         "edition": _EDITION,
     }
-    if _stopping.is_set() or _is_of(_numbers_file(folder, member.name), described):
+    if _is_stopping() or _is_of(_numbers_file(folder, member.name), described):
         return
     assert found.metrics is not None, "a run that has ended has been evaluated"  # noqa: S101
     machine = join(device, processes=1)
@@ -221,7 +253,7 @@ def _measure(folder: Path, member: Member, device: str) -> None:
 def _reference(folder: Path, latent_dim: int, device: str) -> None:
     described = {"data": _plan.dataset.sha256, "labels": _plan.dataset.labels_sha256, "edition": _EDITION}
     path = _numbers_file(folder, f"reference-{latent_dim}")
-    if _stopping.is_set() or _is_of(path, described):
+    if _is_stopping() or _is_of(path, described):
         return
     classifier = _classifier(folder, join(device, processes=1))
     found = numbers.reference(_plan.dataset, latent_dim=latent_dim, classifier=classifier)
@@ -261,13 +293,16 @@ def _raise_failure(future: Future[object]) -> None:
 
 @contextmanager
 def _arrays(folder: Path) -> Iterator[Path]:
-    """A place for the pictures while processes look at them; what a kill has left there is written over."""
+    """A place for the pictures while processes look at them. What a kill has left there goes, but is not written over:
+    processes that it left may still look.
+    """
     place = folder / "arrays"
-    place.mkdir(exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
     try:
         yield place
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager

@@ -62,6 +62,17 @@ def test_equal_distributions_have_no_discrepancy_on_average_and_the_stated_sprea
     assert np.mean([one.spread for one in found]) == pytest.approx(estimates.std(), rel=0.15)
 
 
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.15, 0.9), (1.0, 3.0)])
+def test_the_standard_error_is_how_much_estimates_vary_wherever_the_samples_lie(shift: float, scale: float) -> None:
+    found = [
+        discrepancy(shift + scale * normal(150, 4, seed=2 * trial), normal(150, 4, seed=2 * trial + 1))
+        for trial in range(300)
+    ]
+    deviation = np.std([one.mmd for one in found])
+    # A sixth too large where they are equal: what is estimated there is 0, and noise below it does not count.
+    assert np.mean([one.standard_error for one in found]) == pytest.approx(deviation, rel=0.2)
+
+
 def test_a_wider_a_shifted_and_a_collapsed_aggregate_are_told_from_the_prior() -> None:
     z = normal(400, 8, seed=8).float()
     same = discrepancy_to_prior(z, torch.Generator().manual_seed(0))

@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from model import checkpoint, data
+from model import checkpoint, data, lock
 from model.__main__ import app
 from model.errors import Died
 from model.study import runs
@@ -298,10 +298,53 @@ def test_what_a_job_raises_reaches_whoever_asked(work: runs.Work) -> None:
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
-def test_a_run_has_not_ended_before_its_last_step_and_its_metrics(finished: Path, few: Path, tmp_path: Path) -> None:
+def test_a_run_is_trained_at_its_last_step_and_measured_by_figures_of_those_weights(
+    finished: Path, few: Path, tmp_path: Path
+) -> None:
     settings = Settings(features=2, latent_dim=3, epochs=2, batch_size=64, sketch=150)
-    member = plan(data.read(few), settings).measured(PLAIN, 0)
-    assert runs.has_ended(finished / "runs" / "vae-3", member)
-    shutil.copytree(finished / "runs" / "vae-3", tmp_path / "run")
-    (tmp_path / "run" / "metrics.json").unlink()
-    assert not runs.has_ended(tmp_path / "run", member)
+    dataset = data.read(few)
+    member = plan(dataset, settings).measured(PLAIN, 0)
+    place = tmp_path / "run"
+    shutil.copytree(finished / "runs" / "vae-3", place)
+    assert runs.is_trained(place, member)
+    assert runs.is_measured_on(place, dataset)
+    weights = safetensors.torch.load_file(place / "model.safetensors")
+    weights["encoder.head.bias"] += 1
+    safetensors.torch.save_file(weights, place / "model.safetensors")
+    assert not runs.is_measured_on(place, dataset)
+    (place / "metrics.json").unlink()
+    assert not runs.is_measured_on(place, dataset)
+    state = place / "state" / "training.safetensors"
+    tensors = safetensors.torch.load_file(state)
+    safetensors.torch.save_file(tensors | {"step": tensors["step"] - 1}, state)
+    assert not runs.is_trained(place, member)
+
+
+def test_a_study_that_another_process_is_making_is_refused_and_left_alone(
+    finished: Path, few: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    before = (folder / "study.json").read_bytes()
+    with lock.held(folder):
+        refused = study("--data", few, "--out", folder, *TINY)
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"vae-train: {folder}: got a study that another process is making, expected one that none is;"
+        " wait for it, or stop it\n"
+    )
+    assert (folder / "study.json").read_bytes() == before
+
+
+def test_the_processes_of_a_study_save_and_end_where_their_parent_is_killed(few: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    command = (sys.executable, "-m", "model", "study", "--data", str(few), "--out", str(folder), *TINY)
+    with begun((*command, "--epochs", "100000"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        until(lambda: any(folder.glob("runs/*/metrics.jsonl")) or process.poll() is not None)
+        process.kill()
+        process.communicate(timeout=60)  # comes to its end once the last process that writes there has
+    trained = [run.parent for run in folder.glob("runs/*/config.json")]
+    assert trained
+    for run in trained:
+        lock.require_free(run)
+    assert any(checkpoint.saved_step(run) for run in trained)

@@ -126,13 +126,13 @@ def test_midpoints_lie_among_test_pictures_in_features_their_own_ends_left_out(
     assert found["linear_confidence"] == pytest.approx(float(classifier.look([middles]).confidence.mean()), rel=1e-4)
 
 
-def test_the_spread_of_an_mmd_and_the_binomial_error_of_a_share_stand_beside_them(
+def test_the_standard_error_of_an_mmd_and_the_binomial_one_of_a_share_stand_beside_them(
     plane: VAE, labelled: Dataset, classifier: Classifier
 ) -> None:
     found = measured(plane, labelled, classifier)
     z = plane.encode(pixels(labelled.test)).sample(torch.randn(10, 2, generator=torch.Generator().manual_seed(0)))
     expected = discrepancy_to_prior(z, torch.Generator().manual_seed(1))
-    assert found["mmd_standard_error"] == pytest.approx(expected.spread, rel=1e-4)
+    assert found["mmd_standard_error"] == pytest.approx(expected.standard_error, rel=1e-4)
     for name, n in (("plane_share", 400), ("label_agreement", 10)):
         share = found[name]
         assert share is not None
