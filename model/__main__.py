@@ -12,6 +12,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from model import checkpoint, data, measuring, memory, run
+from model.checkpoint import RunConfig
 from model.errors import BadCheckpoint, BadData, BadSetting, Died, NotANumber
 from model.gaussian import SCALE_HEADS
 from model.machine import DEVICES, join
@@ -188,6 +189,8 @@ def fit(
             start_from=start_from,
         )
         plan = to_resume(out, asked) if resume else to_start(out, asked)
+        if plan.stored is not None:
+            _require_data(data_path, out, plan.stored)
         machine = join(device, processes=plan.training.processes)
         pictures = _read(data_path, size=plan.size, channels=plan.channels)
         dataset = data.with_validation(pictures, plan.n_validation, seed=plan.validation_seed)
@@ -233,6 +236,7 @@ def evaluate(
             is_wanted=nll, images=nll_images, draws=nll_draws, samples=nll_samples, precision=precision
         )
         stored = checkpoint.read_config(folder)
+        _require_data(data_path, folder, stored)
         machine = join(device, processes=1)
         dataset = _read(
             data_path,
@@ -242,6 +246,12 @@ def evaluate(
         if len(dataset.train) == stored.data.n_train + stored.data.n_validation:  # other data has no such part
             dataset = data.with_validation(dataset, stored.data.n_validation, seed=stored.data.validation_seed)
         metrics = measuring.measure(folder, dataset=dataset, draws=draws, seed=seed, nll=request, machine=machine)
+        if not metrics["protocol"]["of_the_run"]:
+            print(
+                f"vae-train: warning: these are other pictures than those of {stored.data.name} that {folder} learnt"
+                " from and was tested with; its figures, card and fitted prior are now those of these",
+                file=sys.stderr,
+            )
         print(json.dumps(metrics, indent=2))
 
 
@@ -313,6 +323,15 @@ def _read(path: Path | None, *, size: tuple[int, int] | None, channels: int | No
     return dataset
 
 
+def _require_data(path: Path | None, folder: Path, stored: RunConfig) -> None:
+    """Nothing, if pictures are named where a run has learnt from such.
+
+    Raises:  BadSetting
+    """
+    if path is None and stored.data.name != data.DIGITS:
+        raise BadSetting(f"--data: got none, expected where {stored.data.name} is, from which {folder} has learnt")
+
+
 def _train(out: Path, learner: Learner, dataset: data.Dataset, *, save_every_s: float) -> None:
     """The run to its end, where the main process measures it, or to the signal that stops it."""
     outcome = run.train(out, learner, dataset, save_every_s=save_every_s)
@@ -326,7 +345,12 @@ def _train(out: Path, learner: Learner, dataset: data.Dataset, *, save_every_s: 
             file=sys.stderr,
         )
         raise typer.Exit(128 + outcome.signal_number)
-    _report(measuring.measure(out, dataset=dataset, machine=learner.machine), folder=out)
+    try:
+        metrics = measuring.measure(out, dataset=dataset, machine=learner.machine)
+    except KeyboardInterrupt:
+        print("Stopped while it was measured. The same command with --resume measures it again.", file=sys.stderr)
+        raise
+    _report(metrics, folder=out)
 
 
 def _given(**options: Any) -> dict[str, Any]:

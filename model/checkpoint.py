@@ -188,6 +188,17 @@ def saved_step(folder: Path) -> int | None:
     return int(_read_tensors(folder / _STATE, only="step")["step"]) if (folder / _STATE).exists() else None
 
 
+def is_unsaved(folder: Path) -> bool:
+    """Whether a folder holds a run that has never been saved, and nothing else."""
+    begun = {_CONFIG, _PROBE, "metrics.jsonl", "tensorboard", "state"}
+    return (
+        folder.is_dir()
+        and (folder / _CONFIG).exists()
+        and {path.name for path in folder.iterdir()} <= begun
+        and not (folder / _STATE).exists()
+    )
+
+
 def machine_facts(folder: Path) -> dict[str, Any]:
     """What the machine of the last save was, as `Machine.facts` says it; empty before the first.
 

@@ -14,6 +14,9 @@ from model.errors import BadData, OtherShape
 from model.fitting import SUFFIXES, PictureFiles
 from model.parts import Images, Labels, Part, Parts, all_over, rows_at_once
 
+# What is read where no path is given.
+DIGITS = "digits"
+
 _TEST_SHARE = 0.1
 _FILES = {".zip", ".npz", ".parquet"}
 # The split belongs to the data and not to a run, so that runs of any seed are measured on the same pictures.
@@ -86,7 +89,7 @@ def read(
     Raises:  OtherShape if arrays have another size or other channels; BadData with got and expected
     """
     if path is None:
-        return _checked(_dataset("digits", arrays.digits()), size=size, channels=channels)
+        return _checked(_dataset(DIGITS, arrays.digits()), size=size, channels=channels)
     if str(path).startswith(hub.PREFIX):
         name = str(path).removeprefix(hub.PREFIX)
         return _fitted(name, hub.on_hub(str(path)), size=size, channels=channels, most=most)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,13 +42,18 @@ class Log:
         """Remember a step."""
         self._reports.append(report)
 
-    def write(self, *, validation: dict[str, float] | None) -> None:
-        """A line of what was remembered, and what validation found at this step if it ran."""
+    def write(self, *, validate: Callable[[], dict[str, float]] | None = None) -> None:
+        """A line of what was remembered, and of what validation finds at this step where it is to run.
+
+        Its time counts among the seconds of the run, and not as that of the pictures trained on.
+        """
         reports, self._reports = self._reports, []
         images = sum(report.n for report in reports)
+        trained_s = time.monotonic() - self._began
+        validation = validate() if validate else None
         now = time.monotonic()
-        spent_s, self._began = now - self._began, now
-        self._spent_s += spent_s
+        self._spent_s += now - self._began
+        self._began = now
         last = reports[-1]
 
         def mean(name: str) -> float:
@@ -58,7 +64,7 @@ class Log:
             "step": last.step,
             "epoch": last.step / self._learner.steps_per_epoch,
             "seconds": round(self._spent_s, 3),
-            "images_per_s": round(images / spent_s, 1),
+            "images_per_s": round(images / trained_s, 1),
             **{name: mean(name) for name in ("elbo", "recon", "kl")},
             "bound": mean("bound") if all(report.bound is not None for report in reports) else None,
             "beta": last.beta,

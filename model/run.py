@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,17 @@ def require_free(folder: Path) -> None:
 
 
 def _is_taken(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    """Whether a place holds something: a run whose first step failed, or that was killed before its first save, is
+    nothing.
+
+    Raises:  BadSetting if another process is training such a run
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not checkpoint.is_unsaved(folder):
+        return True
+    lock.require_free(folder)
+    return False
 
 
 def _taken(folder: Path) -> BadSetting:
@@ -242,7 +253,7 @@ def train(
                 if has_line:
                     ends_epoch = learner.step % learner.steps_per_epoch == 0
                     has_validation = ends_epoch and len(dataset.validation) > 0
-                    log.write(validation=learner.validate(dataset.validation) if has_validation else None)
+                    log.write(validate=partial(learner.validate, dataset.validation) if has_validation else None)
             # Asked once a step, and of all processes: they must stop at the same one.
             stopping = machine.any(bool(asked))
             # After its line only, which a kill between would lose; in the middle of one, its first steps would be lost.
@@ -265,7 +276,7 @@ def _steps(folder: Path, learner: Learner, dataset: Dataset) -> Iterator[StepRep
     except NotANumber as error:
         saved = checkpoint.saved_step(folder)
         left = (
-            f"nothing was saved before in {folder}, which may go"
+            f"nothing was saved before in {folder}, where another run may start"
             if saved is None
             else f"the last save, of step {saved}, is whole"
         )

@@ -15,7 +15,8 @@ from model.training import TrainConfig
 from model.vae import ModelConfig
 
 # Of the four. Swept for the VAE alone, which is enough: without a second term sigma only scales the loss, and beta at
-# some sigma is beta 1 at sqrt(beta) times that sigma, up to a factor that AdamW's steps do not see.
+# some sigma is beta 1 at sqrt(beta) times that sigma, up to a factor that AdamW's steps do not see
+# where the gradient is not clipped.
 SIGMA = 0.3
 SIGMAS = (0.1, 0.3, 1.0)
 # A plane can be looked at.

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
+from model import log as module
 from model.log import Log, is_due, read_history
 from model.training import Learner, StepReport, TrainConfig
 from model.vae import ModelConfig
@@ -61,7 +62,7 @@ def work(log: Log, learner: Learner, *, until: int, bound: float | None = None) 
         learner.step += 1
         log.add(report(learner.step, n=2 if learner.step % 250 else 1, elbo=-float(learner.step), bound=bound))
         if is_due(learner):
-            log.write(validation=VALIDATION if learner.step % 250 == 0 else None)
+            log.write(validate=(lambda: VALIDATION) if learner.step % 250 == 0 else None)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -129,6 +130,26 @@ def test_images_per_second_and_seconds_agree(tmp_path: Path, learner: Learner) -
         assert spent_s >= 0
         rounded_s = 2e-3 + spent_s * 0.05 / line["images_per_s"]
         assert n / line["images_per_s"] == pytest.approx(spent_s, abs=rounded_s)
+
+
+def test_the_time_of_validation_is_the_runs_and_not_that_of_pictures_trained_on(
+    tmp_path: Path, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def validate() -> dict[str, float]:
+        now[0] += 100
+        return VALIDATION
+
+    with Log(tmp_path, learner) as log:
+        for step in (1, 2):
+            now[0] += 4
+            log.add(report(step))
+            log.write(validate=validate)
+    found = lines(tmp_path)
+    assert [line["images_per_s"] for line in found] == [0.5, 0.5]
+    assert [line["seconds"] for line in found] == [104, 208]
 
 
 @pytest.mark.parametrize("stop_at", [0, 37, 100, 163, 250, 251, 499])
@@ -202,7 +223,7 @@ def test_the_steps_of_a_real_run_are_what_a_line_says(tmp_path: Path, images: np
                 reports.append(step)
                 log.add(step)
             assert is_due(run)
-            log.write(validation=None)
+            log.write()
             line = lines(tmp_path)[epoch]
             assert line["elbo"] == pytest.approx(sum(r.n * r.elbo for r in reports) / 30)
             assert line["elbo"] == pytest.approx(-(line["recon"] + line["kl"]))

@@ -1,5 +1,6 @@
 """The command as a person runs it: real processes, real signals, sentences and exit codes."""
 
+import dataclasses
 import json
 import os
 import random
@@ -382,6 +383,8 @@ def test_a_folder_of_photos_becomes_a_model_of_the_size_asked_for(tmp_path: Path
             "iw_epochs: got some with an autoencoder",
         ),
         (("evaluate", "{new}"), "config.json: got No such file or directory"),
+        (("evaluate", "{of_others}"), "--data: got none, expected where few is, from which"),
+        (("fit", "--out", "{of_others}", "--resume"), "--data: got none, expected where few is, from which"),
         (("evaluate", "{run}", "--precision", "fp64"), "--precision: got 'fp64' without --nll, expected both"),
         (("evaluate", "{run}", "--nll-samples", "5"), "--nll-samples: got '5' without --nll, expected both"),
         (("evaluate", "{run}", "--nll-images", "5"), "--nll-images: got 5 without --nll, expected both"),
@@ -389,9 +392,13 @@ def test_a_folder_of_photos_becomes_a_model_of_the_size_asked_for(tmp_path: Path
     ],
 )
 def test_what_a_person_got_wrong_is_one_sentence_and_exit_code_2(
-    finished: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+    finished: Path, few: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    places = {"{run}": str(finished), "{new}": str(tmp_path / "new")}
+    places = {"{run}": str(finished), "{new}": str(tmp_path / "new"), "{of_others}": str(tmp_path / "of_others")}
+    if "{of_others}" in arguments:
+        config = checkpoint.read_config(finished)
+        of_others = dataclasses.replace(config, data=dataclasses.replace(config.data, name="few"))
+        checkpoint.write_config(tmp_path / "of_others", of_others, probe=data.read(few).test)
     done = called(*(places.get(argument, argument) for argument in arguments))
     assert done.exit_code == 2
     assert sentence in done.stderr
@@ -550,7 +557,7 @@ def test_a_number_that_is_none_ends_the_command_with_a_sentence_and_exit_code_1(
     last = done.stderr.splitlines()[-1]
     assert re.fullmatch(
         r"vae-train: step \d+: (recon|kl|gradient) is (nan|inf), expected a finite number;"
-        r" nothing was saved before in \S+, which may go",
+        r" nothing was saved before in \S+, where another run may start",
         last,
     )
     assert checkpoint.saved_step(tmp_path / "run") is None
@@ -627,6 +634,26 @@ def test_a_run_with_a_validation_part_is_measured_on_other_and_fewer_pictures_to
     done = called("evaluate", tmp_path / "run", "--data", fewer)
     assert done.exit_code == 0, done.stderr
     assert '"data": "fewer"' in done.stdout
+    assert done.stderr == (
+        f"vae-train: warning: these are other pictures than those of digits that {tmp_path / 'run'} learnt from and was"
+        " tested with; its figures, card and fitted prior are now those of these\n"
+    )
+
+
+def test_ctrl_c_while_a_run_is_measured_says_what_is_left_to_do(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "measure", stopped)
+    done = called("fit", "--data", few, "--out", tmp_path / "run", *TINY)
+    assert done.exit_code == 128 + signal.SIGINT
+    assert done.stderr.endswith("\nStopped while it was measured. The same command with --resume measures it again.\n")
+    monkeypatch.undo()
+    again = called("fit", "--data", few, "--out", tmp_path / "run", *TINY, "--resume")
+    assert again.exit_code == 0, again.stderr
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_what_a_run_validated_on_is_held_back_from_its_evaluation_too(tmp_path: Path) -> None:

@@ -253,6 +253,32 @@ def test_a_place_with_something_in_it_is_refused(tmp_path: Path, config: RunConf
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_that_failed_before_its_first_save_leaves_a_place_to_start_again_in(
+    tmp_path: Path, config: RunConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        nan_at(patched, 3)
+        with pytest.raises(NotANumber, match="where another run may start"):
+            run.train(tmp_path, run.start(tmp_path, config, dataset=dataset), dataset)
+    other = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=5))
+    with lock.held(tmp_path), pytest.raises(BadSetting, match="got a run that another process is training"):
+        run.start(tmp_path, other, dataset=dataset)
+    assert checkpoint.read_config(tmp_path) == config
+    learner = run.start(tmp_path, other, dataset=dataset)
+    assert checkpoint.read_config(tmp_path) == other
+    assert run.train(tmp_path, learner, dataset).step == learner.steps
+    assert [line["step"] for line in lines(tmp_path)] == [6, 12, 18]
+
+
+def test_a_config_of_something_else_is_not_that_of_a_run_that_failed(
+    tmp_path: Path, config: RunConfig, dataset: Dataset
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "weights.bin").write_bytes(b"mine")
+    with pytest.raises(BadSetting, match=r"expected a new folder, or --resume to go on$"):
+        run.start(tmp_path, config, dataset=dataset)
+
+
 class Elsewhere:
     """An accelerator of two processes, the other of which has read other pictures."""
 
