@@ -14,10 +14,13 @@ BETA_SCHEDULES = get_args(BetaSchedule)
 def learning_rate(step: int, *, steps: int, warmup_steps: int, highest: float) -> float:
     """Up a straight line for the warm-up, then down half a cosine to 0 at the run's end.
 
-    Source:  Loshchilov & Hutter 2017, equation 5, arXiv:1608.03983
+    Source:  warm-up: Goyal et al. 2017, section 2.2, arXiv:1706.02677
+             cosine: Loshchilov & Hutter 2017, equation 5, arXiv:1608.03983
     """
-    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    return highest * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+    if step < warmup_steps:
+        return highest * (step + 1) / (warmup_steps + 1)
+    fallen = (step - warmup_steps) / (steps - warmup_steps)
+    return highest * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
 def scheduled_beta(step: int, *, steps: int, warmup_steps: int, beta: float, schedule: BetaSchedule) -> float:

@@ -9,14 +9,18 @@ import torch
 from model.schedules import BETA_SCHEDULES, BetaSchedule, epoch_order, learning_rate, scheduled_beta
 
 
-def test_the_learning_rate_rises_along_a_line_while_half_a_cosine_lowers_it_to_0() -> None:
-    rates = [learning_rate(step, steps=100, warmup_steps=9, highest=2.0) for step in range(101)]
-    for step, rate in enumerate(rates):
-        cosine = math.cos(math.pi * step / 200) ** 2  # (1 + cos a) / 2 is the square of cos (a / 2)
-        assert rate == pytest.approx(2.0 * min(1, (step + 1) / 10) * cosine)
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[50] == pytest.approx(1.0)
-    assert rates[100] == pytest.approx(0)
+@pytest.mark.parametrize("warmup_steps", [9, 60])
+def test_the_learning_rate_rises_along_a_line_to_its_highest_and_falls_along_half_a_cosine_to_0(
+    warmup_steps: int,
+) -> None:
+    rates = [learning_rate(step, steps=100, warmup_steps=warmup_steps, highest=2.0) for step in range(101)]
+    rising, falling = rates[:warmup_steps], rates[warmup_steps:]
+    assert rising == pytest.approx([2.0 * (step + 1) / (warmup_steps + 1) for step in range(warmup_steps)])
+    n = len(falling) - 1
+    # (1 + cos a) / 2 is the square of cos (a / 2)
+    assert falling == pytest.approx([2.0 * math.cos(math.pi * step / n / 2) ** 2 for step in range(n + 1)], abs=1e-12)
+    assert falling[0] == max(rates) == 2.0
+    assert falling[-1] == pytest.approx(0)
 
 
 def test_the_first_step_has_a_learning_rate() -> None:

@@ -208,7 +208,9 @@ def test_a_run_that_somebody_measured_on_other_pictures_is_measured_on_those_of_
     folder = tmp_path / "study"
     shutil.copytree(finished, folder)
     place = folder / "runs" / "vae-3"
-    measured = CliRunner().invoke(app, ["evaluate", str(place)])  # on scikit-learn's digits, all of them
+    others = tmp_path / "others.npz"
+    np.savez(others, images=np.round(load_digits().images * (255 / 16)).astype(np.uint8))
+    measured = CliRunner().invoke(app, ["evaluate", str(place), "--data", str(others)])
     assert measured.exit_code == 0, measured.stderr
     assert not runs.is_measured_on(place, data.read(few))
     (folder / "numbers" / "vae-3.json").unlink()
