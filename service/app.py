@@ -49,7 +49,8 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
 
     Raises:  BadBundle, BadEngine, BadKeys
     """
-    guards = _guards(settings)
+    keys = Keys(settings.api_keys_file, workers=settings.workers) if settings.api_keys_file else None
+    guards = _guards(settings, keys)
     tracing = Traces() if settings.traces else None
     routes = [route for router in _ROUTERS for route in router.routes]
     app = FastAPIOffline(
@@ -70,6 +71,7 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
         },
     )
     app.state.draining = False
+    app.state.keys = keys
     # Ahead of the pages that the framework brings, so that the table of methods below has verbs first.
     app.router.routes[:0] = routes
     app.add_api_route("/", _root, methods=["GET", "HEAD"], include_in_schema=False)
@@ -91,16 +93,12 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
     return app
 
 
-def _guards(settings: Settings) -> list[Middleware]:
-    """Who may ask at all, as far as the settings say.
-
-    Raises:  BadKeys
-    """
+def _guards(settings: Settings, keys: Keys | None) -> list[Middleware]:
+    """Who may ask at all, as far as the settings say."""
     guards = []
     if settings.cors_origins:
         guards.append(Middleware(origins.Origins, origins=settings.cors_origins))
-    if settings.api_keys_file is not None:
-        keys = Keys(settings.api_keys_file, workers=settings.workers)
+    if keys:
         guards.append(Middleware(Gate, keys=keys, metrics_open=settings.open_metrics))
     return guards
 
@@ -117,10 +115,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()  # what was loaded by now lives as long as the process; no collection needs to look at it again
     gc.set_threshold(_COLLECT_EVERY)  # a request leaves hardly a cycle behind, and makes hundreds of objects
-    watching = asyncio.create_task(watch(lambda: app.state.deployment))
+    watching = [asyncio.create_task(watch(lambda: app.state.deployment))]
+    if app.state.keys:
+        watching.append(asyncio.create_task(app.state.keys.watch()))
     app.state.metrics.serving(app.state.deployment.models.labels)
     yield
-    watching.cancel()
+    for task in watching:
+        task.cancel()
     deployment: Deployment = app.state.deployment
     await asyncio.to_thread(deployment.lane.close)  # a run may take a while, and the last answers have yet to leave
     if app.state.access_log:

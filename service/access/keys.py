@@ -1,10 +1,12 @@
-"""The keys that callers show: a file of their hashes, read again when it changes.
+"""The keys that callers show: a file of their hashes, read again soon after it changes.
 
 A key is 256 random bits, which nobody finds by trying; so a plain SHA-256 is enough to make the file useless to who
 reads it. Salt and slow hashes are for what people make up themselves.
 """
 
+import asyncio
 import logging
+import os
 import re
 import sys
 import tomllib
@@ -14,7 +16,6 @@ from enum import StrEnum
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from service.access.rates import Bucket
@@ -22,7 +23,7 @@ from service.access.rates import Bucket
 logger = logging.getLogger("vaeserve")
 
 # How long a change of the file may go unseen.
-LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 1.0
 
 # With this a key begins, so that programs that look for secrets in code and logs know one; a name does not.
 PREFIX = "vae_"
@@ -73,12 +74,10 @@ class Keys:
         self._workers = workers
         self._stamp = _stamp(path)
         self._keys = _read(path, workers=workers, before=())
-        self._looked_at = monotonic()
         self._said = ""  # of what is wrong with the file
 
     def find(self, token: bytes) -> Key | None:
         """The key that this is; None if it is none. That takes as long for the first as for the last, and for none."""
-        self._look()
         digest = sha256(token).digest()
         found = None
         for key in self._keys:  # to the end
@@ -86,12 +85,14 @@ class Keys:
                 found = key
         return found
 
-    def _look(self) -> None:
+    async def watch(self) -> None:
+        """Look at the file again and again, requests or none: a key that was taken away is none within a second."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            self.look()
+
+    def look(self) -> None:
         """Read the file if it has changed."""
-        now = monotonic()
-        if now - self._looked_at < LOOK_EVERY_S:
-            return
-        self._looked_at = now
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return
@@ -99,13 +100,15 @@ class Keys:
             self._keys = _read(self._path, workers=self._workers, before=self._keys)
         except BadKeys as error:
             if str(error) != self._said:
-                logger.error("keys: %s; the keys read before stay", error)  # noqa: TRY400  # the sentence is enough
+                said = "keys: %s; the keys that process %d read before stay"
+                logger.error(said, error, os.getpid())  # noqa: TRY400  # the sentence is enough
             self._said = str(error)
             if isinstance(error.__cause__, OSError):  # it may be read soon, as it is now
                 return
         else:
             self._said = ""
-            logger.info("keys: %s read again: %s", self._path, ", ".join(key.name for key in self._keys))
+            names = ", ".join(key.name for key in self._keys)
+            logger.info("keys: %s read again by process %d: %s", self._path, os.getpid(), names)
         self._stamp = stamp
 
 
@@ -142,7 +145,8 @@ def _read(path: Path, *, workers: int, before: tuple[Key, ...]) -> tuple[Key, ..
         raise BadKeys(f"{path}: {error.strerror}, expected a file of keys") from error
     except UnicodeDecodeError as error:
         raise BadKeys(f"{path}: not readable as TOML: not UTF-8") from error
-    except ValueError as error:  # TOMLDecodeError is one, and so is that of a number of thousands of digits
+    # TOMLDecodeError is a ValueError, as is that of a number of thousands of digits; and brackets may be nested.
+    except (ValueError, RecursionError) as error:
         raise BadKeys(f"{path}: not readable as TOML: {error}") from error
     if mode & _OTHERS_MAY:
         logger.warning(

@@ -342,10 +342,20 @@ def test_a_changed_file_counts_without_a_restart(locked: Locked, http: httpx.Cli
     write(locked.keys, [*before, *lines(added)])
     until(lambda: status() == 200)
     write(locked.keys, ["reader = {"])
-    until(lambda: status() == 200 and any("; the keys read before stay" in line for line in locked.server.said))
+    until(lambda: status() == 200 and any("read before stay" in line for line in locked.server.said))
     write(locked.keys, before)
     until(lambda: status() == 401)
     assert http.get("/models", headers=READER).status_code == 200
+
+
+def test_workers_without_a_request_take_new_keys_too(bundles: Bundles, tmp_path: Path) -> None:
+    """A key that is taken away opens nothing any more, whichever worker it comes to first."""
+    keys = keys_file(tmp_path / "keys.toml")
+    with serving([str(bundles.colour), "--workers", "2", "--api-keys-file", str(keys)]) as server:
+        write(keys, lines({"admin": HELD["admin"]}))
+        until(lambda: len({line for line in server.said if "keys.toml read again by process" in line}) == 2)
+        for _ in range(8):
+            assert httpx.get(f"{server.url}/models", headers=READER, timeout=30).status_code == 401
 
 
 def test_a_file_of_keys_that_cannot_be_used_refuses_the_start_of_one_process_and_of_several(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The file of keys: what it may hold, whom it lets in, and what happens when it changes."""
 
+import asyncio
 import errno
 import hashlib
 import hmac
@@ -12,6 +13,7 @@ import pytest
 from service.access import keys
 from service.access.keys import BadKeys, Keys, Scope
 from tests.service.keyring import lines, tokens, write
+from tests.waiting import until
 
 HELD = tokens("first", "second", "third")
 HASH = hashlib.sha256(b"a key").hexdigest()
@@ -21,12 +23,6 @@ OTHER = hashlib.sha256(b"another key").hexdigest()
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return write(tmp_path / "keys.toml", lines(HELD))
-
-
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every request looks whether the file has changed."""
-    monkeypatch.setattr(keys, "LOOK_EVERY_S", 0.0)
 
 
 def found(held: Keys, token: str) -> str | None:
@@ -156,6 +152,12 @@ def test_a_file_that_cannot_be_read_is_refused_with_a_sentence(tmp_path: Path) -
         Keys(missing, workers=1)
 
 
+def test_a_file_of_thousands_of_brackets_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    path = write(tmp_path / "keys.toml", ["a = " + 10_000 * "[" + 10_000 * "]"])
+    with pytest.raises(BadKeys, match=r"keys\.toml: not readable as TOML: "):
+        Keys(path, workers=1)
+
+
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True), (0o602, True)])
 def test_a_file_that_others_may_read_or_write_is_warned_of(
     path: Path, mode: int, warned: bool, caplog: pytest.LogCaptureFixture
@@ -170,24 +172,26 @@ def test_a_file_that_others_may_read_or_write_is_warned_of(
 
 
 def test_a_key_that_is_added_is_let_in_and_one_that_is_taken_out_is_not(
-    path: Path, at_once: None, caplog: pytest.LogCaptureFixture
+    path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     held = Keys(path, workers=1)
     added = tokens("fourth")
     write(path, lines({"second": HELD["second"], **added}))
+    held.look()
     assert found(held, added["fourth"]) == "fourth"
     assert names(held) == ["second"]
-    assert caplog.messages == [f"keys: {path} read again: second, fourth"]
+    assert caplog.messages == [f"keys: {path} read again by process {os.getpid()}: second, fourth"]
 
 
-def test_a_change_of_the_same_length_within_a_second_is_seen(path: Path, at_once: None) -> None:
+def test_a_change_of_the_same_length_within_a_second_is_seen(path: Path) -> None:
     held = Keys(path, workers=1)
     before = path.stat()
     other = tokens("first", "second", "third")
     path.write_text("".join(f"{each}\n" for each in lines(other)), encoding="utf-8")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert path.stat().st_size == before.st_size
+    held.look()
     assert names(held) == []
     assert found(held, other["first"]) == "first"
 
@@ -204,22 +208,24 @@ def spoilt(request: pytest.FixtureRequest, path: Path) -> tuple[Keys, str]:
     else:
         write(path, [])
         said = "got no key, expected at least one"
-    return held, f"keys: {path}: {said}; the keys read before stay"
+    return held, f"keys: {path}: {said}; the keys that process {os.getpid()} read before stay"
 
 
 def test_after_a_broken_change_the_old_keys_stay_and_the_log_says_so_once(
-    spoilt: tuple[Keys, str], at_once: None, path: Path, caplog: pytest.LogCaptureFixture
+    spoilt: tuple[Keys, str], path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     held, sentence = spoilt
     for _ in range(3):
+        held.look()
         assert names(held) == ["first", "second", "third"]
     assert [(record.levelname, record.message) for record in caplog.records] == [("ERROR", sentence)]
     write(path, lines({"third": HELD["third"]}))
+    held.look()
     assert names(held) == ["third"]
 
 
 def test_a_file_that_cannot_be_read_for_a_while_is_read_once_it_can(
-    path: Path, at_once: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As by a process without a file descriptor to spare, in which `stat` works: a key that was revoked must go."""
     held = Keys(path, workers=1)
@@ -231,38 +237,51 @@ def test_a_file_that_cannot_be_read_for_a_while_is_read_once_it_can(
 
         full.setattr(Path, "read_text", refused)
         for _ in range(3):
+            held.look()
             assert names(held) == ["first", "second", "third"]
-    assert caplog.messages == [f"keys: {path}: Too many open files, expected a file of keys; the keys read before stay"]
+    stay = f"the keys that process {os.getpid()} read before stay"
+    assert caplog.messages == [f"keys: {path}: Too many open files, expected a file of keys; {stay}"]
+    held.look()
     assert names(held) == ["third"]
 
 
 def test_another_mode_is_a_change_as_the_file_may_be_readable_by_then(
-    path: Path, at_once: None, caplog: pytest.LogCaptureFixture
+    path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     held = Keys(path, workers=1)
     path.chmod(0o400)
+    held.look()
     assert names(held) == ["first", "second", "third"]
-    assert caplog.messages == [f"keys: {path} read again: first, second, third"]
+    assert caplog.messages == [f"keys: {path} read again by process {os.getpid()}: first, second, third"]
 
 
-def test_the_file_is_looked_at_once_a_second_at_most(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(keys, "monotonic", lambda: now)
+def test_a_change_is_seen_without_a_request(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys, "_LOOK_EVERY_S", 0.001)
+    caplog.set_level(logging.INFO)
     held = Keys(path, workers=1)
-    write(path, lines({"third": HELD["third"]}))
-    now += 0.99
-    assert names(held) == ["first", "second", "third"]
-    now += 0.02
-    assert names(held) == ["third"]
+
+    async def scenario() -> None:
+        watching = asyncio.create_task(held.watch())
+        for others in ({"third": HELD["third"]}, {"first": HELD["first"]}):
+            caplog.clear()
+            write(path, lines(others))
+            await asyncio.to_thread(until, lambda: bool(caplog.messages))
+            assert names(held) == list(others)
+        watching.cancel()
+
+    asyncio.run(scenario())
 
 
-def test_a_key_that_stays_keeps_what_it_has_used_of_its_rate(tmp_path: Path, at_once: None) -> None:
+def test_a_key_that_stays_keeps_what_it_has_used_of_its_rate(tmp_path: Path) -> None:
     path = write(tmp_path / "keys.toml", lines(HELD, rows_per_s=5))
     held = Keys(path, workers=1)
     buckets = {name: held.find(token.encode()).bucket for name, token in HELD.items()}  # type: ignore[union-attr]
     kept, changed = {"first": HELD["first"]}, {"second": HELD["second"]}
     write(path, [*lines(kept, rows_per_s=5), *lines(changed, rows_per_s=6)])
+    held.look()
     first, second = (held.find(HELD[name].encode()) for name in ("first", "second"))
     assert first is not None
     assert second is not None
