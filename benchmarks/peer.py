@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.gaussian import DiagonalGaussian
-from model.linear import Linear
-from model.norm import GroupNorm
-from model.residual import ResidualBlock
+from model.networks.linear import Linear
+from model.networks.norm import GroupNorm
+from model.networks.residual import ResidualBlock
 from model.vae import VAE
 
 

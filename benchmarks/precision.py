@@ -21,9 +21,9 @@ from export.graphs import freeze, source
 from export.importers.checkpoint import Decoder, Encoder
 from export.precision import Loss, measure_reduced, reduce, variant
 from model import data
+from model.networks.presets import PRESETS
+from model.networks.pyramid import Shape, pyramid
 from model.parts import Images
-from model.presets import PRESETS
-from model.pyramid import Shape, pyramid
 from model.training import Learner, TrainConfig
 from model.vae import VAE, ModelConfig
 from service.manifest import ImageSpec, Source, Variant

@@ -10,8 +10,8 @@ from export.frozen import Frozen, Graphs
 from export.precision import CannotReduce
 from export.runs import MAX_RUN_PIXELS
 from export.verify import Candidate, Measured, measure, probe_of, require
-from model import hub
 from model.errors import BadData
+from model.sources import hub
 from service.bundle import BadBundle, Probe, read
 from service.engine import Engine
 from service.manifest import Manifest, Precision, Tolerance

@@ -17,9 +17,9 @@ from model.errors import BadCheckpoint, BadData, BadSetting, Died, NotANumber
 from model.gaussian import SCALE_HEADS
 from model.machine import DEVICES, join
 from model.measuring import NllRequest
+from model.networks.presets import PRESETS
 from model.nll import Precision
 from model.plan import Asked, to_resume, to_start
-from model.presets import PRESETS
 from model.schedules import BETA_SCHEDULES
 from model.study.plan import Settings as StudySettings
 from model.study.plan import plan as plan_study

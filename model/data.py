@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model import arrays, fitting, folders, hub
+from model import fitting
 from model.errors import BadData, OtherShape
 from model.fitting import SUFFIXES, PictureFiles
 from model.parts import Images, Labels, Part, Parts, all_over, rows_at_once
+from model.sources import arrays, folders, hub
 
 # What is read where no path is given.
 DIGITS = "digits"

@@ -12,8 +12,8 @@ from model.coverage import NEAREST, CopyCheck, check_copies, coverage
 from model.errors import BadSetting
 from model.inference import decode_images, encode
 from model.parts import Images
-from model.pictures import Nearest
 from model.prior import FittedPrior
+from model.report.pictures import Nearest
 from model.vae import VAE
 
 # Of test pictures, those that lie nearest to a training picture; a sample that is nearer than they may be its copy.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from model import card, checkpoint, fingerprints, pictures
+from model import checkpoint, fingerprints
 from model.checkpoint import Checkpoint
 from model.data import Dataset
 from model.errors import BadData
@@ -15,6 +15,7 @@ from model.generation import Generation, generate
 from model.log import read_history
 from model.machine import Machine, exact_convolutions
 from model.nll import SAMPLES, Precision, estimate, protocol_of
+from model.report import card, pictures
 
 # Latents of the fitted prior that a picture shows.
 _SHOWN = 200

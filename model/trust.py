@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.checks import Check, latents_as_the_prior, realism, tells_of_activity
+from model.report.checks import Check, latents_as_the_prior, realism, tells_of_activity
 
 _BETWEEN = "Pictures between two codes were not measured; they are judged by how near all codes are to N(0, I)."
 _NOTHING_BETWEEN = (

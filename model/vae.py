@@ -19,8 +19,8 @@ from model.likelihoods import (
     Likelihood,
     OptimalSigma,
 )
-from model.presets import PRESETS
-from model.pyramid import Shape
+from model.networks.presets import PRESETS
+from model.networks.pyramid import Shape
 
 FAMILIES = ("vae", "autoencoder")
 LIKELIHOODS = ("gaussian", "bernoulli", "continuous_bernoulli", "logistic")

@@ -12,10 +12,10 @@ from torch.nn import functional
 from model.data import Dataset
 from model.inference import pixel_parts
 from model.machine import Machine, deterministic
+from model.networks.pyramid import Shape
+from model.networks.small import SmallEncoder
 from model.pixels import pixels
-from model.pyramid import Shape
 from model.schedules import epoch_order, learning_rate
-from model.small import SmallEncoder
 
 # Width of the layer below the classes.
 FEATURES = 64

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from model import checkpoint, lock, run, sheets
+from model import checkpoint, lock, run
 from model.errors import BadSetting
 from model.files import write_whole
 from model.machine import Machine, join
+from model.report import sheets
 from model.study import codes as latent
 from model.study import page, runs
 from model.study.claims import CLAIMS, decide
@@ -87,7 +88,8 @@ def _found(folder: Path, plan: Plan, *, seconds: float, machine: str) -> Found:
 
 def _draw(folder: Path, plan: Plan) -> None:
     """Every picture of the page, and the strip."""
-    from model import plots as charts  # matplotlib takes long to import, and a study that is stopped draws nothing
+    # matplotlib takes long to import, and a study that is stopped draws nothing
+    from model.report import plots as charts
     from model.study import pictures, plots
 
     measured = {kind: _model(folder, plan.measured(kind, 0)) for kind in KINDS}

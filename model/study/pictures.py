@@ -9,7 +9,7 @@ from torch import Tensor
 from model.data import Dataset
 from model.inference import decode_images
 from model.parts import Images
-from model.sheets import Sheet, grid, tile_size
+from model.report.sheets import Sheet, grid, tile_size
 from model.study import codes as latent
 from model.study.numbers import fitted_gaussian
 from model.study.paths import linear

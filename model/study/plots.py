@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.inference import decode_images
 from model.parts import Images, Labels, all_over
-from model.plots import BLUE, INK, LABEL_COLOURS, STYLE, titled
+from model.report.plots import BLUE, INK, LABEL_COLOURS, STYLE, titled
 from model.study.codes import Codes
 from model.study.plan import AUTOENCODER, BETA_0, BETA_4, PLAIN, Kind
 from model.vae import VAE

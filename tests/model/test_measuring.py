@@ -106,7 +106,7 @@ def test_metrics_come_last_so_that_where_they_are_all_else_is_of_the_same_weight
 
     for _ in range(2):  # at the first evaluation, and at another one of the same weights
         with monkeypatch.context() as patched:
-            patched.setattr("model.card.write_whole", full)
+            patched.setattr("model.report.card.write_whole", full)
             with pytest.raises(OSError, match="No space left"):
                 measuring.measure(tmp_path, dataset=dataset)
         assert not (tmp_path / "metrics.json").exists()

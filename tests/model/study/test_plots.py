@@ -10,7 +10,7 @@ from matplotlib.collections import EllipseCollection, PathCollection
 from PIL import Image
 from scipy import stats
 
-from model import plots as charts
+from model.report import plots as charts
 from model.study import plots
 from model.study.codes import Codes
 from model.study.plan import AUTOENCODER, BETA_0, BETA_4, KINDS, PLAIN, Kind

@@ -2,7 +2,7 @@
 
 import torch
 
-from model.linear import Linear
+from model.networks.linear import Linear
 
 
 def first_small(features: int, outputs: int) -> Linear:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.heads import first_small
-from model.linear import Linear
-from model.norm import GroupNorm
-from model.pyramid import Shape, pyramid
+from model.networks.heads import first_small
+from model.networks.linear import Linear
+from model.networks.norm import GroupNorm
+from model.networks.pyramid import Shape, pyramid
 
 _GROUPS = 8
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from model.checkpoint import DataConfig, Origin, RunConfig
-from model.checks import checks, figure, nll_estimates
+from model.report.checks import checks, figure, nll_estimates
 from model.training import TrainConfig
 from model.vae import ModelConfig
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from model import card
 from model.checkpoint import DataConfig, Origin, RunConfig
-from model.pictures import NAMES
+from model.report import card
+from model.report.pictures import NAMES
 from model.training import TrainConfig
 from model.vae import ModelConfig
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model import sheets
 from model.files import write_whole
 from model.inference import decode_images, encode
 from model.parts import Images, all_over
 from model.pixels import pixels, to_image
-from model.sheets import Sheet, grid, tile_size
+from model.report import sheets
+from model.report.sheets import Sheet, grid, tile_size
 from model.vae import VAE
 
 NAMES = (
@@ -110,7 +110,7 @@ def _charts(
     history: Sequence[Mapping[str, Any]],
     labels: Labels | None,
 ) -> dict[str, bytes]:
-    from model import plots  # matplotlib takes long to import, and most commands draw nothing
+    from model.report import plots  # matplotlib takes long to import, and most commands draw nothing
 
     charts = {}
     if kl is not None:

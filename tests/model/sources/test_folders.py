@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model import data, folders
+from model import data
 from model.errors import BadData
 from model.fitting import SUFFIXES
+from model.sources import folders
 
 Found = dict[str, list[tuple[str, int | None]]]
 

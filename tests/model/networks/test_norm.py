@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from model import nll
-from model.norm import GroupNorm
+from model.networks.norm import GroupNorm
 from model.vae import VAE, ModelConfig
 
 

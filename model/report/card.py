@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint import RunConfig
-from model.checks import Check, checks, figure, nll_estimates
 from model.files import write_whole
+from model.report.checks import Check, checks, figure, nll_estimates
 
 _QUESTIONS = (
     "- [ ] The reconstructions are good enough for what the latents will be used for.",
@@ -92,8 +92,8 @@ def render(
 ) -> str:
     """The card as Markdown; figures that are not at hand are left out.
 
-    `pictures` are names as `model.pictures.write_all` gives them, `history` the lines of metrics.jsonl, `machine` what
-    `model.checkpoint.machine_facts` gives.
+    `pictures` are names as `model.report.pictures.write_all` gives them, `history` the lines of metrics.jsonl,
+    `machine` what `model.checkpoint.machine_facts` gives.
     """
     parts = [
         [f"# {name}", _what(config)],

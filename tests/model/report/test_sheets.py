@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from model.sheets import Sheet, draw, grid, tile_size, to_png
+from model.report.sheets import Sheet, draw, grid, tile_size, to_png
 
 SIZES = [
     (8, 8, 1),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.linear import Linear
-from model.pyramid import Shape, pyramid
+from model.networks.linear import Linear
+from model.networks.pyramid import Shape, pyramid
 
 _WIDEST = 3
 

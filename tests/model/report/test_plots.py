@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from model import plots
+from model.report import plots
 
 
 def _line(step: int, **values: Any) -> dict[str, Any]:

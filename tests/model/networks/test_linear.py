@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from model import linear
-from model.linear import Linear
+from model.networks import linear
+from model.networks.linear import Linear
 
 
 def twins(before: int = 7, after: int = 5) -> tuple[Linear, nn.Linear]:

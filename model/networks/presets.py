@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from model.mlp import MlpDecoder, MlpEncoder
-from model.pyramid import Shape
-from model.residual import ResidualDecoder, ResidualEncoder
-from model.small import SmallDecoder, SmallEncoder
+from model.networks.mlp import MlpDecoder, MlpEncoder
+from model.networks.pyramid import Shape
+from model.networks.residual import ResidualDecoder, ResidualEncoder
+from model.networks.small import SmallDecoder, SmallEncoder
 
 
 @dataclass(frozen=True)

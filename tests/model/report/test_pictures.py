@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from model import pictures
-from model.pictures import Nearest
 from model.pixels import pixels
+from model.report import pictures
+from model.report.pictures import Nearest
 from model.vae import VAE, ModelConfig
 
 KL = [0.5, 2.0, 0.001]
@@ -145,7 +145,7 @@ def test_few_test_pictures_and_one_latent_are_enough(tmp_path: Path, images: np.
 
 def test_importing_pictures_does_not_load_matplotlib_and_charts_do_without_pyplot() -> None:
     code = (
-        "import sys, model.pictures; assert 'matplotlib' not in sys.modules;"
-        "import model.plots; assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys, model.report.pictures; assert 'matplotlib' not in sys.modules;"
+        "import model.report.plots; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

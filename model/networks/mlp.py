@@ -5,9 +5,9 @@ import itertools
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.heads import first_small
-from model.linear import Linear
-from model.pyramid import Shape
+from model.networks.heads import first_small
+from model.networks.linear import Linear
+from model.networks.pyramid import Shape
 
 
 class GatedLayer(nn.Module):

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from model.mlp import GatedLayer
+from model.networks.mlp import GatedLayer
+from model.networks.presets import PRESETS
+from model.networks.pyramid import Shape, pyramid
+from model.networks.residual import ResidualBlock
 from model.pixels import to_x
-from model.presets import PRESETS
-from model.pyramid import Shape, pyramid
-from model.residual import ResidualBlock
 from model.vae import VAE, ModelConfig
 
 SHAPES = [(28, 28, 1), (32, 32, 3), (65, 47, 3), (8, 8, 1), (1, 1, 1), (5, 90, 2)]
