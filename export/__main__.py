@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -69,8 +70,18 @@ Calibrate = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Write it below fp32 whatever it loses.")]
 
 
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"vae-export {metadata.version('vaeserve')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     """Freeze a trained model into a bundle that is proven equal to it."""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.data import Dataset
 from model.errors import BadCheckpoint
 from model.files import write_together, write_whole
-from model.parts import Images
+from model.parts import Images, all_over
 from model.training import Learner, TrainConfig
 from model.vae import VAE, ModelConfig
 
@@ -102,6 +102,11 @@ class Checkpoint:
     vae: VAE
     probe: Images
     metrics: dict[str, Any] | None
+
+
+def probe_of(dataset: Dataset) -> Images:
+    """A few test pictures from all over a data set: they tell it from others, and a bundle is proven on them."""
+    return dataset.test[all_over(len(dataset.test), most=PROBE_ROWS)]
 
 
 def read(folder: Path) -> Checkpoint:

@@ -28,7 +28,7 @@ def held(folder: Path, *, what: str = _A_RUN) -> Iterator[None]:
         yield
 
 
-def require_free(folder: Path) -> None:
+def require_idle(folder: Path) -> None:
     """Nothing, if no process has the lock of a run.
 
     Raises:  BadSetting

@@ -10,6 +10,8 @@ from model.checkpoint import Checkpoint, DataConfig, RunConfig
 from model.data import Dataset
 from model.errors import BadSetting
 from model.machine import Machine
+from model.origin import AS_THE_ORIGIN, origin_of
+from model.settings import require_same
 from model.training import Learner, TrainConfig, require_compatible
 from model.vae import ModelConfig
 
@@ -39,8 +41,8 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A run but for its pictures, which may take hours to read.
+class NewRun:
+    """A run to start, but for its pictures, which may take hours to read.
 
     Shapes:  size (h, w), or None as channels, where that of the pictures is to be taken
     """
@@ -52,15 +54,13 @@ class Plan:
     channels: int | None
     n_validation: int
     validation_seed: int
-    stored: RunConfig | None = None
-    """The run to go on with."""
-    start_from: tuple[Path, Checkpoint] | None = None
-    """The run whose weights a new one starts from."""
+    start_from: tuple[Path, Checkpoint] | None
+    """The run whose weights it starts from, and those."""
 
     def learner(self, folder: Path, dataset: Dataset, *, machine: Machine) -> tuple[Learner, list[str]]:
-        """The learner of the run in its folder, at its first step or at the last save, and what to warn of.
+        """The learner at its first step, in a folder that is made for it, and what to warn of.
 
-        Raises:  as `run.start` and `run.resume`
+        Raises:  as `run.start`
         """
         height, width, channels = dataset.image_shape
         config = RunConfig(
@@ -68,67 +68,93 @@ class Plan:
             training=self.training,
             data=DataConfig.of(dataset, validation_seed=self.validation_seed),
         )
-        if self.stored is not None:
-            learner = run.resume(folder, dataclasses.replace(config, origin=self.stored.origin), machine=machine)
-            changes = run.changed_machine(folder, learner)
-            return learner, [f"{change}; the last digits may differ from now on" for change in changes]
         found = None
         if self.start_from is not None:
             place, found = self.start_from
-            config = dataclasses.replace(config, origin=run.origin_of(place, found, dataset=dataset))
+            config = dataclasses.replace(config, origin=origin_of(place, found, dataset=dataset))
         learner = run.start(folder, config, dataset=dataset, origin=found, machine=machine)
         return learner, run.cut_warm_ups(learner)
 
 
-def to_start(folder: Path, asked: Asked) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class ResumedRun:
+    """A run to go on with, but for its pictures: `stored` is what it was started as."""
+
+    stored: RunConfig
+    n_validation: int
+    validation_seed: int
+
+    @property
+    def training(self) -> TrainConfig:
+        """How it learns."""
+        return self.stored.training
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w)."""
+        return self.stored.model.height, self.stored.model.width
+
+    @property
+    def channels(self) -> int:
+        """Of its pictures."""
+        return self.stored.model.channels
+
+    def learner(self, folder: Path, dataset: Dataset, *, machine: Machine) -> tuple[Learner, list[str]]:
+        """The learner at the last save in its folder, and what to warn of.
+
+        Raises:  as `run.resume`
+        """
+        data = DataConfig.of(dataset, validation_seed=self.validation_seed)
+        learner = run.resume(folder, dataclasses.replace(self.stored, data=data), machine=machine)
+        changes = run.changed_machine(folder, learner)
+        return learner, [f"{change}; the last digits may differ from now on" for change in changes]
+
+
+def to_start(folder: Path, asked: Asked) -> NewRun:
     """A new run, from random weights or those of another one, whose networks it then has.
 
     Raises:  BadSetting that names an option which makes no run, or if the folder holds something; BadCheckpoint if the
              other run cannot be read
     """
-    run.require_free(folder)
-    found = None
+    run.require_empty(folder)
+    start_from = None
+    size, channels = asked.size, asked.channels
     if asked.start_from is None:
-        height, width = asked.size or (1, 1)
-        model = ModelConfig(height, width, asked.channels or 1, **_with_sigma_of(asked.model))
-        size, channels = asked.size, asked.channels
+        height, width = size or (1, 1)
+        model = ModelConfig(height, width, channels or 1, **_with_sigma_of(asked.model))
     else:
         found = checkpoint.read(asked.start_from)
-        model = found.config.model
-        _require_same(asked, _told(model), why="as the run has that it is to start from")
+        start_from, model = (asked.start_from, found), found.config.model
+        require_same(asked.of_config(), _told(model), why=AS_THE_ORIGIN)
         size, channels = (model.height, model.width), model.channels
     training = TrainConfig(**asked.training)
     _require_possible(asked, model, training)
-    return Plan(
+    return NewRun(
         model=model,
         training=training,
         size=size,
         channels=channels,
         n_validation=asked.n_validation or 0,
         validation_seed=asked.validation_seed or 0,
-        start_from=None if asked.start_from is None or found is None else (asked.start_from, found),
+        start_from=start_from,
     )
 
 
-def to_resume(folder: Path, asked: Asked) -> Plan:
+def to_resume(folder: Path, asked: Asked) -> ResumedRun:
     """The run in a folder, as it was started.
 
     Raises:  BadSetting if an option asks for another run, or the run is being trained; BadCheckpoint if there is none
     """
     stored = checkpoint.read_config(folder)
-    model, training, data = stored.model, stored.training, stored.data
-    was = _told(model) | vars(training) | {"start_from": stored.origin and stored.origin.name}
-    _require_same(asked, was, why=f"with which {folder} was started")
-    lock.require_free(folder)
-    _require_possible(asked, model, training)
-    return Plan(
-        model=model,
-        training=training,
-        size=(model.height, model.width),
-        channels=model.channels,
+    was = _told(stored.model) | vars(stored.training) | {"start_from": stored.origin and stored.origin.name}
+    require_same(asked.of_config(), was, why=f"with which {folder} was started")
+    lock.require_idle(folder)
+    _require_possible(asked, stored.model, stored.training)
+    data = stored.data
+    return ResumedRun(
+        stored,
         n_validation=data.n_validation if asked.n_validation is None else asked.n_validation,
         validation_seed=data.validation_seed if asked.validation_seed is None else asked.validation_seed,
-        stored=stored,
     )
 
 
@@ -140,12 +166,6 @@ def _told(model: ModelConfig) -> dict[str, Any]:
 def _with_sigma_of(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings that were given; only a gaussian has a sigma by default."""
     return given if given.get("likelihood", "gaussian") == "gaussian" else {"sigma": None, **given}
-
-
-def _require_same(asked: Asked, was: Mapping[str, Any], *, why: str) -> None:
-    for name, value in asked.of_config().items():
-        if name in was and value != was[name]:
-            raise BadSetting(f"{name}: got {value}, expected {was[name]}, {why}")
 
 
 def _require_possible(asked: Asked, model: ModelConfig, training: TrainConfig) -> None:

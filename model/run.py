@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from model import checkpoint, fingerprints, lock
+from model import checkpoint, lock
 from model.bar import Bar
-from model.checkpoint import Checkpoint, DataConfig, Origin, RunConfig
+from model.checkpoint import Checkpoint, DataConfig, RunConfig, probe_of
 from model.data import Dataset
 from model.errors import BadCheckpoint, BadData, BadSetting, NotANumber
 from model.log import Log, is_due
 from model.machine import Machine
-from model.parts import Images, all_over
+from model.origin import require_same_model, require_unseen_validation
+from model.settings import require_same as require_same_settings
 from model.signals import asked_to_stop
 from model.training import Learner, StepReport
-from model.vae import ModelConfig
 
 SAVE_EVERY_S = 60.0
 
@@ -50,8 +50,8 @@ def start(
     """
     _require_same_pictures(config.data, machine)
     if origin is not None:
-        _require_same_model(config.model, origin)
-        _require_unseen_validation(config.data, dataset, origin)
+        require_same_model(config.model, origin)
+        require_unseen_validation(config.data, dataset, origin)
     learner = Learner(config.model, training=config.training, n_images=len(dataset.train), machine=machine)
     # All processes look before one writes.
     if learner.machine.any(_is_taken(folder)):
@@ -60,7 +60,7 @@ def start(
         learner.start_from(origin.vae)
         checkpoint.save(folder, learner)
     if learner.machine.is_main:
-        checkpoint.write_config(folder, config, probe=_probe(dataset))
+        checkpoint.write_config(folder, config, probe=probe_of(dataset))
     return learner
 
 
@@ -78,61 +78,7 @@ def _require_same_pictures(data: DataConfig, machine: Machine | None) -> None:
                 raise BadData(f"{data.name}: got {got}, expected {first[:8]}… as in process 0")
 
 
-def origin_of(folder: Path, found: Checkpoint, *, dataset: Dataset) -> Origin:
-    """Where a run starts, if it does with the weights of the checkpoint that was found in a folder."""
-    before = found.config.origin
-    return Origin(
-        folder.resolve().name,
-        sha256=fingerprints.of_model(found.vae),
-        same_test=_has_same_test(dataset, found) and (before is None or before.same_test),
-        tests=(fingerprints.of_images(found.probe), *(before.tests if before else ())),
-    )
-
-
-def _has_same_test(dataset: Dataset, found: Checkpoint) -> bool:
-    """Whether a run kept back the test pictures of this data: then it is the same, but perhaps for what validates."""
-    return np.array_equal(_probe(dataset), found.probe)
-
-
-def _probe(dataset: Dataset) -> Images:
-    return dataset.test[all_over(len(dataset.test), most=checkpoint.PROBE_ROWS)]
-
-
-def _require_same_model(model: ModelConfig, origin: Checkpoint) -> None:
-    """Nothing, if a model can start from the weights of another run.
-
-    Raises:  BadSetting if one of its settings is not that of the run
-    """
-    was, now = dataclasses.asdict(origin.config.model), dataclasses.asdict(model)
-    for name in was:
-        if was[name] != now[name]:
-            raise BadSetting(f"{name}: got {now[name]}, expected {was[name]}, as the run has that it is to start from")
-
-
-def _require_unseen_validation(data: DataConfig, dataset: Dataset, origin: Checkpoint) -> None:
-    """Nothing, if no picture to validate on is one that the weights have learnt already.
-
-    Raises:  BadSetting
-    """
-    if data.n_validation == 0:
-        return
-    got = f"validation: got {data.n_validation} pictures by seed {data.validation_seed}"
-    before, earlier = origin.config.data, origin.config.origin
-    if _has_same_test(dataset, origin):
-        was = before.n_validation, before.validation_seed
-        if (data.n_validation, data.validation_seed) != was:
-            expected = f"0, or {was[0]} by seed {was[1]}" if was[0] else "0"
-            learnt = "the run that this one is to start from has learnt from all others"
-            raise BadSetting(f"{got}, expected {expected}: {learnt}")
-        if dataset.is_validation_drawn and data.sha256 != before.sha256:
-            learnt = "from other training pictures than these the same seed drew others, and these may have been learnt"
-            raise BadSetting(f"{got}, expected 0: {learnt} by the run that this one is to start from")
-    elif earlier is not None and fingerprints.of_images(_probe(dataset)) in earlier.tests:
-        learnt = "from this data a run has learnt that came before the one that this one is to start from"
-        raise BadSetting(f"{got}, expected 0: {learnt}")
-
-
-def require_free(folder: Path) -> None:
+def require_empty(folder: Path) -> None:
     """Nothing, if a run can be started in a folder.
 
     Raises:  BadSetting if it holds something already
@@ -151,28 +97,30 @@ def _is_taken(folder: Path) -> bool:
         return False
     if not checkpoint.is_unsaved(folder):
         return True
-    lock.require_free(folder)
+    lock.require_idle(folder)
     return False
 
 
 def _taken(folder: Path) -> BadSetting:
     how = ", or --resume to go on" if (folder / "config.json").exists() else ""
-    return BadSetting(f"{folder}: got a place with something in it, expected a new folder{how}")
+    return BadSetting(f"{folder}: got a folder or file that holds something, expected a new folder{how}")
 
 
 def cut_warm_ups(learner: Learner) -> list[str]:
     """What of the settings the run is too short for, a sentence each."""
-    training = learner.training
+    training, epochs = learner.training, learner.training.epochs
     cut = []
     if training.lr_warmup_steps >= learner.steps:
+        enough = training.lr_warmup_steps // learner.steps_per_epoch + 1
         cut.append(
-            f"lr_warmup_steps is {training.lr_warmup_steps} and the run has {learner.steps} steps:"
-            f" the learning rate never comes to {training.learning_rate:g}"
+            f"the learning rate rises over {training.lr_warmup_steps} steps (--lr-warmup-steps) and the run has"
+            f" {learner.steps}: it never comes to {training.learning_rate:g}, as it would with --epochs {enough}"
         )
-    if learner.vae.config.family == "vae" and training.kl_warmup_epochs >= training.epochs and training.beta:
+    if learner.vae.config.family == "vae" and training.kl_warmup_epochs >= epochs and training.beta:
         cut.append(
-            f"kl_warmup_epochs is {training.kl_warmup_epochs:g} and the run has {training.epochs} epochs:"
-            f" the KL term never has its full weight"
+            f"the weight of the KL term rises over {training.kl_warmup_epochs:g} epochs (--kl-warmup-epochs) and the"
+            f" run has {epochs}: it never comes to {training.beta:g}, as it would with"
+            f" --epochs {int(training.kl_warmup_epochs) + 1}"
         )
     return cut
 
@@ -198,19 +146,7 @@ def require_same(folder: Path, config: RunConfig) -> None:
     Raises:  BadCheckpoint if the folder holds no run; BadSetting if its run was started with other settings
     """
     stored = checkpoint.read_config(folder)
-    was, now = (
-        {
-            **dataclasses.asdict(c.model),
-            **dataclasses.asdict(c.training),
-            "validation": c.data.n_validation,
-            "validation_seed": c.data.validation_seed,
-            "start_from": c.origin and c.origin.name,
-        }
-        for c in (stored, config)
-    )
-    for name in was:
-        if was[name] != now[name]:
-            raise BadSetting(f"{name}: got {now[name]}, expected {was[name]}, with which {folder} was started")
+    require_same_settings(_by_option(config), _by_option(stored), why=f"with which {folder} was started")
     if stored.data.sha256 != config.data.sha256:  # whatever its name: a folder may have moved
         got, expected = (
             f"{c.data.name} ({c.data.n_train} pictures to train on, {c.data.n_test} to test with,"
@@ -218,6 +154,16 @@ def require_same(folder: Path, config: RunConfig) -> None:
             for c in (config, stored)
         )
         raise BadSetting(f"data: got {got}, expected {expected}, with which {folder} was started")
+
+
+def _by_option(config: RunConfig) -> dict[str, Any]:
+    return {
+        **vars(config.model),
+        **vars(config.training),
+        "validation": config.data.n_validation,
+        "validation_seed": config.data.validation_seed,
+        "start_from": config.origin and config.origin.name,
+    }
 
 
 def changed_machine(folder: Path, learner: Learner) -> list[str]:

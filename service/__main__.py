@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterable
+from importlib import metadata
 from logging.config import dictConfig
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,12 @@ def _flag(name: str) -> Any:
     """The flag of one setting, with the setting's own words; unset, the environment and the default decide."""
     field = Settings.model_fields[name]
     return typer.Option(help=f"{field.description} Default {field.default}.", show_default=False)
+
+
+def _show_version(is_wanted: bool | None) -> None:
+    if is_wanted:
+        typer.echo(f"vae-serve {metadata.version('vaeserve')}")
+        raise typer.Exit
 
 
 @app.command(help="Serve bundles over HTTP. Every flag is also an environment variable, as VAE_PORT.")
@@ -77,6 +84,10 @@ def serve(
     log_format: Annotated[str | None, _flag("log_format")] = None,
     access_log: Annotated[bool | None, _flag("access_log")] = None,
     traces: Annotated[bool | None, _flag("traces")] = None,
+    _: Annotated[
+        bool | None,
+        typer.Option("--version", help="Print the version and end.", callback=_show_version, is_eager=True),
+    ] = None,
 ) -> None:
     """Serve until told to stop."""
     given = {name: value for name, value in locals().items() if value is not None}

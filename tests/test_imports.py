@@ -110,3 +110,11 @@ def test_a_command_explains_itself(command: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_tells_its_version(command: str) -> None:
+    told = subprocess.run(
+        [Path(sys.executable).with_name(command), "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert told.stdout == f"{command} {metadata.version('vaeserve')}\n"

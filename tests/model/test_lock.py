@@ -30,24 +30,24 @@ def test_a_second_process_is_refused_until_the_first_one_ends_however_it_does(tm
         assert holder.stdout
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(BadSetting, match=sentence):
-            lock.require_free(tmp_path)
+            lock.require_idle(tmp_path)
         with pytest.raises(BadSetting, match=sentence), lock.held(tmp_path):
             pass
         holder.kill()
         until(lambda: holder.poll() is not None)
-    lock.require_free(tmp_path)
+    lock.require_idle(tmp_path)
     with lock.held(tmp_path):
         pass
 
 
 def test_several_may_ask_at_once_and_leave_nothing_where_nobody_was(tmp_path: Path) -> None:
-    lock.require_free(tmp_path)
+    lock.require_idle(tmp_path)
     assert list(tmp_path.iterdir()) == []
     with lock.held(tmp_path):
         pass
     with (tmp_path / "state" / "lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        lock.require_free(tmp_path)
+        lock.require_idle(tmp_path)
 
 
 def test_where_a_disk_knows_no_locks_nobody_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,4 +56,4 @@ def test_where_a_disk_knows_no_locks_nobody_is_refused(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(fcntl, "flock", unknown)
     with lock.held(tmp_path):
-        lock.require_free(tmp_path)
+        lock.require_idle(tmp_path)

@@ -530,8 +530,8 @@ def test_memory_that_is_not_there_is_one_sentence(
     done = called("fit", "--data", few, "--out", tmp_path / "run", *TINY)
     assert done.exit_code == 2
     assert done.stderr.splitlines()[-1] == (
-        f"vae-train: {error}; smaller pictures (fit --size) take less, and in training smaller batches"
-        " (--batch-size, --accumulate)"
+        f"vae-train: {error}; smaller pictures or networks (fit --size, --features, --latent-dim) take less, and in"
+        " training smaller batches (--batch-size, --accumulate)"
     )
     monkeypatch.setattr(run, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("another")))
     assert isinstance(called("fit", "--data", few, "--out", tmp_path / "other", *TINY).exception, RuntimeError)
@@ -541,10 +541,11 @@ def test_a_run_too_short_for_its_warm_ups_says_so_at_its_start(few: Path, tmp_pa
     settings = (*TINY, "--epochs", "1", "--kl-warmup-epochs", "2", "--lr-warmup-steps", "50", "--batch-size", "9")
     done = called("fit", "--data", few, "--out", tmp_path / "run", *settings)
     assert done.exit_code == 0
-    assert (
-        "warning: lr_warmup_steps is 50 and the run has 2 steps: the learning rate never comes to 0.002" in done.stderr
-    )
-    assert "warning: kl_warmup_epochs is 2 and the run has 1 epochs: the KL term never has" in done.stderr
+    never = "it never comes to 0.002, as it would with --epochs 26"
+    rises = "the learning rate rises over 50 steps (--lr-warmup-steps) and the run has 2"
+    assert f"warning: {rises}: {never}" in done.stderr
+    rises = "the weight of the KL term rises over 2 epochs (--kl-warmup-epochs) and the run has 1"
+    assert f"warning: {rises}: it never comes to 1, as it would with --epochs 3" in done.stderr
     enough = (*TINY, "--kl-warmup-epochs", "1", "--lr-warmup-steps", "1", "--batch-size", "9")
     assert "warning" not in called("fit", "--data", few, "--out", tmp_path / "other", *enough).stderr
 

@@ -22,6 +22,7 @@ from model.checkpoint import Checkpoint, DataConfig, Origin, RunConfig
 from model.data import Dataset, with_validation
 from model.errors import BadCheckpoint, BadData, BadSetting, NotANumber
 from model.machine import Machine
+from model.origin import origin_of
 from model.training import Learner, StepReport, TrainConfig
 
 TENSORS = ("model.safetensors", "state/training.safetensors")
@@ -411,7 +412,7 @@ def begun_from(folder: Path, config: RunConfig, *, dataset: Dataset, origin: Pat
     config = dataclasses.replace(
         config,
         data=DataConfig.of(dataset, validation_seed=0),
-        origin=run.origin_of(origin, found, dataset=dataset) if origin and found else None,
+        origin=origin_of(origin, found, dataset=dataset) if origin and found else None,
     )
     checkpoint.save(folder, run.start(folder, config, dataset=dataset, origin=found))
     return folder

@@ -348,5 +348,5 @@ def test_the_processes_of_a_study_save_and_end_where_their_parent_is_killed(few:
     trained = [run.parent for run in folder.glob("runs/*/config.json")]
     assert trained
     for run in trained:
-        lock.require_free(run)
+        lock.require_idle(run)
     assert any(checkpoint.saved_step(run) for run in trained)
