@@ -22,6 +22,9 @@ class Form(Enum):
         self.media_type = media_type
 
 
+# Many more than any client names; of thousands of them each costs time.
+_MOST_RANGES = 64
+
 # Order decides ties: the first is the default.
 LATENT_FORMS = (Form.JSON, Form.SAFETENSORS)
 STILL_FORMS = (Form.PNG, Form.WEBP, Form.JPEG, Form.JSON, Form.SAFETENSORS)
@@ -48,6 +51,11 @@ def accepted(forms: Sequence[Form], accept: str | None) -> Form:
     """
     if accept is None or accept in {"", "*/*"}:
         return forms[0]
+    named = accept.count(",") + accept.count(";") + 1
+    if named > _MOST_RANGES:
+        raise found_at(
+            "Accept", NotAcceptable, got=f"{named:,} types and parameters", expected=f"at most {_MOST_RANGES}"
+        )
     ranges = _ranges(accept)
     still = [form for form in forms if form not in ANIMATIONS]
     for group in (still, [form for form in forms if form in ANIMATIONS]):

@@ -16,6 +16,9 @@ PICTURES = "images"
 _MAX_FIELDS = 64
 _MAX_FIELD_BYTES = 2**16
 
+# A boundary has 70 characters at most (RFC 2046, section 5.1.1); of a header that is much longer each piece costs time.
+_MAX_TYPE_CHARACTERS = 256
+
 # What a part takes to read, about, and what the parser looks at one by one: lines that could be boundaries, options of
 # a header, blanks. A body of more than one chunk counts as long without being looked at.
 _MARKS_US = {b"\r\n\r\n": 15.0, b"\r\n--": 1.0, b";": 0.5, b" ": 0.2, b"\t": 0.2}
@@ -53,6 +56,10 @@ def read(body: bytes, content_type: str, *, max_files: int) -> list[Part]:
     Raises:  BadBody if it is cut or no form, TooLarge if it holds more files than that
     Source:  RFC 7578
     """
+    if len(content_type) > _MAX_TYPE_CHARACTERS:
+        raise _unreadable(
+            f"its Content-Type has {len(content_type):,} characters, expected at most {_MAX_TYPE_CHARACTERS}"
+        )
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         raise _unreadable("its Content-Type names no boundary; leave that header to the client's library")

@@ -76,6 +76,13 @@ def test_what_admits_no_form_is_refused_with_those_there_are(accept: str) -> Non
         accepting(accept, STILL_FORMS)
 
 
+@pytest.mark.parametrize("accept", ["image/png," * 64, "image/png" + ";q=1" * 64])
+def test_thousands_of_types_are_refused_and_not_read(accept: str) -> None:
+    with pytest.raises(NotAcceptable, match=r"^Accept: got 65 types and parameters, expected at most 64$"):
+        accepting(accept, STILL_FORMS)
+    assert accepting(accept[: len(accept) * 63 // 64], STILL_FORMS) is Form.PNG
+
+
 @pytest.mark.parametrize("weight", ["nan", "inf", "-1", "2", "one", ""])
 def test_a_range_with_a_weight_that_is_none_counts_as_refused(weight: str) -> None:
     assert accepting(f"image/png;q={weight}, application/json;q=0.1") is Form.JSON

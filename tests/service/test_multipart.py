@@ -132,6 +132,7 @@ def test_a_field_that_is_too_long_is_413() -> None:
         (form([file()]).replace(b"\r\n--frontier--", b"--frontier--"), TYPE, "it ends before its last boundary"),
         (form([file()]), "multipart/form-data; boundary=other", "it has not the boundary that its Content-Type names"),
         (b"no form", "multipart/form-data", "its Content-Type names no boundary; leave that header to"),
+        (form([file()]), TYPE + 256 * ";", "its Content-Type has 296 characters, expected at most 256"),
         (form([file()]).replace(b"--frontier", b"------front"), "multipart/form-data", "its Content-Type names no"),
         (form([file()]).replace(b'name="images"; ', b""), TYPE, "a part has no name in its Content-Disposition"),
         (form([file()]).replace(b"Content-Disposition", b"X"), TYPE, "a part has no name in its Content-Disposition"),
