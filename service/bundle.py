@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -118,7 +119,8 @@ def _read_manifest(source: files.Folder | files.Zip) -> Manifest:
         raise BadBundle(f"{path}: {error.strerror or error}, expected the manifest of a bundle") from error
     try:
         plain = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        orjson.dumps(plain)  # as /models/{name} will: of half a character, or of lists hundreds deep, no JSON is made
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadBundle(f"{path}: not JSON ({error})") from error
     found = plain.get("format") if isinstance(plain, dict) else None
     if found != FORMAT:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from service.files import NAME_PATTERN
 
@@ -227,6 +227,15 @@ AnyTolerance = Annotated[
 ]
 
 
+def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Whatever measured a model may say of it, in numbers that JSON has."""
+    try:
+        json.dumps(metrics, allow_nan=False)
+    except ValueError as error:
+        raise ValueError("got NaN or Infinity, expected numbers that JSON has") from error
+    return metrics
+
+
 class Manifest(_Part):
     """`manifest.json`: everything that a service or a client may ask about a bundle."""
 
@@ -250,7 +259,7 @@ class Manifest(_Part):
     parity: Parity
     variant: Variant | None = Field(None, description="below fp32")
     diagnostics: Diagnostics | None
-    metrics: dict[str, Any] | None
+    metrics: Annotated[dict[str, Any], AfterValidator(_finite)] | None
     licence: str | None
 
     @model_validator(mode="after")

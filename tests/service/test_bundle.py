@@ -19,6 +19,8 @@ from tests.service.broken import copied, edit_manifest, flip_byte, made
 from tests.service.linear import Bundles, Linear, Model, fitted_prior, open_linear, write_linear
 from tests.service.wire import tensors
 
+NO_NUMBER = "got NaN or Infinity, expected numbers that JSON has"
+
 
 @pytest.fixture
 def folder(bundles: Bundles, tmp_path: Path) -> Path:
@@ -159,8 +161,8 @@ def test_a_folder_without_a_manifest_is_no_bundle(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe\x00", b"{'name': 1}", b"[" * 100_000],
-    ids=["empty", "cut", "bytes", "quotes", "deep"],
+    [b"", b"{", b"\xff\xfe\x00", b"{'name': 1}", b"[" * 100_000, b'{"a": "\\ud800"}', b"[" * 500 + b"]" * 500],
+    ids=["empty", "cut", "bytes", "quotes", "deep", "half a character", "deeper than can be written"],
 )
 def test_a_manifest_that_is_no_json_is_refused(folder: Path, content: bytes) -> None:
     (folder / MANIFEST).write_bytes(content)
@@ -208,6 +210,14 @@ def test_another_format_number_is_refused(folder: Path, number: object) -> None:
             "tolerance.reduced.mu_in_sigma is 0, ",
         ),
         (lambda plain: plain["parity"]["mu"].update(max=float("inf")), "parity.mu.max is inf, "),
+        (
+            lambda plain: plain.update(metrics={"elbo": float("nan")}),
+            f"metrics: {NO_NUMBER}",
+        ),
+        (
+            lambda plain: plain.update(metrics={"elbo": [float("inf")]}),
+            f"metrics: {NO_NUMBER}",
+        ),
         (lambda plain: plain.update(prior="fitted"), "prior is 'fitted', "),
         (lambda plain: plain["files"][ENCODER].update(sha256="xyz"), "files.encoder.onnx.sha256 is 'xyz', "),
         (lambda plain: plain["files"][ENCODER].update(size_bytes=0), "files.encoder.onnx.size_bytes is 0, "),
