@@ -290,7 +290,7 @@ def as_stated(canvases: Canvases, seconds: float) -> dict[str, str]:
     stills = [canvas[None] for canvas in canvases]
     forms: dict[rendering.Encoding, list[Uint8]] = {"png": stills, "jpeg": stills, "webp": stills}
     for encoding, shown in (forms | {"apng": animated, "gif": animated}).items():
-        stated = rendering.cost_us(shown[0], encoding, 1)
+        stated = rendering.cost_us(shown[0].size, encoding)
         (taken,) = turns({encoding: rendered(encoding)}, shown, seconds / 5).values()
         cells[f"write {encoding}"] = f"{taken:,.0f} ({stated:,.0f})"
     return cells

@@ -16,7 +16,7 @@ from service.batcher import Done
 from service.budget import in_turns
 from service.call import Call
 from service.errors import too_large
-from service.forms import ANIMATIONS, Form
+from service.forms import ANIMATIONS, GRIDS, Form
 from service.observation import record
 from service.observation.timing import Timing
 from service.pieces import Pieces
@@ -97,10 +97,10 @@ def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], 
     height, width, _ = shape
     options, limit = call.options, call.deployment.settings.max_answer_pixels
     scale = 1 if call.form is Form.SAFETENSORS else options.scale
-    pixels = n * height * width * scale**2
+    columns = min(options.columns or line or rendering.near_square(n), n)
+    pixels = _cells(call, n, columns=columns) * height * width * scale**2
     if pixels > limit:
         raise too_large("answer", got=pixels, limit=limit, unit="pixels")
-    columns = min(options.columns or line or rendering.near_square(n), n)
     across, down = (1, 1) if call.form in ANIMATIONS else (columns, ceil(n / columns))
     side = max(across * width, down * height) * scale
     longest = rendering.LONGEST_SIDE.get(call.form.label, side)
@@ -115,6 +115,11 @@ def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], 
     return columns
 
 
+def _cells(call: Call[PictureOptions], n: int, *, columns: int) -> int:
+    """Places for n pictures in an answer: in a grid also those of its last line that stay black."""
+    return columns * ceil(n / columns) if call.form in GRIDS else n
+
+
 def _told(seed: ChosenSeed | None) -> dict[str, Any]:
     """The member of JSON that tells the seed, where there is one."""
     return {} if seed is None else {"seed": seed.value}
@@ -123,11 +128,6 @@ def _told(seed: ChosenSeed | None) -> dict[str, Any]:
 def _rows(named: Mapping[str, NDArray[Any] | None], dtype: str) -> dict[str, NDArray[Any] | None]:
     """Arrays as orjson takes them: of this dtype and without gaps."""
     return {name: None if array is None else np.ascontiguousarray(array, dtype) for name, array in named.items()}
-
-
-def _pixels(image: NDArray[np.uint8], scale: int) -> int:
-    """The pixels of pictures (n, h, w, c) as they are shown."""
-    return image[..., 0].size * scale**2
 
 
 async def _file(call: Call[PictureOptions], image: NDArray[np.uint8], *, columns: int) -> bytes:
@@ -143,8 +143,9 @@ async def _file(call: Call[PictureOptions], image: NDArray[np.uint8], *, columns
         quality=options.quality,
         frame_ms=options.frame_ms if isinstance(options, PathOptions) else 0,
     )
-    cost_us = rendering.cost_us(image, encoding, options.scale)
-    return await call.spend_on_answer(_pixels(image, options.scale), cost_us, render)
+    _, height, width, channels = image.shape
+    pixels = _cells(call, len(image), columns=columns) * height * width * options.scale**2
+    return await call.spend_on_answer(pixels, rendering.cost_us(pixels * channels, encoding), render)
 
 
 async def _base64_pngs(call: Call[PictureOptions], image: NDArray[np.uint8]) -> list[str]:
@@ -154,8 +155,9 @@ async def _base64_pngs(call: Call[PictureOptions], image: NDArray[np.uint8]) -> 
     def encode() -> list[str]:
         return [base64.b64encode(png.encode(picture)).decode("ascii") for picture in rendering.enlarge(image, scale)]
 
-    cost_us = len(image) * rendering.cost_us(image[:1], "png", scale)
-    return await call.spend_on_answer(_pixels(image, scale), cost_us, encode)
+    n, height, width, channels = image.shape
+    pixels = height * width * scale**2
+    return await call.spend_on_answer(n * pixels, n * rendering.cost_us(pixels * channels, "png"), encode)
 
 
 async def _json(call: Call[Options], members: dict[str, Any]) -> tuple[bytes, ...]:

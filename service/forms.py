@@ -27,7 +27,8 @@ _MOST_RANGES = 64
 
 # Order decides ties: the first is the default.
 LATENT_FORMS = (Form.JSON, Form.SAFETENSORS)
-STILL_FORMS = (Form.PNG, Form.WEBP, Form.JPEG, Form.JSON, Form.SAFETENSORS)
+GRIDS = (Form.PNG, Form.WEBP, Form.JPEG)
+STILL_FORMS = (*GRIDS, Form.JSON, Form.SAFETENSORS)
 ANIMATIONS = (Form.GIF, Form.APNG)
 PATH_FORMS = STILL_FORMS + ANIMATIONS
 

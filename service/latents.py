@@ -193,12 +193,14 @@ def slerp(z1: Float32, z2: Float32, alpha: Float32) -> Float32:
     weights = alpha.astype(np.float64).reshape(-1, *(1,) * z1.ndim)
     arc = (np.sin((1 - weights) * omega) * first + np.sin(weights * omega) * second) / np.sin(omega)
     arc[alpha == 0], arc[alpha == 1] = first, second
-    rounded: Float32 = arc.astype(np.float32)
+    with np.errstate(over="ignore"):  # between ends that point nearly opposite ways it leads far out
+        rounded: Float32 = arc.astype(np.float32)
     return rounded
 
 
 def path(points: Float32, *, steps: int, method: Literal["linear", "slerp"], loop: bool) -> Float32:
-    """A path through all points, both ends included; a loop leads back without repeating the first.
+    """A path through all points, both ends included; a loop leads back without repeating the first. Between ends near
+    the largest float32 it may lead to infinity.
 
     Shapes:  points (p, *latent_shape), p ≥ 2 -> (path_rows(p, …), *latent_shape)
     """

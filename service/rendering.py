@@ -76,10 +76,10 @@ def render(images: Uint8, encoding: Encoding, *, columns: int, scale: int, quali
     return png.encode(canvas) if encoding == "png" else _still(canvas, encoding, quality)
 
 
-def cost_us(images: Uint8, encoding: Encoding, scale: int) -> float:
-    """What `render` will cost."""
+def cost_us(values: int, encoding: Encoding) -> float:
+    """What `render` will cost: so many values, of all pixels of a grid or of all frames, as they are enlarged."""
     fixed, per_value = _COSTS_US[encoding]
-    return fixed + per_value * images.size * scale * scale
+    return fixed + per_value * values
 
 
 def _still(canvas: Uint8, file_format: str, quality: int) -> bytes:

@@ -94,6 +94,10 @@ async def _decoded(
         encoded = [await call.run(call.model.encoder, anchors.image)] if len(anchors.image) else []
         given = anchors.latents(drawn=drawn, mu=encoded[0].outputs[0] if encoded else ())
         z = await call.spend(latents.path_cost_us(rows * given[0].size), path, given)
+        if not np.isfinite(z).all():
+            raise invalid(
+                "points", got="a path that leads beyond float32", expected="points whose path stays within it"
+            )
         done = await call.run(call.model.decoder, z)
     return await answers.pictures(
         call, image=done.outputs[0], z=z, runs=(*encoded, done), decoded_at=decoded_at, columns=columns

@@ -363,9 +363,16 @@ def test_draws_of_more_numbers_than_an_answer_may_have_are_413(bundles: Bundles,
 
 
 def test_an_answer_of_too_many_pixels_is_413(tight: httpx.Client) -> None:
-    assert tight.get("/sample?n=5&scale=2").status_code == 200
+    assert tight.get("/sample?n=4&scale=2").status_code == 200
     document = problem(tight.get("/sample?n=6&scale=2"), 413, "too-large")
     assert document["detail"] == "answer: got 720 pixels, the limit is 600"
+
+
+def test_the_black_places_of_a_grid_count_as_pixels(tight: httpx.Client) -> None:
+    assert tight.get("/sample?n=5&scale=2&columns=5").status_code == 200
+    document = problem(tight.get("/sample?n=5&scale=2&columns=4"), 413, "too-large")
+    assert document["detail"] == "answer: got 960 pixels, the limit is 600"
+    assert tight.get("/sample?n=5&scale=2&columns=4&format=json").status_code == 200
 
 
 def test_arrays_are_not_enlarged_and_count_as_they_are(tight: httpx.Client, colour: Linear) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from service.latents import path, prior_sample
 from tests.service.linear import Linear, OpenLinear
+from tests.service.test_errors import problem
 from tests.service.wire import (
     SAFETENSORS,
     assert_near,
@@ -163,6 +164,13 @@ def test_slerp_of_unit_latents_stays_on_the_sphere(client: httpx.Client) -> None
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     named = walked(client, json={"z": z.tolist(), "method": "slerp"})
     np.testing.assert_allclose(np.linalg.norm(named["z"], axis=1), 1, atol=1e-5)
+
+
+def test_an_arc_that_leads_beyond_float32_between_ends_that_do_not_is_422(client: httpx.Client) -> None:
+    z = [[3e38, 0, 0, 0], [-1e30, 1e25, 0, 0]]
+    document = problem(client.post("/interpolate", json={"z": z, "method": "slerp", "steps": 3}), 422, "invalid")
+    said = "points: got a path that leads beyond float32, expected points whose path stays within it"
+    assert document["detail"] == said
 
 
 # Forms
