@@ -1,7 +1,6 @@
-"""Bodies that have come in part hold memory for as long as their senders take: together they are bounded."""
+"""Bodies hold memory for as long as their senders take to send them and we to answer: together they are bounded."""
 
 from io import BytesIO
-from typing import Self
 
 from service.errors import QueueFull, found_at
 
@@ -32,7 +31,7 @@ class Arriving:
         size, others = n_bytes + more, self._held_bytes - n_bytes
         most = (self._room_bytes - others) // 2
         if size > most:
-            expected = f"at most {most:,} bytes while {others:,} bytes of others are on their way"
+            expected = f"at most {most:,} bytes while {others:,} bytes of others are read and answered"
             refusal = found_at("body", QueueFull, got=f"{size:,} bytes", expected=expected)
             refusal.headers["retry-after"] = "1"
             raise refusal
@@ -44,18 +43,17 @@ class Arriving:
 
 
 class Begun:
-    """One body, as far as it has come."""
+    """One body, as far as it has come; it counts until `end`."""
 
     def __init__(self, among: Arriving) -> None:
         self._among = among
         self._content = BytesIO()  # grows with what arrives, whatever is declared, and gives it away without a copy
         self.size = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
+    def end(self) -> None:
+        """Count it no more."""
         self._among.let_go(self.size)
+        self.size = 0
 
     def write(self, chunk: bytes) -> None:
         """Take the next of it.

@@ -82,8 +82,8 @@ async def receive(
 ) -> bytes:
     """The whole body. The server sends an empty piece from time to time while none comes (`protocol`).
 
-    Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, QueueFull if others on their
-             way leave no room for it, SlowBody and DeadlinePassed if the rest of it did not come in time,
+    Raises:  TooLarge as soon as it is known to be, UnsupportedType if it is compressed, QueueFull if others leave
+             no room for it, SlowBody and DeadlinePassed if the rest of it did not come in time,
              ClientDisconnect if it will not come
     """
     is_json = _media_type(headers) == _JSON
@@ -99,18 +99,18 @@ async def receive(
     if not more and len(chunk) <= max_bytes:
         return chunk
     pace = _Pace(settings, since=began)
-    with arriving.begin() as whole:
-        while True:
-            size = whole.size + len(chunk)
-            if size > max_bytes:
-                raise _too_large(size, max_bytes, is_json=is_json)
-            whole.write(chunk)
-            if not more:
-                return whole.content()
-            pace.require(size)
-            if deadline.left_s() < 0:
-                raise deadline.passed()
-            chunk, more = await _piece(request)
+    request.state.begun = whole = arriving.begin()  # which `doors` ends once the request is answered
+    while True:
+        size = whole.size + len(chunk)
+        if size > max_bytes:
+            raise _too_large(size, max_bytes, is_json=is_json)
+        whole.write(chunk)
+        if not more:
+            return whole.content()
+        pace.require(size)
+        if deadline.left_s() < 0:
+            raise deadline.passed()
+        chunk, more = await _piece(request)
 
 
 async def _piece(request: Request) -> tuple[bytes, bool]:

@@ -45,4 +45,7 @@ class Doors:
             if not scope["app"].state.draining:
                 raise
             response = refusals.response(unfinished(), scope)  # the server takes back what is left at its end
+        finally:
+            if begun := scope["state"].get("begun"):
+                begun.end()
         await response(scope, receive, send)

@@ -152,7 +152,7 @@ class Metrics:
         self.batch_rows = Histogram(tally, "vaeserve_batch_rows", "Rows in one run of a graph.", {}, bounds=_ROWS)
         self.failed_runs = Counter(tally, "vaeserve_failed_runs_total", "Runs of a graph that failed.", {})
         self.in_progress = Gauge(tally, "vaeserve_requests_in_progress", "Requests that are being answered.")
-        self.queue_rows = Gauge(tally, "vaeserve_queue_rows", "Engine rows that are admitted and not yet answered.")
+        self.queue_rows = Gauge(tally, "vaeserve_queue_rows", "Engine rows that are admitted and have not run yet.")
         self.queue_limit_rows = Gauge(
             tally, "vaeserve_queue_limit_rows", "Engine rows that may be admitted at a time; 429 above."
         )

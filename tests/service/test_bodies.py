@@ -1,8 +1,9 @@
 import asyncio
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from time import perf_counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ def _request(messages: Sequence[Message], **headers: str) -> Request:
         return next(waiting)
 
     names = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return Request({"type": "http", "method": "POST", "path": "/encode", "headers": names}, receive)
+    return Request({"type": "http", "method": "POST", "path": "/encode", "headers": names, "state": {}}, receive)
 
 
 def _chunks(*chunks: bytes) -> list[Message]:
@@ -46,7 +47,16 @@ def _received(
     settings = Settings(max_body_bytes=max_bytes, **limits)
     arriving = arriving or Arriving(max_body_bytes=max_bytes)
     coming = bodies.receive(request, request.headers, settings=settings, deadline=_in(timeout_ms), arriving=arriving)
-    return asyncio.run(coming)
+    return asyncio.run(_answered(request, coming))
+
+
+async def _answered(request: Request, coming: Coroutine[Any, Any, bytes]) -> bytes:
+    """The body of a request that is over once it has come."""
+    try:
+        return await coming
+    finally:
+        if begun := request.scope["state"].get("begun"):
+            begun.end()
 
 
 def _in(timeout_ms: int) -> Deadline:
@@ -155,7 +165,8 @@ LARGEST = 100
 
 async def _coming(request: Request, arriving: Arriving) -> bytes:
     settings = Settings(max_body_bytes=LARGEST)
-    return await bodies.receive(request, {}, settings=settings, deadline=_in(60_000), arriving=arriving)
+    coming = bodies.receive(request, {}, settings=settings, deadline=_in(60_000), arriving=arriving)
+    return await _answered(request, coming)
 
 
 async def _begun(size: int, arriving: Arriving) -> "asyncio.Task[bytes]":
@@ -168,7 +179,7 @@ async def _begun(size: int, arriving: Arriving) -> "asyncio.Task[bytes]":
         came.set()
         return {"type": "http.request", "body": bytes(size), "more_body": True}
 
-    request = Request({"type": "http", "method": "POST", "path": "/encode", "headers": []}, receive)
+    request = Request({"type": "http", "method": "POST", "path": "/encode", "headers": [], "state": {}}, receive)
     coming = asyncio.create_task(_coming(request, arriving))
     await came.wait()
     await asyncio.sleep(0)
@@ -198,7 +209,7 @@ def test_bodies_on_their_way_have_room_for_eight_of_the_largest_and_none_more_th
         assert refused.done()
         refusal = refused.exception()
         assert isinstance(refusal, QueueFull)
-        sentence = "got 51 bytes, expected at most 50 bytes while 700 bytes of others are on their way"
+        sentence = "got 51 bytes, expected at most 50 bytes while 700 bytes of others are read and answered"
         assert refusal.detail == f"body: {sentence}"
         assert [fault["where"] for fault in refusal.faults] == ["body"]
         assert refusal.headers == {"retry-after": "1"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from service.app import create_app
 from service.latents import path, prior_sample
 from service.settings import Settings
 from tests.service.linear import Bundles, Linear
+from tests.service.test_errors import problem
 from tests.service.wire import (
     SAFETENSORS,
     assert_near,
@@ -211,6 +213,37 @@ def test_a_large_answer_is_written_once_there_is_room_for_it_and_small_ones_mean
             room.give(taken)
             assert (await large).status_code == 200
             assert room._left == taken  # noqa: SLF001
+
+    asyncio.run(scenario())
+
+
+def test_bodies_hold_room_until_they_are_answered(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven of the largest leave too little for one more."""
+    monkeypatch.setattr(call, "_LARGE_ANSWER_PIXELS", 1)
+    largest = 4000
+    app = create_app(Settings(bundles=(bundles.colour,), max_body_bytes=largest), cores=1)
+    room = app.state.deployment.answer_room
+    body = b'{"z": [1, 2, 3, 4]}'.ljust(largest)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, largest, 1000):
+            yield body[start : start + 1000]
+
+    async def scenario() -> None:
+        async with in_process(app) as http:
+
+            def decode() -> Coroutine[Any, Any, httpx.Response]:
+                return http.post("/decode", content=pieces(), headers={"content-type": "application/json"})
+
+            taken = await room.take(app.state.deployment.settings.max_answer_pixels)
+            waiting = [asyncio.create_task(decode()) for _ in range(7)]
+            await until(lambda: len(room._waiting) == 7)  # noqa: SLF001
+            document = problem(await decode(), 429, "queue-full")
+            expected = "expected at most 2,000 bytes while 28,000 bytes of others are read and answered"
+            assert document["detail"] == f"body: got 3,000 bytes, {expected}"
+            room.give(taken)
+            assert [(await each).status_code for each in waiting] == [200] * 7
+            assert [(await decode()).status_code for _ in range(9)] == [200] * 9
 
     asyncio.run(scenario())
 
