@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,16 +73,34 @@ def write(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
 def staged(target: Path) -> Iterator[Path]:
     """A path for a file or folder that becomes the target when all has gone well, and otherwise vanishes.
 
-    Raises:  CannotWrite if the target exists already
+    Raises:  CannotWrite if the target exists already, or nothing can be made in its place
     """
     require_new(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        place = Path(beside) / target.name
-        yield place
-        _flush(place)
-        require_new(target)  # again: it may have come meanwhile
-        place.rename(target)
+    missing = [place for place in target.absolute().parents if not place.exists()]
+    try:
+        with _beside(target) as beside:
+            place = beside / target.name
+            yield place
+            _flush(place)
+            require_new(target)  # again: it may have come meanwhile
+            place.rename(target)
+    except BaseException:
+        for made in missing:
+            with suppress(OSError):  # it was not, or others have put something there
+                made.rmdir()
+        raise
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A folder on the disk of a target, for a while."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise CannotWrite(f"{target}: got {error.strerror}, expected a place that can be written to") from error
+    with folder as name:
+        yield Path(name)
 
 
 def _flush(place: Path) -> None:

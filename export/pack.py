@@ -31,8 +31,8 @@ def pack(folder: Path, target: Path) -> int:
         raise CannotWrite(
             f"{folder / MANIFEST}: licence is {found}, expected one in a bundle that is to be shared; {how}"
         )
+    prove(folder)  # before the zip, whose place is gone when a person reads of it
     with staged(target) as place:
-        prove(folder)  # before the zip, whose place is gone when a person reads of it
         with ZipFile(place, "w", ZIP_STORED) as archive:
             for name in sorted((MANIFEST, *manifest.files)):
                 archive.writestr(_member(name), (folder / name).read_bytes())

@@ -231,14 +231,16 @@ def _require_flat(name: str, content: bytes) -> None:
 
 
 def _require_reduced(graphs: Graphs, *, precision: str) -> None:
-    """Nothing, if some weights are in fewer bits: a graph in float64, say, is left as it is."""
+    """Nothing, if some weights are in fewer bits, in float16 of each graph: one in float64, say, is left as it is."""
     stored = {
-        tensor.data_type
-        for content in (graphs.encoder, graphs.decoder)
-        for tensor in onnx.load_model_from_string(content).graph.initializer
+        name: {tensor.data_type for tensor in onnx.load_model_from_string(content).graph.initializer}
+        for name, content in ((ENCODER, graphs.encoder), (DECODER, graphs.decoder))
     }
-    if stored.isdisjoint({TensorProto.FLOAT16, TensorProto.INT8}):
+    if set.union(*stored.values()).isdisjoint({TensorProto.FLOAT16, TensorProto.INT8}):
         raise CannotReduce(f"{precision}: got graphs without layers in float32, expected some to rewrite")
+    for name, types in stored.items():
+        if precision == "fp16" and TensorProto.DOUBLE in types:
+            raise CannotReduce(f"{precision}: {name}: got weights in float64, expected float32 to rewrite")
 
 
 def _in_int8(frozen: Frozen, pictures: Uint8, *, max_run_pixels: int) -> Graphs:

@@ -104,7 +104,9 @@ class _Nodes:
     def maker(self, name: str) -> NodeProto | None:
         """The node that gives a tensor, or the one before if it only hands on."""
         node = self._makers.get(name)
-        return self.maker(node.input[0]) if node and node.op_type in _TRANSPARENT else node
+        while node and node.op_type in _TRANSPARENT:
+            node = self._makers.get(node.input[0])
+        return node
 
     def operands(self, name: str, op: str) -> Iterator[tuple[str, ...]]:
         """What an operator takes to give a tensor, both ways round; nothing if another gives it."""

@@ -75,6 +75,8 @@ def _scale(posterior: Sequence[str], scale_head: str | None, *, path: Path) -> S
         return None
     if len(posterior) != 2:
         raise CannotImport(f"{path}: --outputs names {', '.join(posterior)}, expected mu and a scale, or mu alone")
+    if posterior[0] == posterior[1]:
+        raise CannotImport(f"{path}: --outputs names {posterior[0]} twice, expected mu and a scale, or mu alone")
     said = scale_head or posterior[1]
     head = next((head for head in SCALE_HEADS if head == said), None)
     if head is None:

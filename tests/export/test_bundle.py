@@ -1,10 +1,12 @@
 """A bundle on disk: whole under its own name, or not there at all."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from export import bundle
 from export.bundle import CannotWrite, require_name, require_new, staged, write
 from service.bundle import read
 from tests.service.linear import linear, write_linear
@@ -53,6 +55,31 @@ def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"), staged(tmp_path / "mine") as place:
         half(place)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_were_made_for_what_failed_go_with_it(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+
+    def failing(place: Path) -> None:
+        place.write_text("half")
+        raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"), staged(tmp_path / "theirs" / "a" / "b" / "mine") as place:
+        failing(place)
+    assert list(tmp_path.iterdir()) == [tmp_path / "theirs"]
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+
+def test_a_place_where_nothing_can_be_made_is_told_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*, prefix: str, dir: Path) -> None:  # noqa: A002
+        raise OSError(30, "Read-only file system", str(dir / prefix))
+
+    monkeypatch.setattr(bundle, "TemporaryDirectory", failing)
+    told = f"{tmp_path / 'mine'}: got Read-only file system, expected a place that can be written to"
+    with pytest.raises(CannotWrite, match=f"^{re.escape(told)}$"), staged(tmp_path / "mine"):
+        pass
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link to nothing"])

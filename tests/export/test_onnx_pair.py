@@ -378,6 +378,7 @@ def test_two_loads_give_the_same_bytes_and_a_changed_weight_others(tmp_path: Pat
         ),
         ({"outputs": ("z_mean",)}, "gives z_mean alone, expected a second output, as --scale-head says"),
         ({"outputs": ("z_mean", "z")}, "gives no z, its outputs are z_mean, z_scale"),
+        ({"outputs": ("z_mean", "z_mean"), "scale_head": "logvar"}, "--outputs names z_mean twice, expected mu and"),
         ({"outputs": ("a", "b", "c")}, "--outputs names a, b, c, expected mu and a scale, or mu alone"),
         ({"max_side": 0}, "--max-side: got 0, expected 1 or more"),
         ({"stride": -8}, "--stride: got -8, expected 1 or more"),

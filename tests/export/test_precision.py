@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from export import precision
+from export import float16, precision
 from export.bundle import bundle_files
 from export.frozen import Described, Float32, Frozen, Uint8
 from export.graphs import freeze, source
@@ -298,10 +298,24 @@ def test_the_size_of_a_variant_is_that_of_all_its_graphs_in_a_bundle(
     assert 0.4 < variant(alone, dataclasses.replace(reduced, scorer=None)).size_ratio < 0.6
 
 
+def in_float64(content: bytes) -> bytes:
+    """A graph with one of its weights in float64, as one has that nothing rewrote."""
+    model = onnx.load_model_from_string(content)
+    weights = model.graph.initializer[0]
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights).astype(np.float64), weights.name))
+    return bytes(model.SerializeToString())
+
+
 def test_what_rewrites_nothing_or_fails_is_refused(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "halved", lambda content: content)
     with pytest.raises(CannotReduce, match="fp16: got graphs without layers in float32, expected some to rewrite"):
         reduce(frozen, precision="fp16", calibration=None)
+
+    frozen_pair = dataclasses.replace(frozen, graphs=dataclasses.replace(frozen.graphs, scorer=None))
+    made = iter((float16.halved(frozen.graphs.encoder), in_float64(frozen.graphs.decoder)))
+    monkeypatch.setattr(precision, "halved", lambda _content: next(made))
+    with pytest.raises(CannotReduce, match=r"fp16: decoder\.onnx: got weights in float64, expected float32 to rewrite"):
+        reduce(frozen_pair, precision="fp16", calibration=None)
 
     def failing(_content: bytes) -> bytes:
         raise RuntimeError("no kernel\nfor Range")

@@ -553,6 +553,15 @@ def test_a_draw_is_found_however_its_operands_stand(line: str, instead: str) -> 
     np.testing.assert_array_equal(logvar, x[:, 2:])
 
 
+def test_a_draw_is_found_behind_thousands_of_nodes_that_hand_on() -> None:
+    names = [f"same{index}" for index in range(3000)]
+    chain = "".join(f"{to} = Identity({of}) " for of, to in zip(["drawn", *names], [*names, "noise"], strict=True))
+    instead = f"drawn = RandomNormalLike(mean) {chain}"
+    draw = draws.found(parsed(DRAWN.replace("noise = RandomNormalLike(mean)", instead), BOUNDS), "z", path=PATH)
+    assert draw is not None
+    assert draw.mean == "mean"
+
+
 @pytest.mark.parametrize(
     ("line", "instead"),
     [
