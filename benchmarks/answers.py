@@ -26,7 +26,7 @@ def of_bulk(server: Server, requests: Sequence[Request], subject: Subject, conne
     answers = server.answers(requests, connections=connections)
     found = [np.stack([load(answer)[name] for name in ("mu", "logvar")]) for answer in answers]
     expected = [_posteriors(subject, load(request.body)["images"]) for request in requests]
-    return max(map(_largest, found, expected))
+    return float(np.max(list(map(_largest, found, expected))))  # NaN, where one is
 
 
 def of_decode(server: Server, requests: Sequence[Request], subject: Subject, connections: int) -> float:
@@ -44,7 +44,7 @@ def of_sample(server: Server, requests: Sequence[Request], subject: Subject, con
     latents = [load(answer)["z"] for answer in server.answers(as_tensors, connections=connections)]
     _, height, width, channels = subject.images.shape
     found = [_cut(pictures.of_png(grid, channels=channels), height=height, width=width) for grid in grids]
-    return max(_largest(shown, _decoded(subject, z)) for shown, z in zip(found, latents, strict=True))
+    return float(np.max([_largest(shown, _decoded(subject, z)) for shown, z in zip(found, latents, strict=True)]))
 
 
 def _posteriors(subject: Subject, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Figures that stand for themselves, each held against a bar."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ class Claim:
     limit: float
     figure: float
     of: str = ""
+    must_hold: bool = False
+    """Whether a program fails without it: true of what hangs on no clock."""
 
     @property
     def is_met(self) -> bool:
@@ -39,17 +42,26 @@ def as_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
     return [asdict(claim) | {"met": claim.is_met} for claim in claims]
 
 
-def require_none(claims: Sequence[Claim]) -> None:
-    """End with a sentence if what must never happen has happened: a bar of 0 hangs on no clock, as others do.
+def require(claims: Sequence[Claim]) -> None:
+    """End with a sentence if what must hold does not: a bar of 0 hangs on no clock either.
 
     Raises:  SystemExit
     """
-    happened = [
-        f"{claim.what}: got {_shown(claim.figure)}" for claim in claims if claim.limit == 0 and not claim.is_met
+    broken = [
+        f"{claim.what}: got {_shown(claim.figure)}, expected {claim.sign} {claim.limit:g}"
+        for claim in claims
+        if (claim.must_hold or claim.limit == 0) and not claim.is_met
     ]
-    if happened:
-        sys.exit(f"{'; '.join(happened)}; expected none")
+    if broken:
+        sys.exit("; ".join(broken))
+
+
+def ratio(figure: float, to: float) -> float:
+    """One figure to another one; infinite where that is 0, as of a service that answered nothing."""
+    return figure / to if to else math.inf
 
 
 def _shown(figure: float) -> str:
+    if not math.isfinite(figure):
+        return f"{figure}"
     return f"{figure:,.0f}" if figure == int(figure) or figure >= 100 else f"{figure:.3g}"

@@ -255,7 +255,7 @@ def _report(found: Sequence[Signalled]) -> None:
     print(results.table(head, [_row(each) for each in found]))
     content = {"claims": claims.as_json(held), "signals": [asdict(each) for each in found]}
     print("\n" + results.keep("signals", content))
-    claims.require_none(held)
+    claims.require(held)
 
 
 def _row(found: Signalled) -> tuple[str, ...]:

@@ -322,7 +322,7 @@ def _difference(medium: Subject, path: str, images: NDArray[np.uint8], found: Ma
         for name, values in expected.items():
             # JSON's numbers are those of their own dtype.
             apart = np.abs(np.asarray(found[name][rows], values.dtype).astype(np.float64) - values).max()
-            largest = max(largest, float(apart))
+            largest = float(np.maximum(largest, apart))  # NaN, where one is
     return largest
 
 

@@ -31,6 +31,14 @@ def test_claims_make_a_table_and_json() -> None:
 
 def test_what_must_never_happen_ends_a_program_and_a_slow_clock_does_not() -> None:
     slow = Claim("seconds", "≤", 5, 7)
-    claims.require_none([slow, Claim("lost", "≤", 0, 0)])
-    with pytest.raises(SystemExit, match=r"^lost: got 3; wrong: got 1; expected none$"):
-        claims.require_none([slow, Claim("lost", "≤", 0, 3), Claim("wrong", "≤", 0, 1)])
+    claims.require([slow, Claim("lost", "≤", 0, 0), Claim("memory", "≤", 1.05, 1.01, must_hold=True)])
+    with pytest.raises(SystemExit, match=r"^lost: got 3, expected ≤ 0; memory: got 1\.06, expected ≤ 1\.05$"):
+        claims.require([slow, Claim("lost", "≤", 0, 3), Claim("memory", "≤", 1.05, 1.06, must_hold=True)])
+
+
+@pytest.mark.parametrize(
+    ("figure", "shown"), [(claims.ratio(1, 0), "inf"), (math.nan, "nan"), (claims.ratio(3, 2), "1.5")]
+)
+def test_a_figure_that_is_no_number_is_told(figure: float, shown: str) -> None:
+    """As of a service that answered nothing."""
+    assert f"| {shown} " in claims.table([Claim("it", "≤", 2, figure)])
