@@ -106,12 +106,12 @@ def arrange(call: Call[PictureOptions], n: int, *, shape: tuple[int, int, int], 
     longest = rendering.LONGEST_SIDE.get(call.form.label, side)
     if side > longest:
         what, remark = f"side of {call.form.label}, with {columns} columns", "format=png has room"
-        raise too_large(what, got=side, limit=longest, unit="pixels", remark=remark)
+        raise too_large(what, got=side, limit=longest, unit="pixels", remark=remark, where="answer")
     if call.form is Form.GIF and isinstance(options, PathOptions):
         lasts_ms, longest_ms = n * options.frame_ms, rendering.LONGEST_GIF_MS
         if lasts_ms > longest_ms:
             what, remark = f"time of gif, of {n:,} frames", "format=apng has time"
-            raise too_large(what, got=lasts_ms, limit=longest_ms, unit="ms", remark=remark)
+            raise too_large(what, got=lasts_ms, limit=longest_ms, unit="ms", remark=remark, where="answer")
     return columns
 
 

@@ -182,7 +182,7 @@ def _media_type(headers: Mapping[str, str]) -> str:
 
 
 def _too_large(got: int, limit: int, *, is_json: bool) -> TooLarge:
-    return too_large("a body of JSON" if is_json else "body", got=got, limit=limit, unit="bytes")
+    return too_large("a body of JSON" if is_json else "body", got=got, limit=limit, unit="bytes", where="body")
 
 
 def readable_types(takes: frozenset[str]) -> tuple[str, ...]:

@@ -330,13 +330,13 @@ def _cut(parts: list[str], *, of: list[Any] | dict[str, Any]) -> str:
     return ", ".join([*parts, "…"] if len(of) > len(parts) else parts)
 
 
-def too_large(what: str, *, got: int, limit: int, unit: str, remark: str = "") -> TooLarge:
-    """A 413 that names the limit, and what else a caller should know of it."""
+def too_large(what: str, *, got: int, limit: int, unit: str, remark: str = "", where: str | None = None) -> TooLarge:
+    """A 413 that names the limit, and what else a caller should know; `where`, if `what` is no place."""
     try:
         grouped, plain = f"{got:,}", f"{got}"
     except ValueError:  # Python writes no number of thousands of digits, which a product of options may be
         grouped = plain = "far too many"
     return TooLarge(
         f"{what}: got {grouped} {unit}, the limit is {limit:,}{remark and f'; {remark}'}",
-        faults=[{"where": what, "got": f"{plain} {unit}", "expected": f"at most {limit} {unit}"}],
+        faults=[{"where": where or what, "got": f"{plain} {unit}", "expected": f"at most {limit} {unit}"}],
     )

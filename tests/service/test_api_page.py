@@ -87,15 +87,20 @@ def test_the_number_of_every_purpose_stands_in_the_seed_contract() -> None:
 def test_its_commands_give_what_they_promise(kinds: httpx.Client, full: Linear, tmp_path: Path) -> None:
     for index, name in enumerate(("picture.png", "decoded.png")):
         picture(pixels(1, (40, 30, 3), seed=index)[0]).save(tmp_path / name)
-    commands = re.findall(r"^    (curl .*)$", PAGE, flags=re.MULTILINE)
+    commands = re.findall(r"^    ((?:curl|\{ printf) .*)$", PAGE, flags=re.MULTILINE)
     script = "set -e\n" + "\n".join(commands).replace("http://127.0.0.1:8000", str(kinds.base_url).rstrip("/"))
+    script = re.sub(r'"z": \[.*?\]', f'"z": {np.zeros(full.latent_shape).tolist()}', script)  # this model has others
     command = ["bash", "-c", script.replace("curl -s", "curl -sfS")]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert [path for path in ("/score", "/reconstruct", "/traverse") if path not in script] == []
+    paths = ("/encode", "/score", "/decode", "/sample", "/reconstruct", "/traverse")
+    assert [path for path in paths if path not in script] == []
+    assert finished.stdout.count('"mu":[') == 1
+    assert finished.stdout.count('"images":["iVBOR') == 1
     assert finished.stdout.count('"recon":[') == 2
     assert finished.stdout.count('"log_likelihood":[') == 1
     height, width, _ = full.shape
+    assert opened((tmp_path / "sample.png").read_bytes(), 3).shape == (4 * 4 * height, 4 * 4 * width, 3)
     compared = opened((tmp_path / "compared.png").read_bytes(), 3)
     assert compared.shape == (2 * 4 * height, 2 * 4 * width, 3)
     traversal = opened((tmp_path / "traversal.png").read_bytes(), 3)

@@ -386,6 +386,7 @@ def test_a_side_that_the_format_cannot_state_is_413(client: httpx.Client) -> Non
     document = problem(client.get(f"{query}&format=webp"), 413, "too-large")
     said = document["detail"]
     assert said == "side of webp, with 110 columns: got 17,600 pixels, the limit is 16,383; format=png has room"
+    assert [fault["where"] for fault in document["errors"]] == ["answer"]
     assert client.get(f"{query}&format=webp&columns=20").status_code == 200
 
 

@@ -218,6 +218,7 @@ def test_a_film_of_one_picture_lasts_as_long_as_a_gif_can_say(client: httpx.Clie
     assert refused.status_code == 413
     said = refused.json()["detail"]
     assert said == "time of gif, of 66 frames: got 660,000 ms, the limit is 655,350; format=apng has time"
+    assert [fault["where"] for fault in refused.json()["errors"]] == ["answer"]
     assert client.get(f"{asked.replace('gif', 'apng')}66").status_code == 200
 
 
