@@ -28,11 +28,11 @@ from service.observation.metrics import Metrics
 from service.observation.observed import Observed
 from service.observation.tally import Tally
 from service.observation.traces import Traces
+from service.ranges import WithoutRanges
 from service.reload import Reload
 from service.routes import health, latents, metrics, models, paths, pictures
 from service.settings import Settings
 from service.watch import watch
-from service.whole import Whole
 
 logger = logging.getLogger("vaeserve")
 
@@ -62,7 +62,7 @@ def create_app(settings: Settings, *, cores: int | None = None, tally: Tally | N
         static_url=pages.ASSETS,
         redirect_slashes=False,
         lifespan=_lifespan,
-        middleware=[*guards, Middleware(Doors, routes=routes), Middleware(Whole)],
+        middleware=[*guards, Middleware(Doors, routes=routes), Middleware(WithoutRanges)],
         telemetry=tracing.telemetry if tracing else traces.OFF,
         exception_handlers={
             Problem: _problem,

@@ -13,21 +13,12 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
 from service import images, multipart, tensors
-from service.arriving import Arriving
+from service.body_room import BodyRoom
 from service.budget import spend
 from service.deadline import Deadline
-from service.errors import (
-    BadBody,
-    SlowBody,
-    TooLarge,
-    UnsupportedType,
-    found_at,
-    invalid,
-    shown,
-    too_large,
-    type_in_words,
-)
+from service.errors import BadBody, SlowBody, TooLarge, UnsupportedType, found_at, invalid, too_large
 from service.settings import Settings
+from service.wording import shown, type_in_words
 
 # What a byte of JSON takes to read, by `python -m benchmarks.wire`, with room for base64 and for lists of nothing.
 JSON_BYTE_US = 0.01
@@ -78,7 +69,7 @@ EMPTY = Body()
 
 
 async def receive(
-    request: Request, headers: Mapping[str, str], *, settings: Settings, deadline: Deadline, arriving: Arriving
+    request: Request, headers: Mapping[str, str], *, settings: Settings, deadline: Deadline, body_room: BodyRoom
 ) -> bytes:
     """The whole body. The server sends an empty piece from time to time while none comes (`protocol`).
 
@@ -99,7 +90,7 @@ async def receive(
     if not more and len(chunk) <= max_bytes:
         return chunk
     pace = _Pace(settings, since=began)
-    request.state.begun = whole = arriving.begin()  # which `doors` ends once the request is answered
+    request.state.begun = whole = body_room.begin()  # which `doors` ends once the request is answered
     while True:
         size = whole.size + len(chunk)
         if size > max_bytes:

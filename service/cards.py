@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
-from service import policies
+from service import page_headers
 from service.bundle import BadBundle, Bundle
 from service.manifest import CARD, MAX_CARD_BYTES
 
@@ -49,7 +49,7 @@ _POLICY = {
     "style-src": f"'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'",
     "img-src": "data:",
 }
-HEADERS = policies.headers(_POLICY)
+HEADERS = page_headers.headers(_POLICY)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from service.arriving import Arriving
+from service.body_room import BodyRoom
 from service.bundle import BadBundle, Bundle, read
 from service.callers import Patience
 from service.engine import start
@@ -27,7 +27,7 @@ class Deployment:
     settings: Settings
     models: Models
     lane: Lane
-    arriving: Arriving
+    body_room: BodyRoom
     picture_room: Room
     answer_room: Room
     patience: Patience = field(default_factory=Patience)
@@ -54,7 +54,7 @@ def deploy(settings: Settings, *, metrics: Metrics, cores: int | None = None) ->
         settings,
         _loaded(settings, lane),
         lane,
-        arriving=Arriving(max_body_bytes=settings.max_body_bytes),
+        body_room=BodyRoom(max_body_bytes=settings.max_body_bytes),
         picture_room=Room(settings.max_picture_pixels),
         answer_room=Room(settings.max_answer_pixels),
     )

@@ -23,7 +23,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from service import declared, png
+from service import picture_headers, png
 from service.errors import BadBody, OutOfMemory, found_at, invalid, too_large
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def look(data: bytes, *, where: str, max_pixels: int) -> Look:
     """
     plain = png.read(data)
     if plain is None:
-        return Look(None, declared.pixels(data, where=where, max_pixels=max_pixels))
+        return Look(None, picture_headers.pixels(data, where=where, max_pixels=max_pixels))
     if plain.width * plain.height > max_pixels:
         raise too_large(where, got=plain.width * plain.height, limit=max_pixels, unit="pixels")
     return Look(plain, plain.width * plain.height)

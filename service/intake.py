@@ -14,10 +14,11 @@ from service.bodies import Placed
 from service.call import Call, O
 from service.deadline import Deadline
 from service.deployment import Deployment
-from service.errors import Fault, Invalid, expectation, invalid, shown, shown_as_json
+from service.errors import Fault, Invalid, invalid
 from service.observation import record
 from service.schemas import Options
 from service.settings import Settings
+from service.wording import expectation, shown, shown_as_json
 
 _TIMEOUT_DIGITS = 12  # of X-Timeout-Ms, of which more are no less than any server's bound
 
@@ -53,7 +54,7 @@ async def read(request: Request, verb: Verb[O]) -> Call[O]:
     if request.method == "POST":
         deployment.lane.require_room(1)  # or else nothing is gained from reading on
         content = await bodies.receive(
-            request, headers, settings=settings, deadline=deadline, arriving=deployment.arriving
+            request, headers, settings=settings, deadline=deadline, body_room=deployment.body_room
         )
         body = await bodies.parse(
             content, headers, takes=verb.takes, max_parts=settings.max_request_rows, deadline=deadline

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service import policies
+from service import page_headers
 
 # No script or style stands in a page itself, so that what slips into one is text. Swagger UI draws its icons from data:
 # and shows pictures of answers from blob:.
@@ -19,7 +19,7 @@ _POLICY = {
     "img-src": "'self' data: blob:",
     "connect-src": "'self'",
 }
-_HEADERS = policies.headers(_POLICY) | {"cache-control": "no-cache"}
+_HEADERS = page_headers.headers(_POLICY) | {"cache-control": "no-cache"}
 
 # Swagger UI's own files come with fastapi-offline, and are mounted beneath.
 ASSETS = "/docs/assets"

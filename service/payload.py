@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from service import images, sizes
 from service.bodies import Body, Placed
 from service.call import Call
-from service.errors import invalid, too_large, type_in_words
+from service.errors import invalid, too_large
 from service.schemas import Options
+from service.wording import type_in_words
 
 # What a number of `z` takes to become a finite float32, by `python -m benchmarks.wire`.
 TENSOR_NUMBER_US = 0.002

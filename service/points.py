@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from service import images, payload, prior, schemas
 from service.bodies import Placed, picture_bytes
 from service.call import Call
-from service.errors import expectation, invalid, shown_as_json, type_in_words
+from service.errors import invalid
 from service.prior import Prior
 from service.schemas import InterpolateOptions, PathOptions, TraverseOptions
+from service.wording import expectation, shown_as_json, type_in_words
 
 Float32 = NDArray[np.float32]
 Uint8 = NDArray[np.uint8]

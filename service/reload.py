@@ -12,7 +12,7 @@ from service.bundle import BadBundle
 from service.deployment import Deployment, reloaded
 from service.errors import NotFound
 from service.machine import BadEngine
-from service.reload_log import LOAD_S, Turn, log_served, logged_refusal
+from service.reload_turn import LOAD_S, Turn, log_served, logged_refusal
 
 logger = logging.getLogger("vaeserve")
 

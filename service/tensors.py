@@ -9,7 +9,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.errors import BadBody, type_in_words
+from service.errors import BadBody
+from service.wording import type_in_words
 
 MEDIA_TYPE = "application/vnd.safetensors"
 

@@ -15,7 +15,7 @@ from service.errors import ReloadRefused
 from service.processes import ports
 from service.processes.server import Server
 from service.reload import Reload
-from service.reload_log import SIGHUP
+from service.reload_turn import SIGHUP
 from service.settings import Settings
 
 logger = logging.getLogger("vaeserve")

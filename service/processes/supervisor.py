@@ -27,7 +27,7 @@ from service.processes.messages import (
     Swap,
     Workers,
 )
-from service.reload_log import LOAD_S, SIGHUP, Turn, log_served, logged_refusal
+from service.reload_turn import LOAD_S, SIGHUP, Turn, log_served, logged_refusal
 from service.settings import AUTO, Settings
 
 logger = logging.getLogger("vaeserve")

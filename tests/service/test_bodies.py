@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from service import bodies
-from service.arriving import Arriving
+from service.body_room import BodyRoom
 from service.deadline import Deadline
 from service.errors import DeadlinePassed, QueueFull, SlowBody, TooLarge, UnsupportedType
 from service.settings import Settings
@@ -41,12 +41,12 @@ def _received(
     max_bytes: int = MEGABYTE,
     *,
     timeout_ms: int = 60_000,
-    arriving: Arriving | None = None,
+    body_room: BodyRoom | None = None,
     **limits: int,
 ) -> bytes:
     settings = Settings(max_body_bytes=max_bytes, **limits)
-    arriving = arriving or Arriving(max_body_bytes=max_bytes)
-    coming = bodies.receive(request, request.headers, settings=settings, deadline=_in(timeout_ms), arriving=arriving)
+    body_room = body_room or BodyRoom(max_body_bytes=max_bytes)
+    coming = bodies.receive(request, request.headers, settings=settings, deadline=_in(timeout_ms), body_room=body_room)
     return asyncio.run(_answered(request, coming))
 
 
@@ -163,13 +163,13 @@ LARGEST = 100
 """Bytes of a body, in the tests of several at a time."""
 
 
-async def _coming(request: Request, arriving: Arriving) -> bytes:
+async def _coming(request: Request, body_room: BodyRoom) -> bytes:
     settings = Settings(max_body_bytes=LARGEST)
-    coming = bodies.receive(request, {}, settings=settings, deadline=_in(60_000), arriving=arriving)
+    coming = bodies.receive(request, {}, settings=settings, deadline=_in(60_000), body_room=body_room)
     return await _answered(request, coming)
 
 
-async def _begun(size: int, arriving: Arriving) -> "asyncio.Task[bytes]":
+async def _begun(size: int, body_room: BodyRoom) -> "asyncio.Task[bytes]":
     """A body of which so much has come, and no more does, though it ends some day."""
     came = asyncio.Event()
 
@@ -180,7 +180,7 @@ async def _begun(size: int, arriving: Arriving) -> "asyncio.Task[bytes]":
         return {"type": "http.request", "body": bytes(size), "more_body": True}
 
     request = Request({"type": "http", "method": "POST", "path": "/encode", "headers": [], "state": {}}, receive)
-    coming = asyncio.create_task(_coming(request, arriving))
+    coming = asyncio.create_task(_coming(request, body_room))
     await came.wait()
     await asyncio.sleep(0)
     return coming
@@ -192,20 +192,20 @@ async def _left(*tasks: "asyncio.Task[bytes]") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _require_room(arriving: Arriving) -> None:
+async def _require_room(body_room: BodyRoom) -> None:
     """Nothing, if no body is on its way any more."""
-    largest = [await _begun(LARGEST, arriving) for _ in range(7)]
+    largest = [await _begun(LARGEST, body_room) for _ in range(7)]
     assert not any(each.done() for each in largest)
     await _left(*largest)
 
 
 def test_bodies_on_their_way_have_room_for_eight_of_the_largest_and_none_more_than_it_leaves() -> None:
-    arriving = Arriving(max_body_bytes=LARGEST)
+    body_room = BodyRoom(max_body_bytes=LARGEST)
 
     async def main() -> None:
-        large = [await _begun(LARGEST, arriving) for _ in range(7)]
+        large = [await _begun(LARGEST, body_room) for _ in range(7)]
         assert not any(each.done() for each in large)
-        refused = await _begun(51, arriving)
+        refused = await _begun(51, body_room)
         assert refused.done()
         refusal = refused.exception()
         assert isinstance(refusal, QueueFull)
@@ -213,20 +213,20 @@ def test_bodies_on_their_way_have_room_for_eight_of_the_largest_and_none_more_th
         assert refusal.detail == f"body: {sentence}"
         assert [fault["where"] for fault in refusal.faults] == ["body"]
         assert refusal.headers == {"retry-after": "1"}
-        small = [await _begun(size, arriving) for size in (50, 25, 12, 6)]
+        small = [await _begun(size, body_room) for size in (50, 25, 12, 6)]
         assert not any(each.done() for each in small)
         await _left(*large, *small)
-        await _require_room(arriving)
+        await _require_room(body_room)
 
     asyncio.run(main())
 
 
 def test_a_body_that_is_whole_at_once_needs_no_room() -> None:
-    arriving = Arriving(max_body_bytes=LARGEST)
+    body_room = BodyRoom(max_body_bytes=LARGEST)
 
     async def main() -> None:
-        large = [await _begun(LARGEST, arriving) for _ in range(7)]
-        assert await _coming(_request(_chunks(bytes(LARGEST))), arriving) == bytes(LARGEST)
+        large = [await _begun(LARGEST, body_room) for _ in range(7)]
+        assert await _coming(_request(_chunks(bytes(LARGEST))), body_room) == bytes(LARGEST)
         await _left(*large)
 
     asyncio.run(main())
@@ -251,10 +251,10 @@ def test_a_body_that_has_ended_takes_no_room_any_more(
 ) -> None:
     if ends is SlowBody:
         monkeypatch.setattr(bodies, "perf_counter", _passing(0, 0, 9))
-    arriving = Arriving(max_body_bytes=LARGEST)
+    body_room = BodyRoom(max_body_bytes=LARGEST)
     with nullcontext() if ends is None else pytest.raises(ends):
-        _received(_request(messages), arriving=arriving, **limits)
-    asyncio.run(_require_room(arriving))
+        _received(_request(messages), body_room=body_room, **limits)
+    asyncio.run(_require_room(body_room))
 
 
 def _peak_bytes(request: Request) -> tuple[int, int]:
@@ -267,9 +267,9 @@ def _peak_bytes(request: Request) -> tuple[int, int]:
         tracemalloc.start()
         try:
             settings = Settings(max_body_bytes=100 * MEGABYTE)
-            arriving = Arriving(max_body_bytes=settings.max_body_bytes)
+            body_room = BodyRoom(max_body_bytes=settings.max_body_bytes)
             body = await bodies.receive(
-                request, request.headers, settings=settings, deadline=_in(60_000), arriving=arriving
+                request, request.headers, settings=settings, deadline=_in(60_000), body_room=body_room
             )
             return len(body), tracemalloc.get_traced_memory()[1]
         except ClientDisconnect:

@@ -15,8 +15,9 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.errors import _EXPECTED, PROBLEMS, OutOfMemory, Problem, expectation, shown, shown_as_json
+from service.errors import PROBLEMS, OutOfMemory, Problem
 from service.settings import Settings
+from service.wording import _EXPECTED, expectation, shown, shown_as_json
 from tests.service.linear import Bundles, Linear
 from tests.service.wire import SAFETENSORS, base64_png, form, pixels, png, read_tensors, tensors
 from tests.serving import in_process

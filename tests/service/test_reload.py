@@ -195,7 +195,7 @@ def test_old_and_new_share_the_room_for_pixels_and_the_patience_of_callers(app: 
     before: Deployment = app.state.deployment
     after = reloaded(before, name)
     assert after.models is not before.models
-    for shared in ("lane", "picture_room", "answer_room", "patience", "arriving"):
+    for shared in ("lane", "picture_room", "answer_room", "patience", "body_room"):
         assert getattr(after, shared) is getattr(before, shared)
 
 

@@ -1,9 +1,9 @@
-"""Files are answered whole: who asks for a part of one gets all of it."""
+"""Ranges are not served: who asks for a part of a file gets all of it."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Whole:
+class WithoutRanges:
     """ASGI middleware that lets nobody see a range. Of one that it cannot read or satisfy, the framework says so in a
     text of its own instead of a problem document, and no file here is so large that its parts are worth asking for.
 

@@ -8,7 +8,7 @@ from service.errors import QueueFull, found_at
 _MOST = 8
 
 
-class Arriving:
+class BodyRoom:
     """What all of them hold that share an event loop.
 
     None may have more than it leaves to others. So a few that are large and do not end never take all the room: smaller
@@ -45,7 +45,7 @@ class Arriving:
 class Begun:
     """One body, as far as it has come; it counts until `end`."""
 
-    def __init__(self, among: Arriving) -> None:
+    def __init__(self, among: BodyRoom) -> None:
         self._among = among
         self._content = BytesIO()  # grows with what arrives, whatever is declared, and gives it away without a copy
         self.size = 0

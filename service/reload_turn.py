@@ -1,4 +1,4 @@
-"""Whose turn it is to reload, and what is said of it, for the parent of several workers too, which loads no engine."""
+"""Turns to reload, one after the other, and what the log says of each; the parent of several workers takes them too."""
 
 import asyncio
 import logging

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import declared
+from service import picture_headers
 from service.errors import BadBody, TooLarge
 from tests.service.wire import saved
 
@@ -16,7 +16,7 @@ LIMIT = 1_000_000
 
 
 def pixels(data: bytes, *, max_pixels: int = LIMIT) -> int:
-    return declared.pixels(data, where="body", max_pixels=max_pixels)
+    return picture_headers.pixels(data, where="body", max_pixels=max_pixels)
 
 
 def segment(marker: int, content: bytes) -> bytes:
