@@ -1,4 +1,4 @@
-"""Edits of ONNX graphs: rows made free, tensors halved, and everything wired to a bundle's inputs and outputs."""
+"""Edits of ONNX graphs: rows made free, tensors split, and everything wired to a bundle's inputs and outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ def cast(found: int, wanted: int) -> list[Step]:
     return [] if found == wanted else [Step("Cast", attributes={"to": wanted})]
 
 
-def halved(model: ModelProto, *, channels: int, names: tuple[str, str]) -> ModelProto:
+def split(model: ModelProto, *, channels: int, names: tuple[str, str]) -> ModelProto:
     """A graph that gives two halves of its one output, under names of their own.
 
     Shapes:  output (n, 2 * channels, ...) -> each name (n, channels, ...)

@@ -8,7 +8,7 @@ import onnx
 from onnx import ModelProto
 
 from export.foreign import files
-from export.foreign.frozen import frozen
+from export.foreign.freezing import frozen
 from export.foreign.pair import Pair, Part
 from export.foreign.pixels import LAYOUTS, Layout, Pixels
 from export.foreign.scales import Scale

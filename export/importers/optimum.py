@@ -10,13 +10,13 @@ from onnx import ModelProto
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export.foreign import draws, files
-from export.foreign.frozen import frozen
+from export.foreign.freezing import frozen
 from export.foreign.original import Original
 from export.foreign.pair import Pair, Part
 from export.foreign.pixels import Pixels
 from export.foreign.scales import Scale
 from export.foreign.sizes import DEFAULT_SIDE, Sides
-from export.foreign.surgery import halved
+from export.foreign.surgery import split
 from export.frozen import CannotImport, Frozen
 from export.importers.diffusers import LOGVAR_RANGE, MAX_SIDE
 from service.manifest import Source
@@ -113,7 +113,7 @@ def _of_moments(part: Part, *, channels: int) -> Part:
         return tuple(np.split(moments, 2, axis=1))
 
     names = f"{_MOMENTS}.mean", f"{_MOMENTS}.logvar"
-    return Part(part.path, halved(part.model, channels=channels, names=names), run)
+    return Part(part.path, split(part.model, channels=channels, names=names), run)
 
 
 def _before_the_draw(path: Path, model: ModelProto) -> Part:

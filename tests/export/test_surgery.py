@@ -13,7 +13,7 @@ from export.foreign.files import cut, read
 from export.foreign.original import Original
 from export.foreign.pixels import Pixels
 from export.foreign.scales import Scale
-from export.foreign.surgery import Port, Step, halved, rewired, with_free_rows
+from export.foreign.surgery import Port, Step, rewired, split, with_free_rows
 from export.frozen import CannotImport
 from model.gaussian import SCALE_HEADS, ScaleHead
 from tests.export.onnx_files import normal, parsed, saved
@@ -396,7 +396,7 @@ def test_a_graph_that_is_not_valid_onnx_is_refused() -> None:
 def test_a_tensor_is_halved_along_its_channels(channels: int) -> None:
     model = parsed("g (float[n, d, h] x) => (float[n, d, h] y) { y = Neg(x) }", {})
     x = normal((3, 2 * channels, 4))
-    first, second = run(halved(model, channels=channels, names=("a", "b")), x=x)
+    first, second = run(split(model, channels=channels, names=("a", "b")), x=x)
     np.testing.assert_array_equal(first, -x[:, :channels])
     np.testing.assert_array_equal(second, -x[:, channels:])
 
