@@ -20,8 +20,8 @@ from service.settings import Settings
 @dataclass(frozen=True)
 class Deployment:
     """What every request can see: the settings, the models, the lane they share, the patience of their callers, the
-    bodies that are on their way, and the room for the pixels of large pictures that are decoded, and of large answers
-    that are written at a time: as many in all as one may have.
+    room for bodies until they are answered, and the room for the pixels of large pictures that are decoded, and of
+    large answers that are written at a time: as many in all as one may have.
     """
 
     settings: Settings

@@ -10,16 +10,7 @@ from starlette.responses import Response
 from service import addresses, cards, trust
 from service.access.keys import Key
 from service.deployment import Deployment
-from service.errors import (
-    DeadlinePassed,
-    Invalid,
-    KeysOff,
-    NotFound,
-    NotReady,
-    ReloadRefused,
-    found_at,
-    unfinished,
-)
+from service.errors import DeadlinePassed, Invalid, KeysOff, NotFound, NotReady, ReloadRefused, found_at, unfinished
 from service.intake import deadline_of
 from service.manifest import CARD
 from service.models import Model

@@ -93,15 +93,23 @@ async def _decoded(
         decoded_at = perf_counter()
         encoded = [await call.run(call.model.encoder, anchors.image)] if len(anchors.image) else []
         given = anchors.latents(drawn=drawn, mu=encoded[0].outputs[0] if encoded else ())
-        z = await call.spend(latents.path_cost_us(rows * given[0].size), path, given)
-        if not np.isfinite(z).all():
-            raise invalid(
-                "points", got="a path that leads beyond float32", expected="points whose path stays within it"
-            )
+        z = await call.spend(latents.path_cost_us(rows * given[0].size), _within_float32, path, given)
         done = await call.run(call.model.decoder, z)
     return await answers.pictures(
         call, image=done.outputs[0], z=z, runs=(*encoded, done), decoded_at=decoded_at, columns=columns
     )
+
+
+def _within_float32(path: Callable[[Float32], Float32], given: Float32) -> Float32:
+    """The rows of a path.
+
+    Raises:  Invalid if it leads so far out that they are not finite, as an arc between huge points may
+    """
+    z = path(given)
+    if not np.isfinite(z).all():
+        expected = "points whose path stays within it"
+        raise invalid("points", got="a path that leads beyond float32", expected=expected)
+    return z
 
 
 def _dims(call: Call[TraverseOptions], latent_shape: tuple[int, ...]) -> tuple[int, ...]:
